@@ -1,0 +1,142 @@
+"""The tree of errors, and the exit code that each of them means.
+
+    RaysegmentError                 exit 1: the run failed
+    ├── UsageError                  exit 2: wrong option, path, model or job file
+    │   └── MissingExtraError       an optional package is not installed
+    ├── RunError                    exit 1
+    │   ├── LockedError             another run owns the output folder
+    │   ├── DiskFullError           no space left; what is published stays valid
+    │   ├── ClusterError            the cluster cannot meet the request, or lost its nodes
+    │   └── TooManyFailuresError    most scans fail: wrong archive or wrong model
+    ├── InterruptedRunError         exit 130: Ctrl-C or SIGTERM
+    └── ScanError                   one scan is bad; the run goes on
+        ├── content: UnknownFormatError, TruncatedFileError, EmptyFileError, OversizedScanError,
+        │   NonFinitePixelsError, ChannelMismatchError, SliceMismatchError, UnreadableFileError,
+        │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, WorkerCrashedError
+        ├── reference: GridMismatchError, UnreadableReferenceError
+        └── access: AccessError     permission, I/O, time-out; every later run tries it again
+"""
+
+from __future__ import annotations
+
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_SOME_SCANS_FAILED = 3
+EXIT_INTERRUPTED = 130
+
+
+class RaysegmentError(Exception):
+    """Base of every error that raysegment raises on purpose."""
+
+    exit_code = EXIT_FAILED
+
+
+class UsageError(RaysegmentError):
+    """A wrong option, a missing path, a foreign model, an unknown job-file key."""
+
+    exit_code = EXIT_USAGE
+
+
+class MissingExtraError(UsageError):
+    """An optional package is missing; the message names the pip command."""
+
+
+class RunError(RaysegmentError):
+    """The run as a whole failed."""
+
+
+class LockedError(RunError):
+    """Another live run owns the output folder."""
+
+
+class DiskFullError(RunError):
+    """No space left on the device; everything published stays valid."""
+
+
+class ClusterError(RunError):
+    """The cluster cannot meet the request or was lost."""
+
+
+class TooManyFailuresError(RunError):
+    """So many scans fail that the archive or the model must be the wrong one."""
+
+
+class InterruptedRunError(RaysegmentError):
+    """Ctrl-C or SIGTERM; the same command resumes."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
+class ScanError(RaysegmentError):
+    """One scan cannot be used; its neighbours go on."""
+
+    exit_code = EXIT_SOME_SCANS_FAILED
+
+
+class UnknownFormatError(ScanError):
+    """The file's first bytes belong to no format that raysegment reads."""
+
+
+class TruncatedFileError(ScanError):
+    """The file ends before its pixels do."""
+
+
+class EmptyFileError(ScanError):
+    """The file has no bytes, or the scan has no slices."""
+
+
+class OversizedScanError(ScanError):
+    """The header declares more pixels than a scan may have."""
+
+
+class NonFinitePixelsError(ScanError):
+    """The pixels hold NaN or infinity."""
+
+
+class ChannelMismatchError(ScanError):
+    """The number of channels is not what the model or the scan's first slice has."""
+
+
+class SliceMismatchError(ScanError):
+    """The slices of one scan differ in shape or type."""
+
+
+class UnreadableFileError(ScanError):
+    """The decoder refuses the file."""
+
+
+class DecoderCrashedError(ScanError):
+    """The decoding process died on this scan, twice."""
+
+
+class DecoderMemoryError(ScanError):
+    """Decoding this scan needs more memory than it may take."""
+
+
+class DecoderTimeoutError(ScanError):
+    """Decoding this scan took longer than it may."""
+
+
+class WorkerCrashedError(ScanError):
+    """The inference worker died on this scan as often as it may."""
+
+
+class GridMismatchError(ScanError):
+    """Reference and scan do not share one grid."""
+
+
+class UnreadableReferenceError(ScanError):
+    """The scan is fine, its reference cannot be read."""
+
+
+class AccessError(ScanError):
+    """Permission, I/O, time-out, or a bucket that refuses one object; tried again by every later run."""
+
+
+def scan_error(error_type: str, message: str) -> ScanError:
+    """Build the scan error of that type name, for errors that travelled between processes as text."""
+    found = globals().get(error_type)
+    if isinstance(found, type) and issubclass(found, ScanError):
+        return found(message)
+    return UnreadableFileError(f"{error_type}: {message}")

@@ -1,0 +1,501 @@
+"""Every choice a user has: name, type, default, help, unit, and whether it changes the result.
+
+The command line is generated from these classes; a recipe or a `--job` file holds the same keys. One loader merges them:
+defaults < recipe < job file < command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from raysegment.errors import UsageError
+
+Options = TypeVar("Options", bound="CommandOptions")
+
+Normalization = Literal["scale", "minmax", "zscore", "percentile"]
+Crop = Literal["none", "foreground"]
+Loss = Literal["dice", "bce", "dice_bce", "focal", "tversky"]
+Network = Literal["unet", "attention_unet", "residual_unet"]
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def choice(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    affects_result: bool = False,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    positional: bool = False,
+) -> Any:
+    """A dataclass field that carries what the command line and the checks need to know of it."""
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "affects_result": affects_result,
+        "minimum": minimum,
+        "maximum": maximum,
+        "positional": positional,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Base of all choices: refuses values outside a field's type, range or set of words."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in fields(self):
+            check_value(item, hints[item.name], getattr(self, item.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing(Checked):
+    """How pixels become what the network sees; stored in the bundle, the same for training and inference."""
+
+    image_size: int = choice(
+        256, "side of the square grid that slices are scaled to", unit="pixels", affects_result=True, minimum=16
+    )
+    normalization: Normalization = choice(
+        "zscore", "intensity normalization, per scan and channel", affects_result=True
+    )
+    channels: tuple[int, ...] | None = choice(
+        None, "channels to use, counted from 0, such as 0,1,2; all if not given", affects_result=True
+    )
+    context_slices: int = choice(
+        0,
+        "neighbouring slices on each side that the network sees as more channels",
+        unit="slices",
+        affects_result=True,
+        minimum=0,
+        maximum=4,
+    )
+    crop: Crop = choice(
+        "none",
+        "`foreground` scales the box around what is not background, instead of the whole slice, to --image-size",
+        affects_result=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Postprocessing(Checked):
+    """How probabilities become a mask."""
+
+    threshold: float | None = choice(
+        None,
+        "probability from which a voxel belongs to the mask; the bundle's own if not given",
+        affects_result=True,
+        minimum=0.0,
+        maximum=1.0,
+    )
+    min_component_voxels: int | None = choice(
+        None, "remove components smaller than this, in 3-D", unit="voxels", affects_result=True, minimum=0
+    )
+    largest_component: bool | None = choice(None, "keep only the largest component, in 3-D", affects_result=True)
+    fill_holes: bool | None = choice(None, "fill holes in each slice of the mask", affects_result=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions(Checked):
+    """What every command that starts Ray takes."""
+
+    address: str | None = choice(None, "Ray cluster to use, such as auto or ray://head:10001; default: start one here")
+    temp_dir: str | None = choice(None, "folder for Ray's session and spilled objects; needs 2 GB free")
+    json: bool = choice(False, "print one JSON object a line, for programs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions(Checked):
+    """`raysegment index SOURCE --out M.parquet`."""
+
+    source: str = choice(MISSING, "folder or bucket with scans", positional=True)
+    out: str | None = choice(None, "manifest to write, Parquet")
+    patient_pattern: str | None = choice(
+        None, "regular expression whose first group, found in the scan_id, is the patient_id"
+    )
+    fingerprint: Literal["stat", "content"] = choice(
+        "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
+    )
+    json: bool = choice(False, "print one JSON object a line, for programs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Preprocessing, CommandOptions):
+    """`raysegment train SOURCE --out RUN`."""
+
+    source: str = choice(MISSING, "folder, manifest or bucket with scans and references", positional=True)
+    out: str = choice(MISSING, "folder of the run; an unfinished run there goes on")
+    split_file: str | None = choice(
+        None, 'JSON {"train": [patient, …], "val": […], "test": […]}', affects_result=True
+    )
+    train_fraction: float = choice(
+        0.9, "share of patients to train on, where no other split is given", affects_result=True, minimum=0, maximum=1
+    )
+    val_fraction: float = choice(0.05, "share of patients to validate on", affects_result=True, minimum=0, maximum=1)
+    patient_pattern: str | None = choice(
+        None, "regular expression whose first group, found in the scan_id, is the patient_id", affects_result=True
+    )
+    label: str = choice("lesion", "name of the segmented region", affects_result=True)
+    network: Network = choice("unet", "network", affects_result=True)
+    filters: int = choice(32, "filters of the first level; doubled at each", affects_result=True, minimum=1)
+    depth: int = choice(4, "number of times the grid is halved", affects_result=True, minimum=1, maximum=7)
+    dropout: float = choice(
+        0.0, "share of features dropped at each level's end", affects_result=True, minimum=0, maximum=0.9
+    )
+    norm: Literal["batch", "group", "none"] = choice("batch", "feature normalization", affects_result=True)
+    norm_momentum: float = choice(
+        0.9, "momentum of batch norm's moving statistics", affects_result=True, minimum=0, maximum=0.9999
+    )
+    loss: Loss = choice("dice_bce", "loss function", affects_result=True)
+    epochs: int = choice(30, "epochs", affects_result=True, minimum=1)
+    batch_size: int = choice(
+        16, "global batch: slices per optimisation step over all workers", unit="slices", affects_result=True, minimum=1
+    )
+    optimizer: Literal["adam", "adamw", "sgd"] = choice("adamw", "optimizer", affects_result=True)
+    learning_rate: float = choice(1e-3, "largest learning rate", affects_result=True, minimum=0)
+    weight_decay: float = choice(0.01, "AdamW's weight decay", affects_result=True, minimum=0)
+    schedule: Literal["constant", "cosine"] = choice("cosine", "learning-rate schedule", affects_result=True)
+    warmup_epochs: float = choice(
+        1.0, "epochs over which the learning rate rises", unit="epochs", affects_result=True, minimum=0
+    )
+    ema: float = choice(
+        0.0,
+        "momentum of an exponential moving average of the weights, which is validated and saved; 0: none",
+        affects_result=True,
+        minimum=0,
+        maximum=0.99999,
+    )
+    best_by: Literal["val_dice", "val_loss"] = choice(
+        "val_dice", "what chooses the best epoch", affects_result=True
+    )
+    early_stopping: int = choice(
+        0, "stop after this many epochs without a better one; 0: never", unit="epochs", affects_result=True, minimum=0
+    )
+    lesion_fraction: float | None = choice(
+        None,
+        "share of training slices drawn from those with lesion; as they come if not given",
+        affects_result=True,
+        minimum=0,
+        maximum=1,
+    )
+    slices_per_epoch: int | None = choice(
+        None, "training slices in an epoch; all if not given", unit="slices", affects_result=True, minimum=1
+    )
+    augment: bool = choice(True, "augment training slices", affects_result=True)
+    rotation: float = choice(15.0, "largest rotation", unit="degrees", affects_result=True, minimum=0, maximum=180)
+    shift: float = choice(
+        0.05, "largest shift", unit="share of the side", affects_result=True, minimum=0, maximum=0.5
+    )
+    zoom: float = choice(0.1, "largest change of size", unit="share", affects_result=True, minimum=0, maximum=0.9)
+    shear: float = choice(0.1, "largest shear", unit="share of the side", affects_result=True, minimum=0, maximum=1)
+    flip: bool = choice(True, "flip half of the slices left to right", affects_result=True)
+    brightness: float = choice(
+        0.1, "largest change of brightness", unit="normalized intensity", affects_result=True, minimum=0
+    )
+    contrast: float = choice(0.1, "largest change of contrast", unit="share", affects_result=True, minimum=0, maximum=1)
+    noise: float = choice(
+        0.05, "largest standard deviation of noise", unit="normalized intensity", affects_result=True, minimum=0
+    )
+    seed: int = choice(0, "seed of everything random", affects_result=True, minimum=0)
+    precision: Precision = choice("auto", "precision of the network's arithmetic; auto: what the hardware is fast in")
+    workers: int = choice(1, "training workers", minimum=1)
+    threads: int | None = choice(None, "TensorFlow threads of each worker; its share of the CPUs if not given", minimum=1)
+    max_failures: int = choice(3, "lost workers or nodes after which the run gives up", minimum=0)
+    keep_checkpoints: int = choice(2, "checkpoints kept, the newest; the best model is kept besides", minimum=1)
+    steps_per_execution: int = choice(1, "optimisation steps without Python between them; pays on GPUs", minimum=1)
+    max_minutes: float | None = choice(
+        None,
+        "wall-clock budget of this run; training ends after the epoch that would pass it",
+        unit="minutes",
+        affects_result=True,
+        minimum=0,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_divisible(self.image_size, 2**self.depth)
+        if self.train_fraction + self.val_fraction > 1:
+            raise UsageError(
+                f"--train-fraction {self.train_fraction} and --val-fraction {self.val_fraction} add to more than 1; "
+                "what is left over is the test split."
+            )
+        check_shares(self.batch_size, self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferOptions(Postprocessing, CommandOptions):
+    """`raysegment infer MODEL SOURCE --out OUT`."""
+
+    model: str = choice(MISSING, "bundle, or the folder of a training run that holds one", positional=True)
+    source: str = choice(MISSING, "folder, manifest or bucket with scans", positional=True)
+    out: str = choice(MISSING, "folder or bucket for the tables; an unfinished run there goes on")
+    limit: int | None = choice(None, "segment only the first scans of the plan", unit="scans", minimum=1)
+    retry_failed: bool = choice(False, "try failed scans again")
+    patient_pattern: str | None = choice(
+        None, "regular expression whose first group, found in the scan_id, is the patient_id"
+    )
+    fingerprint: Literal["stat", "content"] = choice(
+        "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
+    )
+    spacing_mm: tuple[float, ...] | None = choice(
+        None,
+        "voxel spacing where the format has none: slices,rows,columns, such as 5,1,1",
+        unit="mm",
+        affects_result=True,
+    )
+    foreground_box: bool = choice(
+        True, "run the network only on the box around what is not background", affects_result=True
+    )
+    precision: Precision = choice(
+        "auto", "precision of the network's arithmetic; auto: what the hardware is fast in", affects_result=True
+    )
+    batch_size: int = choice(16, "slices in one forward pass", unit="slices", minimum=1)
+    workers: int | None = choice(None, "inference workers on each node; as the CPUs or GPUs allow if not given", minimum=1)
+    threads: int | None = choice(None, "TensorFlow threads of each worker; its share of the CPUs if not given", minimum=1)
+    max_attempts: int = choice(3, "times a scan is tried when workers die on it", minimum=1)
+    read_timeout_seconds: float = choice(60.0, "time limit for decoding one scan", unit="seconds", minimum=1)
+    read_memory_mb: int = choice(4096, "memory limit for decoding one scan", unit="MB", minimum=64)
+    part_mb: float = choice(64.0, "size at which a part of the tables closes", unit="MB", minimum=0.001)
+    part_seconds: float = choice(10.0, "time after its first scan at which a part closes", unit="seconds", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.spacing_mm is not None and (len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0):
+            raise UsageError(f"--spacing-mm {self.spacing_mm} must be three positive numbers: slices,rows,columns.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions(InferOptions):
+    """`raysegment evaluate MODEL SOURCE --out OUT`."""
+
+    split: Literal["train", "val", "test"] | None = choice(
+        None, "scans of this split only; all with a reference if not given"
+    )
+    split_file: str | None = choice(None, 'JSON {"train": [patient, …], "val": […], "test": […]}')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions(Checked):
+    """`raysegment export OUT --to tiff --out DIR`."""
+
+    tables: str = choice(MISSING, "folder that `infer` or `evaluate` wrote", positional=True)
+    out: str = choice(MISSING, "folder for the files")
+    to: Literal["tiff"] = choice("tiff", "format of the masks")
+    json: bool = choice(False, "print one JSON object a line, for programs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(Checked):
+    """`raysegment report RUN_OR_OUT`."""
+
+    folder: str = choice(MISSING, "folder of a training or inference run", positional=True)
+    json: bool = choice(False, "print one JSON object a line, for programs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoOptions(CommandOptions):
+    """`raysegment demo`."""
+
+    out: str = choice("raysegment-demo", "folder for the made-up scans and all that is made from them")
+    patients: int = choice(24, "made-up patients", minimum=8, maximum=1000)
+    seed: int = choice(0, "seed of the made-up scans and of the training", minimum=0)
+
+
+def check_value(item: Field[Any], hint: Any, value: Any) -> None:
+    """Refuse a value that its field cannot hold.
+
+    Raises:
+        UsageError: The value has the wrong type, is outside the range, or is not one of the words.
+    """
+    option = option_name(item.name)
+    inner, optional = unwrap_optional(hint)
+    if value is None:
+        if optional:
+            return
+        raise UsageError(f"{option} must have a value.")
+    if typing.get_origin(inner) is Literal:
+        words = typing.get_args(inner)
+        if value not in words:
+            raise UsageError(f"{option} {value!r} is unknown; expected one of {', '.join(map(str, words))}.")
+        return
+    if not _is_of_type(value, inner):
+        raise UsageError(f"{option} is {value!r}; expected {type_name(inner)}.")
+    minimum, maximum = item.metadata.get("minimum"), item.metadata.get("maximum")
+    numeric = isinstance(value, (int, float))
+    if numeric and not (value == value and abs(value) != float("inf")):
+        raise UsageError(f"{option} is {value}; expected a finite number.")
+    if numeric and minimum is not None and value < minimum:
+        raise UsageError(f"{option} is {value}; expected at least {minimum}.")
+    if numeric and maximum is not None and value > maximum:
+        raise UsageError(f"{option} is {value}; expected at most {maximum}.")
+
+
+def check_divisible(image_size: int, factor: int) -> None:
+    """Refuse a grid that the network cannot halve as often as it must.
+
+    Raises:
+        UsageError: Names the two nearest sizes that fit.
+    """
+    if image_size % factor:
+        below = image_size // factor * factor
+        sizes = f"{below} or {below + factor}" if below else str(factor)
+        raise UsageError(f"--image-size {image_size} must divide by {factor} (2^depth); the nearest are {sizes}.")
+
+
+def check_shares(batch_size: int, workers: int) -> None:
+    """Refuse a global batch that the workers cannot share equally.
+
+    Raises:
+        UsageError: Names the nearest sizes that fit.
+    """
+    if batch_size % workers:
+        below = batch_size // workers * workers
+        sizes = f"{below} or {below + workers}" if below else str(workers)
+        raise UsageError(
+            f"--batch-size {batch_size} is the global batch and must divide by --workers {workers}; "
+            f"the nearest are {sizes}."
+        )
+
+
+def load_options(
+    kind: type[Options] | type[Any], given: dict[str, Any], *, recipe: str | None = None, job: str | None = None
+) -> Any:
+    """Merge defaults < recipe < job file < what is given on the command line.
+
+    Args:
+        kind: One of the option classes above.
+        given: What the user typed; None means not typed.
+        recipe: Name of a recipe shipped with the package.
+        job: Path of a YAML file with the same keys.
+
+    Raises:
+        UsageError: Unknown recipe, key or value; the message names what is known.
+    """
+    values: dict[str, Any] = {}
+    job_values = _read_yaml(Path(job), "--job") if job else {}
+    recipe = recipe or job_values.pop("recipe", None)
+    job_values.pop("recipe", None)
+    if recipe:
+        values.update(_checked_keys(kind, read_recipe(recipe), f"recipe {recipe}"))
+    values.update(_checked_keys(kind, job_values, f"job file {job}"))
+    values.update({key: value for key, value in given.items() if value is not None})
+    for item in fields(kind):
+        if item.default is MISSING and item.name not in values:
+            name = item.name.upper() if item.metadata["positional"] else option_name(item.name)
+            raise UsageError(f"{name} is missing: {item.metadata['help']}.")
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: convert_value(hints[key], value) for key, value in values.items()})
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes shipped with the package."""
+    folder = resources.files("raysegment") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The choices of a recipe shipped with the package."""
+    if name not in recipe_names():
+        raise UsageError(f"--recipe {name!r} is unknown; expected one of {', '.join(recipe_names())}.")
+    text = (resources.files("raysegment") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def convert_value(hint: Any, value: Any) -> Any:
+    """Bring a value from YAML or the command line to its field's type, where that loses nothing."""
+    inner, _ = unwrap_optional(hint)
+    if typing.get_origin(inner) is tuple and value is not None and not isinstance(value, tuple):
+        number = typing.get_args(inner)[0]
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        try:
+            return tuple(number(item) for item in items)
+        except (TypeError, ValueError):
+            return value
+    if inner is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def changed_result(options: Any) -> dict[str, Any]:
+    """The choices that change the result, by name."""
+    return {item.name: getattr(options, item.name) for item in fields(options) if item.metadata.get("affects_result")}
+
+
+def hash_choices(choices: dict[str, Any]) -> str:
+    """SHA-256 over choices, independent of their order."""
+    return hashlib.sha256(json.dumps(choices, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def as_plain(options: Any) -> dict[str, Any]:
+    """The choices as JSON can hold them."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
+
+
+def pick(kind: type[Any], options: Any) -> Any:
+    """The part of a command's options that another class holds, such as `pick(Preprocessing, train_options)`."""
+    return kind(**{item.name: getattr(options, item.name) for item in fields(kind)})
+
+
+def option_name(name: str) -> str:
+    """A field's name as the user types it."""
+    return "--" + name.replace("_", "-")
+
+
+def unwrap_optional(hint: Any) -> tuple[Any, bool]:
+    """`X | None` as (X, True), any other type as (X, False)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [item for item in typing.get_args(hint) if item is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def type_name(hint: Any) -> str:
+    """A type in a user's words."""
+    if typing.get_origin(hint) is tuple:
+        return f"{type_name(typing.get_args(hint)[0])}s with commas between"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and all(_is_of_type(entry, item) for entry in value)
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, hint)
+
+
+def _read_yaml(path: Path, option: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{option} {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{option} {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{option} {path} must hold `key: value` lines, not {type(loaded).__name__}.")
+    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+
+
+def _checked_keys(kind: type[Any], values: dict[str, Any], where: str) -> dict[str, Any]:
+    known = {item.name for item in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}.")
+    return values
