@@ -1,0 +1,49 @@
+"""raysegment trains U-Nets and segments archives of medical scans, on one machine or a Ray cluster.
+
+What a command does is also one function: `raysegment.train(options)`, `raysegment.infer(options)`,
+`raysegment.evaluate(options)`, `raysegment.index(options)`, `raysegment.export(options)`, `raysegment.report(options)`,
+`raysegment.demo(options)`. Each takes the command's options and returns a small result. Importing this package imports
+neither Ray nor TensorFlow.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS = {
+    "demo": ("raysegment.cluster.demo", "demo"),
+    "evaluate": ("raysegment.cluster.infer", "evaluate"),
+    "export": ("raysegment.store.export", "export_masks"),
+    "index": ("raysegment.archive.index", "index"),
+    "infer": ("raysegment.cluster.infer", "infer"),
+    "load_bundle": ("raysegment.model.bundle", "load_bundle"),
+    "load_options": ("raysegment.options", "load_options"),
+    "report": ("raysegment.pipeline.illustrate", "report"),
+    "train": ("raysegment.cluster.train", "train"),
+    "DemoOptions": ("raysegment.options", "DemoOptions"),
+    "EvaluateOptions": ("raysegment.options", "EvaluateOptions"),
+    "ExportOptions": ("raysegment.options", "ExportOptions"),
+    "IndexOptions": ("raysegment.options", "IndexOptions"),
+    "InferOptions": ("raysegment.options", "InferOptions"),
+    "RaysegmentError": ("raysegment.errors", "RaysegmentError"),
+    "ReportOptions": ("raysegment.options", "ReportOptions"),
+    "Scan": ("raysegment.scan", "Scan"),
+    "ScanEntry": ("raysegment.scan", "ScanEntry"),
+    "TrainOptions": ("raysegment.options", "TrainOptions"),
+}
+
+__all__ = sorted([*_EXPORTS, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'raysegment' has no attribute {name!r}")
+    module, attribute = _EXPORTS[name]
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return __all__
