@@ -1,0 +1,1 @@
+"""Keras only: networks, losses, the fitting of one worker, the bundle, and the inference graph."""

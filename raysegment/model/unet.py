@@ -1,0 +1,139 @@
+"""Networks as functional Keras models of built-in layers, so that a saved one loads without raysegment.
+
+All three follow the same plan: `depth` times a block and a halving of the grid, a block at the bottom, and back up with the
+skipped features joined in. The channels of level k are `filters * 2**k`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import keras
+from keras import layers
+
+Network = Literal["unet", "attention_unet", "residual_unet"]
+Norm = Literal["batch", "group", "none"]
+
+GROUPS = 8
+"""Groups of group normalization, where the number of channels divides by it."""
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What the blocks of one network have in common."""
+
+    norm: Norm
+    norm_momentum: float
+    synchronized: bool
+    dropout: float
+    residual: bool
+
+
+def build_network(
+    *,
+    network: Network = "unet",
+    input_shape: tuple[int | None, int | None, int],
+    filters: int = 32,
+    depth: int = 4,
+    dropout: float = 0.0,
+    norm: Norm = "batch",
+    norm_momentum: float = 0.9,
+    synchronized: bool = False,
+    output_channels: int = 1,
+) -> keras.Model:
+    """Build an untrained network.
+
+    Args:
+        network: `unet` (Ronneberger et al. 2015, doi:10.1007/978-3-319-24574-4_28, with padded convolutions),
+            `attention_unet` (Oktay et al. 2018, arXiv:1804.03999: gates on the skipped features) or `residual_unet`
+            (Zhang et al. 2018, doi:10.1109/LGRS.2018.2802944: a shortcut around each block).
+        input_shape: (rows, columns, channels); rows and columns divide by 2**depth, or are None for any such grid.
+        filters: Channels of the first level.
+        depth: How often the grid is halved.
+        dropout: Share of features dropped at each block's end, while training.
+        norm: Feature normalization behind each convolution.
+        norm_momentum: Momentum of batch normalization's moving statistics.
+        synchronized: Take batch normalization's statistics over all workers; only for training on more than one.
+        output_channels: One per label.
+
+    Returns:
+        A functional model, (batch, rows, columns, channels) to float32 probabilities (batch, rows, columns,
+        output_channels).
+    """
+    style = BlockStyle(norm, norm_momentum, synchronized, dropout, residual=network == "residual_unet")
+    inputs = keras.Input(input_shape)
+    features, skipped = inputs, []
+    for level in range(depth):
+        features = _block(features, filters * 2**level, style)
+        skipped.append(features)
+        features = layers.MaxPooling2D()(features)
+    features = _block(features, filters * 2**depth, style)
+    for level in reversed(range(depth)):
+        skip = skipped[level]
+        if network == "attention_unet":
+            skip = _gate(skip, features, max(1, filters * 2**level // 2))
+        features = layers.Conv2DTranspose(filters * 2**level, 2, strides=2)(features)
+        features = _block(layers.Concatenate()([features, skip]), filters * 2**level, style)
+    outputs = layers.Conv2D(output_channels, 1, activation="sigmoid", dtype="float32", name="probability")(features)
+    return keras.Model(inputs, outputs, name=network)
+
+
+def copy_as_plain(
+    model: keras.Model, *, dtype: str = "float32", grid: tuple[int | None, int | None] | None = None
+) -> keras.Model:
+    """A twin with the same weights, without synchronization between workers and in one arithmetic.
+
+    Args:
+        model: A functional model of `build_network`.
+        dtype: Keras dtype policy of the twin's layers, such as `float32` or `mixed_bfloat16`; the output stays float32.
+        grid: (rows, columns) of the twin's input; the model's own if not given.
+    """
+    outputs = {id(layer) for layer in model.layers if any(layer.output is output for output in model.outputs)}
+
+    def copy_layer(layer: keras.Layer) -> keras.Layer:
+        config = dict(layer.get_config())
+        config["dtype"] = "float32" if id(layer) in outputs else dtype
+        if isinstance(layer, layers.BatchNormalization):
+            config["synchronized"] = False
+        return type(layer).from_config(config)
+
+    rows, columns = grid or model.input_shape[1:3]
+    inputs = keras.Input((rows, columns, model.input_shape[-1]), dtype="float32")
+    twin = keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_layer)
+    twin.set_weights(model.get_weights())
+    return twin
+
+
+def _block(features: Any, filters: int, style: BlockStyle) -> Any:
+    """Two 3x3 convolutions, each normalized and rectified; with a shortcut around both if residual."""
+    shortcut = features
+    features = layers.Activation("relu")(_convolve(features, filters, 3, style))
+    features = _convolve(features, filters, 3, style)
+    if style.residual:
+        if shortcut.shape[-1] != filters:
+            shortcut = _convolve(shortcut, filters, 1, style)
+        features = layers.Add()([features, shortcut])
+    features = layers.Activation("relu")(features)
+    return layers.Dropout(style.dropout)(features) if style.dropout else features
+
+
+def _convolve(features: Any, filters: int, size: int, style: BlockStyle) -> Any:
+    # A bias before a normalization has no effect and a zero gradient, which Adam turns into noise.
+    features = layers.Conv2D(filters, size, padding="same", use_bias=style.norm == "none")(features)
+    if style.norm == "batch":
+        return layers.BatchNormalization(momentum=style.norm_momentum, synchronized=style.synchronized)(features)
+    if style.norm == "group":
+        return layers.GroupNormalization(groups=math.gcd(filters, GROUPS))(features)
+    return features
+
+
+def _gate(skip: Any, coarse: Any, filters: int) -> Any:
+    """Additive attention: the coarser features decide where the skipped ones count; equation 1 of Oktay et al."""
+    query = layers.Conv2D(filters, 1, strides=2, use_bias=False)(skip)
+    signal = layers.Conv2D(filters, 1)(coarse)
+    joined = layers.Activation("relu")(layers.Add()([query, signal]))
+    weight = layers.Conv2D(1, 1, activation="sigmoid")(joined)
+    weight = layers.UpSampling2D(interpolation="bilinear")(weight)
+    return layers.Multiply()([skip, weight])
