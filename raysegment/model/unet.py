@@ -1,7 +1,7 @@
 """Networks as functional Keras models of built-in layers, so that a saved one loads without raysegment.
 
-All three follow the same plan: `depth` times a block and a halving of the grid, a block at the bottom, and back up with the
-skipped features joined in. The channels of level k are `filters * 2**k`.
+All three follow the same plan: `depth` times a block and a halving of the grid, a block at the bottom, and back up with
+the skipped features joined in. The channels of level k are `filters * 2**k`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,63 @@
+"""The model card: what a person should know before using a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+INTENDED_USE = """Research on medical images like those it was trained on: same kind of scanner, sequence and region.
+**Research use, not a medical device**: it was not validated for diagnosis or treatment, and a person must look at its masks
+before anything follows from them."""
+
+HOW_TO_USE = """    raysegment infer BUNDLE SOURCE --out OUT
+
+Without raysegment, `keras.saving.load_model("model.keras")` gives the network: float32 (batch, rows, columns, channels), normalized
+as `model.json` says, to probabilities (batch, rows, columns, labels)."""
+
+
+def write_card(content: Mapping[str, Any]) -> str:
+    """The text of MODEL_CARD.md.
+
+    Args:
+        content: What model.json holds.
+    """
+    labels, threshold = ", ".join(content["labels"]), content["postprocessing"]["threshold"]
+    sections = [
+        f"# Model card: {labels}",
+        f"Segments {labels} in scans of {content['num_channels']} channels. Written {content['created']}.\n\n"
+        f"Model `{content['model_id']}`",
+        _section("Intended use", INTENDED_USE),
+        _section("Data", _lines(content["data"])),
+        _section("Split by patient", _lines(content["split"])),
+        _section("Scores", _lines(content["scores"])),
+        _section("Network", _lines(content["network"])),
+        _section("Preprocessing", _lines(content["preprocessing"])),
+        _section("From probability to mask", _lines({**content["postprocessing"], "threshold": threshold})),
+        _section("Provenance", _lines(content["provenance"])),
+        _section("How to use it", HOW_TO_USE),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _section(title: str, body: str) -> str:
+    return f"## {title}\n\n{body}"
+
+
+def _lines(values: Mapping[str, Any]) -> str:
+    shown = {key: value for key, value in values.items() if value is not None}
+    if not shown:
+        return "Not recorded."
+    return "\n".join(f"- {key.replace('_', ' ')}: {_show(value)}" for key, value in shown.items())
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key.replace('_', ' ')} {_show(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_show(item) for item in value)
+    # One line each, so that a value cannot write headings or links of its own into the card.
+    return " ".join(str(value).split()).replace("[", "\\[")
