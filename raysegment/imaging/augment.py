@@ -1,0 +1,130 @@
+"""Random changes of training slices: one composed warp, then brightness, contrast and noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from raysegment.imaging.geometry import map_channels
+from raysegment.imaging.preprocess import Intensity, look_up, normalize
+from raysegment.scan import Pixels
+
+Matrix = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """The largest random changes; 0 and False leave a slice as it is."""
+
+    rotation: float = 15.0
+    """Degrees, to either side."""
+    shift: float = 0.05
+    """Share of the side."""
+    zoom: float = 0.1
+    """Share, larger or smaller."""
+    shear: float = 0.1
+    """Share of the side."""
+    flip: bool = True
+    """Flip half of the slices left to right."""
+    brightness: float = 0.1
+    """Added to the normalized intensity, per channel."""
+    contrast: float = 0.1
+    """Share by which the normalized intensity is stretched, per channel."""
+    noise: float = 0.05
+    """Largest standard deviation of noise, normalized intensity."""
+
+
+def augment_slice(
+    pixels: Pixels,
+    reference: npt.NDArray[np.generic],
+    intensity: Intensity,
+    choices: Augmentation,
+    *,
+    seed: int,
+    epoch: int,
+    scan_index: int,
+    slice_index: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Warp, normalize and vary one slice; the same numbers always give the same result.
+
+    Args:
+        pixels: (rows, columns, channels), raw; with context slices their channels follow one another.
+        reference: bool or uint8, (rows, columns).
+        intensity: Normalization of the scan, for its own channels.
+        choices: The largest changes.
+        seed: Of the training.
+        epoch: Counted from 0.
+        scan_index: Position of the scan in the manifest.
+        slice_index: Position of the slice in the scan.
+
+    Returns:
+        Normalized pixels, float32, and the reference, uint8 0 or 1, warped alike.
+    """
+    bits = np.random.SFC64(np.random.SeedSequence((seed, epoch, scan_index, slice_index)))
+    random = np.random.Generator(bits)
+    matrix = _draw_warp(random, choices, reference.shape)
+    num_channels = len(intensity.offset)
+    gain = np.float32(1) + _draw(random, choices.contrast, num_channels)
+    bias = _draw(random, choices.brightness, num_channels)
+    deviation = float(random.random()) * choices.noise
+    warped = _warp(pixels, matrix, cv2.INTER_LINEAR)
+    mask = _warp((reference != 0).astype(np.uint8)[:, :, None], matrix, cv2.INTER_NEAREST)[:, :, 0]
+    varied = normalize(warped, _vary(intensity, gain, bias))
+    if deviation > 0:
+        varied += _draw_noise(random, varied.shape, deviation)
+    return varied, mask.view(np.uint8)
+
+
+def _draw(random: np.random.Generator, largest: float, count: int) -> npt.NDArray[np.float32]:
+    return (random.uniform(-1, 1, count) * largest).astype(np.float32)
+
+
+def _draw_warp(random: np.random.Generator, choices: Augmentation, shape: tuple[int, ...]) -> Matrix:
+    """A 2x3 matrix from output to input coordinates, about the slice's centre."""
+    angle, shift_x, shift_y, zoom, shear = random.uniform(-1, 1, 5)
+    flip = choices.flip and random.random() < 0.5
+    turn = np.deg2rad(choices.rotation) * angle
+    cosine, sine = np.cos(turn), np.sin(turn)
+    linear = np.array([[cosine, -sine], [sine, cosine]])
+    linear = linear @ np.array([[1.0, choices.shear * shear], [0.0, 1.0]]) / (1 + choices.zoom * zoom)
+    if flip:
+        linear[:, 0] *= -1
+    rows, columns = shape[:2]
+    centre = np.array([(columns - 1) / 2, (rows - 1) / 2])
+    moved = np.array([shift_x * columns, shift_y * rows]) * choices.shift
+    return np.column_stack([linear, centre + moved - linear @ centre])
+
+
+def _warp(pixels: Pixels, matrix: Matrix, interpolation: int) -> Pixels:
+    """One warp of a slice (rows, columns, channels); what comes from outside is 0."""
+    if np.array_equal(matrix, [[1, 0, 0], [0, 1, 0]]):
+        return pixels
+    size = (pixels.shape[1], pixels.shape[0])
+    flags = interpolation | cv2.WARP_INVERSE_MAP
+    return map_channels(pixels, lambda group: cv2.warpAffine(group, matrix, size, flags=flags))
+
+
+def _vary(intensity: Intensity, gain: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Intensity:
+    """The normalization followed by `x * gain + bias`, as one normalization; a flat channel stays as it is."""
+    scale = intensity.scale * gain
+    shift = np.divide(bias, scale, out=np.zeros_like(bias), where=scale != 0)
+    return Intensity(intensity.offset - shift, scale, intensity.low, intensity.high)
+
+
+def _draw_noise(random: np.random.Generator, shape: tuple[int, ...], deviation: float) -> npt.NDArray[np.float32]:
+    """Normal noise from 256 quantiles: a random byte per value and a table, five times as fast as exact draws."""
+    drawn = np.frombuffer(random.bytes(int(np.prod(shape))), np.uint8)
+    return look_up(drawn.reshape(shape[0], -1, 1), _normal_quantiles()[:, None] * np.float32(deviation)).reshape(shape)
+
+
+@cache
+def _normal_quantiles() -> npt.NDArray[np.float32]:
+    """256 quantiles of the standard normal distribution, scaled to standard deviation 1."""
+    normal = NormalDist()
+    quantiles = np.array([normal.inv_cdf((index + 0.5) / 256) for index in range(256)])
+    return (quantiles / quantiles.std()).astype(np.float32)

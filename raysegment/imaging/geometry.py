@@ -1,0 +1,193 @@
+"""From a scan's own grid to the network's square grid and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from raysegment.errors import GridMismatchError
+from raysegment.scan import Pixels
+
+MAX_CHANNELS_AT_ONCE = 4
+"""OpenCV's INTER_AREA and warps fail beyond four channels."""
+
+DTYPES_OF_OPENCV = frozenset(np.dtype(name) for name in ("uint8", "uint16", "int16", "float32", "float64"))
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle of a slice, the same in all slices; stops are exclusive."""
+
+    row_start: int
+    row_stop: int
+    column_start: int
+    column_stop: int
+
+    @property
+    def rows(self) -> int:
+        return self.row_stop - self.row_start
+
+    @property
+    def columns(self) -> int:
+        return self.column_stop - self.column_start
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Index of the box in (rows, columns)."""
+        return slice(self.row_start, self.row_stop), slice(self.column_start, self.column_stop)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the slices of a scan lie on the network's grid.
+
+    The box of the scan's grid is scaled to (scaled_rows, scaled_columns) and laid into the middle of a square.
+
+    Attributes:
+        rows: Rows of the scan's own grid.
+        columns: Columns of the scan's own grid.
+        image_size: Side of the network's square grid, pixels.
+        box: Part of the scan's grid that the network sees.
+        scaled_rows: Rows that the box has on the network's grid.
+        scaled_columns: Columns that the box has on the network's grid.
+    """
+
+    rows: int
+    columns: int
+    image_size: int
+    box: Box
+    scaled_rows: int
+    scaled_columns: int
+
+    @property
+    def target(self) -> Box:
+        """Where the box lies on the network's grid."""
+        top = (self.image_size - self.scaled_rows) // 2
+        left = (self.image_size - self.scaled_columns) // 2
+        return Box(top, top + self.scaled_rows, left, left + self.scaled_columns)
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether both grids are the same."""
+        return self.box == Box(0, self.rows, 0, self.columns) and self.rows == self.columns == self.image_size
+
+
+def fit_geometry(rows: int, columns: int, image_size: int, box: Box | None = None) -> Geometry:
+    """Scale the longer side of the box (of the whole slice without one) to `image_size` and centre the rest."""
+    box = box or Box(0, rows, 0, columns)
+    factor = image_size / max(box.rows, box.columns)
+    return Geometry(
+        rows=rows,
+        columns=columns,
+        image_size=image_size,
+        box=box,
+        scaled_rows=max(1, round(box.rows * factor)),
+        scaled_columns=max(1, round(box.columns * factor)),
+    )
+
+
+def resize_slices(pixels: Pixels, geometry: Geometry) -> Pixels:
+    """Bring slices to the network's grid: by area averages when smaller, linearly when larger, 0 around them.
+
+    Args:
+        pixels: (slices, rows, columns, channels), on the scan's own grid.
+        geometry: From `fit_geometry`.
+
+    Returns:
+        (slices, image_size, image_size, channels) in the same type; the array itself where both grids are the same.
+
+    Raises:
+        GridMismatchError: The pixels are not on the geometry's grid.
+    """
+    _check_grid(pixels.shape, geometry)
+    if geometry.is_identity:
+        return pixels
+    shrinks = geometry.scaled_rows < geometry.box.rows
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    resized = np.zeros((len(pixels), geometry.image_size, geometry.image_size, pixels.shape[3]), pixels.dtype)
+    size = (geometry.scaled_columns, geometry.scaled_rows)
+    for source, target in zip(pixels, resized, strict=True):
+        cropped = source[geometry.box.window]
+        target[geometry.target.window] = map_channels(
+            cropped, lambda group: cv2.resize(group, size, interpolation=interpolation)
+        )
+    return resized
+
+
+def resize_reference(reference: npt.NDArray[np.generic], geometry: Geometry) -> npt.NDArray[np.generic]:
+    """Bring a mask to the network's grid by nearest neighbour.
+
+    Args:
+        reference: bool or integers, (slices, rows, columns), on the scan's own grid.
+        geometry: From `fit_geometry`.
+
+    Returns:
+        (slices, image_size, image_size) in the same type; the array itself where both grids are the same.
+
+    Raises:
+        GridMismatchError: The reference is not on the geometry's grid.
+    """
+    _check_grid(reference.shape, geometry)
+    if geometry.is_identity:
+        return reference
+    resized = np.zeros((len(reference), geometry.image_size, geometry.image_size), reference.dtype)
+    size = (geometry.scaled_columns, geometry.scaled_rows)
+    for source, target in zip(reference, resized, strict=True):
+        cropped = np.ascontiguousarray(source[geometry.box.window])
+        plain = cropped.view(np.uint8) if cropped.dtype == np.bool_ else cropped
+        target[geometry.target.window] = cv2.resize(plain, size, interpolation=cv2.INTER_NEAREST_EXACT)
+    return resized
+
+
+def restore_grid(probability: npt.NDArray[np.float32], geometry: Geometry) -> npt.NDArray[np.float32]:
+    """Bring probabilities back to the scan's own grid, linearly; 0 outside the box.
+
+    Args:
+        probability: (slices, image_size, image_size).
+        geometry: The one that brought the pixels there.
+
+    Returns:
+        (slices, rows, columns); the array itself where both grids are the same.
+    """
+    if geometry.is_identity:
+        return probability
+    restored = np.zeros((len(probability), geometry.rows, geometry.columns), np.float32)
+    size = (geometry.box.columns, geometry.box.rows)
+    for source, target in zip(probability, restored, strict=True):
+        scaled = source[geometry.target.window]
+        target[geometry.box.window] = cv2.resize(scaled, size, interpolation=cv2.INTER_LINEAR)
+    return restored
+
+
+def map_channels(pixels: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
+    """Apply an OpenCV function to one slice, four channels at a time, in a type that OpenCV knows.
+
+    Args:
+        pixels: (rows, columns, channels).
+        function: From (rows, columns, up to 4 channels) to the same number of channels; OpenCV may drop a single one.
+
+    Returns:
+        (new rows, new columns, channels) in the type of `pixels`; integers are rounded.
+    """
+    known = pixels if pixels.dtype in DTYPES_OF_OPENCV else pixels.astype(np.float64)
+    groups = []
+    for start in range(0, known.shape[2], MAX_CHANNELS_AT_ONCE):
+        group = np.ascontiguousarray(known[:, :, start : start + MAX_CHANNELS_AT_ONCE])
+        mapped = function(group)
+        groups.append(mapped[:, :, None] if mapped.ndim == 2 else mapped)
+    mapped = groups[0] if len(groups) == 1 else np.concatenate(groups, axis=2)
+    if mapped.dtype == pixels.dtype:
+        return mapped
+    return (np.rint(mapped) if pixels.dtype.kind in "iub" else mapped).astype(pixels.dtype)
+
+
+def _check_grid(shape: tuple[int, ...], geometry: Geometry) -> None:
+    if shape[1:3] != (geometry.rows, geometry.columns):
+        raise GridMismatchError(
+            f"slices are {shape[1]}x{shape[2]}, the scan's grid is {geometry.rows}x{geometry.columns}; "
+            "both must share one grid."
+        )
