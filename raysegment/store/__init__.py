@@ -1,0 +1,1 @@
+"""The tables that inference writes: their columns, parts, masks, lock and export."""

@@ -1,0 +1,51 @@
+"""How a mask becomes one cell of a Parquet table, and back."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raysegment.scan import Mask, Spacing
+from raysegment.store.schema import MASK_ENCODING
+
+COMPRESSION_LEVEL = 1
+"""Masks are mostly zeros: higher levels cost several times the time for a few per cent."""
+
+
+def encode_mask(
+    scan_id: str,
+    mask: Mask,
+    *,
+    labels: Mapping[str, int],
+    spacing_mm: Spacing | None = None,
+    affine: npt.NDArray[np.float64] | None = None,
+) -> dict[str, Any]:
+    """A row of the masks table.
+
+    Args:
+        scan_id: The scan.
+        mask: uint8, (slices, rows, columns) or (labels, slices, rows, columns), the label's value in each voxel.
+        labels: Value of each label in the mask.
+        spacing_mm: Voxel spacing, (slices, rows, columns), or None where it is unknown.
+        affine: 4x4 voxel-to-world matrix, or None.
+    """
+    values = np.ascontiguousarray(mask, np.uint8)
+    return {
+        "scan_id": scan_id,
+        "shape": list(values.shape),
+        "dtype": str(values.dtype),
+        "encoding": MASK_ENCODING,
+        "mask": zlib.compress(values.data, COMPRESSION_LEVEL),
+        "spacing_mm": None if spacing_mm is None else list(spacing_mm),
+        "affine": None if affine is None else np.asarray(affine, np.float64).ravel().tolist(),
+        "labels": list(labels.items()),
+    }
+
+
+def decode_mask(row: Mapping[str, Any]) -> Mask:
+    """The mask of a row of the masks table, uint8, read-only, in the row's shape."""
+    return np.frombuffer(zlib.decompress(row["mask"]), row["dtype"]).reshape(row["shape"])

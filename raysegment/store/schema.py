@@ -1,0 +1,88 @@
+"""The columns of the three tables that inference writes; every part of a table has exactly these."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+STATUS_OK = "ok"
+STATUS_FAILED = "failed"
+MASK_ENCODING = "zlib"
+
+SCANS_SCHEMA = pa.schema(
+    [
+        ("scan_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("source", pa.string()),
+        ("fingerprint", pa.string()),
+        ("status", pa.string()),
+        ("error_type", pa.string()),
+        ("error_message", pa.string()),
+        ("reference_error", pa.string()),
+        ("num_slices", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("spacing_mm", pa.list_(pa.float64())),
+        ("model_id", pa.string()),
+        ("options_id", pa.string()),
+        ("attempt", pa.int32()),
+        ("seconds_read", pa.float64()),
+        ("seconds_prepare", pa.float64()),
+        ("seconds_predict", pa.float64()),
+        ("seconds_finish", pa.float64()),
+    ]
+)
+"""One row per scan, ok or failed; a scan is done when its row is here. `attempt` counts the starts of the command."""
+
+METRICS_SCHEMA = pa.schema(
+    [
+        ("scan_id", pa.string()),
+        ("label", pa.string()),
+        ("voxels", pa.int64()),
+        ("volume_ml", pa.float64()),
+        ("num_components", pa.int64()),
+        ("mean_probability", pa.float64()),
+        ("mask_is_empty", pa.bool_()),
+        ("reference_is_empty", pa.bool_()),
+        ("reference_voxels", pa.int64()),
+        ("reference_volume_ml", pa.float64()),
+        ("true_positives", pa.int64()),
+        ("false_positives", pa.int64()),
+        ("false_negatives", pa.int64()),
+        ("true_negatives", pa.int64()),
+        ("dice", pa.float64()),
+        ("iou", pa.float64()),
+        ("accuracy", pa.float64()),
+        ("precision", pa.float64()),
+        ("recall", pa.float64()),
+        ("f1", pa.float64()),
+        ("dice_at_half", pa.float64()),
+        ("lesion_slices", pa.int64()),
+        ("lesion_slices_with_mask", pa.int64()),
+        ("lesion_slice_dice_mean", pa.float64()),
+        ("clean_slices", pa.int64()),
+        ("clean_slices_with_mask", pa.int64()),
+    ]
+)
+"""One row per ok scan and label. From `reference_is_empty` on: null where the scan has no usable reference.
+
+`mean_probability` is over the mask's voxels (NaN if it is empty); `volume_ml` is NaN without spacing; `dice_at_half` is the
+Dice of `probability >= 0.5` before any cleaning; `lesion_slices` are slices whose reference holds lesion,
+`lesion_slice_dice_mean` the mean Dice over them (NaN if there is none), `clean_slices` the other slices.
+"""
+
+MASKS_SCHEMA = pa.schema(
+    [
+        ("scan_id", pa.string()),
+        ("shape", pa.list_(pa.int32())),
+        ("dtype", pa.string()),
+        ("encoding", pa.string()),
+        ("mask", pa.large_binary()),
+        ("spacing_mm", pa.list_(pa.float64())),
+        ("affine", pa.list_(pa.float64())),
+        ("labels", pa.map_(pa.string(), pa.int32())),
+    ]
+)
+"""One row per ok scan; `np.frombuffer(zlib.decompress(mask), dtype).reshape(shape)` is the mask."""
+
+SCHEMAS = {"masks": MASKS_SCHEMA, "metrics": METRICS_SCHEMA, "scans": SCANS_SCHEMA}
+"""The tables in the order in which a part is published: a scan is done when it is in `scans`."""
