@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.imaging.geometry import map_channels
-from raysegment.imaging.preprocess import Intensity, look_up, normalize
+from raysegment.imaging.intensity import Intensity, look_up, normalize
 from raysegment.scan import Pixels
 
 Matrix = npt.NDArray[np.float64]

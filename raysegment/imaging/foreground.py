@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -9,21 +11,29 @@ import numpy.typing as npt
 from raysegment.imaging.geometry import Box, map_channels
 from raysegment.scan import Pixels
 
+PerChannel = npt.NDArray[np.float32]
+
 BORDER_SHARE = 0.03
 """Share of a side that counts as border; most of it is background."""
 
 CONTRAST_SHARE = 0.1
-"""Foreground differs from background by more than this share of what the brightest tissue does."""
+"""Foreground differs from background by more than this share of what the brightest tissue does, over all channels."""
 
 NOISE_FACTOR = 4.0
-"""Foreground differs from background by more than this many standard deviations of the background's noise."""
+"""A channel counts if its brightest tissue differs by more than this many standard deviations of background noise."""
+
+CELLS = 64
+"""The shorter side is looked at in about this many cells, so noise averages out and specks vanish."""
+
+PIECE_SHARE = 0.02
+"""Pieces smaller than this share of the largest one are artefacts."""
 
 
-def foreground_box(pixels: Pixels, margin: int = 8) -> Box | None:
+def foreground_box(pixels: Pixels, margin: int = 4) -> Box | None:
     """The smallest box that holds the foreground of all slices, and a margin.
 
     The background's level and noise are measured on the border of the slices, per channel, so it may be dark noise,
-    a constant, negative (CT) or the zero of a z-normalised scan. Specks of a few pixels are ignored.
+    a constant, negative (CT) or the zero of a z-normalised scan. Specks, thin lines and noise are ignored.
 
     Args:
         pixels: (slices, rows, columns, channels), raw.
@@ -33,17 +43,17 @@ def foreground_box(pixels: Pixels, margin: int = 8) -> Box | None:
         The box, or None where nothing differs from the background.
     """
     rows, columns = pixels.shape[1:3]
-    step = 2 if min(rows, columns) >= 64 else 1
-    level, tolerance = _measure_background(pixels)
-    union = np.zeros((-(-rows // step), -(-columns // step)), np.uint8)
+    cell = max(1, min(rows, columns) // CELLS)
+    level, weight = _measure_background(pixels)
+    union = np.zeros((-(-rows // cell), -(-columns // cell)), np.uint8)
     kernel = np.ones((3, 3), np.uint8)
-    for plane in pixels:
-        found = _differs(plane, step, level, tolerance)
-        np.maximum(union, cv2.morphologyEx(found, cv2.MORPH_OPEN, kernel), out=union)
+    for plane in pixels if weight.any() else ():
+        np.maximum(union, cv2.morphologyEx(_differs(plane, union.shape, level, weight), cv2.MORPH_OPEN, kernel), union)
+    union = _drop_small_pieces(union)
     if not union.any():
         return None
-    row_start, row_stop = _extent(union.max(axis=1), step, margin, rows)
-    column_start, column_stop = _extent(union.max(axis=0), step, margin, columns)
+    row_start, row_stop = _extent(union.max(axis=1), margin, rows)
+    column_start, column_stop = _extent(union.max(axis=0), margin, columns)
     return Box(row_start, row_stop, column_start, column_stop)
 
 
@@ -76,8 +86,8 @@ def _grow(start: int, stop: int, limit: int, multiple: int, sizes: tuple[int, ..
     return start, start + side
 
 
-def _measure_background(pixels: Pixels) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Level and tolerance per channel: float32, (channels,); an infinite tolerance where a channel shows nothing."""
+def _measure_background(pixels: Pixels) -> tuple[PerChannel, PerChannel]:
+    """Level and weight per channel: the weighted sum of distances from the level is about 1 in the brightest tissue."""
     rows, columns, channels = pixels.shape[1:]
     width = max(1, round(BORDER_SHARE * min(rows, columns)))
     edges = (pixels[:, :width], pixels[:, -width:], pixels[:, :, :width], pixels[:, :, -width:])
@@ -86,25 +96,28 @@ def _measure_background(pixels: Pixels) -> tuple[npt.NDArray[np.float32], npt.ND
     noise = 1.4826 * np.median(np.abs(border - level), axis=0)
     sample = pixels[:, ::4, ::4].reshape(-1, channels).astype(np.float32)
     contrast = np.percentile(np.abs(sample - level), 99.5, axis=0)
-    tolerance = np.maximum(CONTRAST_SHARE * contrast, NOISE_FACTOR * noise)
-    tolerance = np.where((contrast > 0) & (tolerance < contrast), tolerance, np.inf)
-    return level.astype(np.float32), tolerance.astype(np.float32)
+    shows = (contrast > NOISE_FACTOR * noise) & (contrast > 0)
+    weight = np.where(shows, 1 / np.where(shows, contrast, 1), 0) / max(1, np.count_nonzero(shows))
+    return level.astype(np.float32), weight.astype(np.float32)
 
 
-def _differs(
-    plane: Pixels, step: int, level: npt.NDArray[np.float32], tolerance: npt.NDArray[np.float32]
-) -> npt.NDArray[np.uint8]:
-    """Where any channel of a slice leaves the background, uint8, on a grid `step` times coarser."""
-    size = (-(-plane.shape[1] // step), -(-plane.shape[0] // step))
+def _differs(plane: Pixels, shape: tuple[int, ...], level: PerChannel, weight: PerChannel) -> npt.NDArray[np.uint8]:
+    """Where the cells of a slice leave the background, uint8."""
+    size = (shape[1], shape[0])
     coarse = map_channels(plane, lambda group: cv2.resize(group, size, interpolation=cv2.INTER_AREA))
-    found = np.zeros(coarse.shape[:2], np.uint8)
-    for channel in np.flatnonzero(np.isfinite(tolerance)):
-        low, high = level[channel] - tolerance[channel], level[channel] + tolerance[channel]
-        values = np.ascontiguousarray(coarse[:, :, channel]).astype(np.float32)
-        np.maximum(found, (values < low) | (values > high), out=found)
-    return found
+    distance = np.abs(coarse.astype(np.float32) - level) @ weight
+    return (distance > CONTRAST_SHARE).view(np.uint8)
 
 
-def _extent(profile: npt.NDArray[np.uint8], step: int, margin: int, limit: int) -> tuple[int, int]:
-    found = np.flatnonzero(profile)
-    return max(0, int(found[0]) * step - margin), min(limit, (int(found[-1]) + 1) * step + margin)
+def _drop_small_pieces(union: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    _, numbers, statistics, _ = cv2.connectedComponentsWithStats(union, connectivity=8)
+    sizes = statistics[:, cv2.CC_STAT_AREA].copy()
+    sizes[0] = 0
+    kept = (sizes > 0) & (sizes >= PIECE_SHARE * sizes.max())
+    return kept[numbers].view(np.uint8)
+
+
+def _extent(profile: npt.NDArray[np.uint8], margin: int, side: int) -> tuple[int, int]:
+    found, cell = np.flatnonzero(profile), side / len(profile)
+    start, stop = int(found[0] * cell), math.ceil((int(found[-1]) + 1) * cell)
+    return max(0, start - margin), min(side, stop + margin)

@@ -1,0 +1,183 @@
+"""Intensity normalization: measured on a whole scan, applied to its slices."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from raysegment.errors import ChannelMismatchError, NonFinitePixelsError
+from raysegment.imaging.geometry import DTYPES_OF_OPENCV, MAX_CHANNELS_AT_ONCE
+from raysegment.options import Normalization
+from raysegment.scan import Pixels
+
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
+FLAT_SHARE = 1e-6
+"""A channel whose spread is below this share of its largest value is flat; it becomes 0."""
+
+PerChannel = npt.NDArray[np.float32]
+PerChannelExact = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Intensity:
+    """Normalization of one scan: (clip(x, low, high) - offset) * scale; each float32, (channels,)."""
+
+    offset: PerChannel
+    scale: PerChannel
+    low: PerChannel
+    high: PerChannel
+
+    def tile(self, num_channels: int) -> Intensity:
+        """The same for stacked context slices, whose channels repeat.
+
+        Raises:
+            ChannelMismatchError: `num_channels` is no multiple of the channels measured.
+        """
+        times, rest = divmod(num_channels, len(self.offset))
+        if rest or not times:
+            raise ChannelMismatchError(
+                f"pixels have {num_channels} channels; the normalization was measured on {len(self.offset)}."
+            )
+        return Intensity(*(np.tile(values, times) for values in (self.offset, self.scale, self.low, self.high)))
+
+
+def measure_intensity(pixels: Pixels, normalization: Normalization) -> Intensity:
+    """Measure a normalization on a whole scan, per channel.
+
+    `scale` divides integers by their type's maximum, and floats by the largest magnitude where that is above 1;
+    `minmax` maps the extremes to 0 and 1; `zscore` gives mean 0 and standard deviation 1; `percentile` clips to the
+    percentiles 0.5 and 99.5 and maps them to 0 and 1. A flat channel becomes 0.
+
+    Args:
+        pixels: (slices, rows, columns, channels), raw.
+        normalization: One of the four words.
+
+    Raises:
+        NonFinitePixelsError: The pixels hold NaN or infinity.
+    """
+    _check_finite(pixels)
+    channels = pixels.shape[-1]
+    low, high = np.full(channels, -np.inf), np.full(channels, np.inf)
+    if normalization == "scale":
+        offset, span = np.zeros(channels), _full_range(pixels)
+        scale = 1.0 / span
+    elif normalization == "zscore":
+        offset, span = _mean_and_deviation(pixels)
+        scale = _inverse(span, np.abs(offset))
+    else:
+        low, high = _extremes(pixels) if normalization == "minmax" else _percentiles(pixels)
+        offset, scale = low, _inverse(high - low, np.maximum(np.abs(low), np.abs(high)))
+    return Intensity(*(np.asarray(values, np.float32) for values in (offset, scale, low, high)))
+
+
+def normalize(pixels: Pixels, intensity: Intensity) -> npt.NDArray[np.float32]:
+    """Apply a normalization.
+
+    Args:
+        pixels: (…, channels), raw; channels may be those of stacked context slices.
+        intensity: From `measure_intensity`.
+
+    Returns:
+        float32, same shape.
+    """
+    intensity = intensity.tile(pixels.shape[-1])
+    if pixels.dtype == np.uint8 and pixels.ndim >= 3:
+        table = _apply(np.repeat(np.arange(256.0)[:, None], pixels.shape[-1], axis=1), intensity)
+        return look_up(pixels, table)
+    return _apply(pixels, intensity)
+
+
+def look_up(pixels: Pixels, table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Replace each value by its entry in a table: pixels uint8 (…, rows, channels), table (256, channels)."""
+    image = np.ascontiguousarray(pixels).reshape(-1, *pixels.shape[-2:])
+    found = np.asarray(cv2.LUT(image, np.ascontiguousarray(table)[None]))
+    return found.reshape(pixels.shape)
+
+
+def _apply(pixels: npt.NDArray[np.generic], intensity: Intensity) -> npt.NDArray[np.float32]:
+    """Normalize any shape; rows are flattened first, since NumPy is slow on short last axes."""
+    repeats = pixels.shape[-2]
+    offset, scale, low, high = (
+        np.tile(values, repeats) for values in (intensity.offset, intensity.scale, intensity.low, intensity.high)
+    )
+    values = pixels.reshape(-1, len(offset)).astype(np.float32)
+    if np.isfinite(low).any() or np.isfinite(high).any():
+        np.clip(values, low, high, out=values)
+    values -= offset
+    values *= scale
+    return values.reshape(pixels.shape)
+
+
+def _check_finite(pixels: Pixels) -> None:
+    if pixels.dtype.kind != "f":
+        return
+    bad = pixels.size - int(np.count_nonzero(np.isfinite(pixels)))
+    if bad:
+        raise NonFinitePixelsError(f"{bad} of {pixels.size} values are NaN or infinite; export the scan anew.")
+
+
+def _full_range(pixels: Pixels) -> PerChannelExact:
+    if np.issubdtype(pixels.dtype, np.integer):
+        return np.full(pixels.shape[-1], float(np.iinfo(pixels.dtype.name).max))
+    low, high = _extremes(pixels)
+    return np.maximum(np.maximum(np.abs(low), np.abs(high)), 1)
+
+
+def _extremes(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
+    rows = pixels.reshape(-1, pixels.shape[-2] * pixels.shape[-1])
+    low, high = (found.reshape(pixels.shape[-2:]) for found in (rows.min(axis=0), rows.max(axis=0)))
+    return low.min(axis=0).astype(np.float64), high.max(axis=0).astype(np.float64)
+
+
+def _inverse(span: PerChannelExact, size: PerChannelExact) -> PerChannelExact:
+    """1 / span, or 0 where a channel is flat."""
+    flat = span <= FLAT_SHARE * size
+    return np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, span))
+
+
+def _mean_and_deviation(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
+    planes = pixels if pixels.dtype in DTYPES_OF_OPENCV else pixels.astype(np.float64)
+    measured = np.stack([_measure_plane(plane) for plane in planes])
+    means, deviations = measured[:, 0], measured[:, 1]
+    return means.mean(axis=0), np.sqrt((deviations**2).mean(axis=0) + means.var(axis=0))
+
+
+def _measure_plane(plane: Pixels) -> PerChannelExact:
+    """Mean and standard deviation of a slice, (2, channels), four channels at a time as OpenCV can."""
+    starts = range(0, plane.shape[-1], MAX_CHANNELS_AT_ONCE)
+    groups = [cv2.meanStdDev(np.ascontiguousarray(plane[..., at : at + MAX_CHANNELS_AT_ONCE])) for at in starts]
+    return np.concatenate([np.stack(group)[:, :, 0] for group in groups], axis=1)
+
+
+def _percentiles(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
+    """The low and the high percentile per channel, linear between ranks as `numpy.percentile`."""
+    percentiles = (LOW_PERCENTILE, HIGH_PERCENTILE)
+    if pixels.dtype == np.uint8:
+        found = np.stack([_percentiles_of_counts(counts, percentiles) for counts in _count_values(pixels)])
+    else:
+        flat: npt.NDArray[Any] = pixels.reshape(-1, pixels.shape[-1])
+        found = np.stack([np.percentile(flat[:, channel], percentiles) for channel in range(flat.shape[-1])])
+    return found[:, 0].astype(np.float64), found[:, 1].astype(np.float64)
+
+
+def _count_values(pixels: Pixels) -> npt.NDArray[np.int64]:
+    """How often each uint8 value occurs, (channels, 256)."""
+    image = np.ascontiguousarray(pixels)
+    counts = np.zeros((pixels.shape[-1], 256), np.int64)
+    for plane in image:
+        for channel in range(pixels.shape[-1]):
+            counts[channel] += cv2.calcHist([plane], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+    return counts
+
+
+def _percentiles_of_counts(counts: npt.NDArray[np.int64], percentiles: tuple[float, float]) -> PerChannelExact:
+    ranks = np.asarray(percentiles) / 100 * (counts.sum() - 1)
+    below = np.floor(ranks)
+    up_to = np.cumsum(counts)
+    low = np.searchsorted(up_to, below, side="right")
+    high = np.searchsorted(up_to, np.ceil(ranks), side="right")
+    return np.asarray(low + (ranks - below) * (high - low), np.float64)
