@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 INTENDED_USE = """Research on medical images like those it was trained on: same kind of scanner, sequence and region.
-**Research use, not a medical device**: it was not validated for diagnosis or treatment, and a person must look at its masks
-before anything follows from them."""
+**Research use, not a medical device**: it was not validated for diagnosis or treatment, and a person must look at its
+masks before anything follows from them."""
 
 HOW_TO_USE = """    raysegment infer BUNDLE SOURCE --out OUT
 
-Without raysegment, `keras.saving.load_model("model.keras")` gives the network: float32 (batch, rows, columns, channels), normalized
-as `model.json` says, to probabilities (batch, rows, columns, labels)."""
+Without raysegment, `keras.saving.load_model("model.keras")` gives the network: float32
+(batch, rows, columns, channels), normalized as `model.json` says, to probabilities (batch, rows, columns, labels)."""
 
 
 def write_card(content: Mapping[str, Any]) -> str:
