@@ -1,0 +1,1 @@
+"""From a folder or bucket to a manifest, and from a manifest's row to pixels."""

@@ -1,0 +1,258 @@
+"""Decoding of files that nobody vouches for, in a child process with limits.
+
+A decoder library that crashes, hangs or eats memory on a hostile file takes only the child with it. The child imports
+neither Ray nor TensorFlow, stays alive from scan to scan, and ends when its standard input closes. Requests and headers of
+answers are JSON, pixels follow as raw bytes: nothing that the child says is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from raysegment.archive.names import show_name
+from raysegment.archive.read import Reference
+from raysegment.errors import (
+    DecoderCrashedError,
+    DecoderTimeoutError,
+    ScanError,
+    UnreadableFileError,
+    scan_error,
+)
+from raysegment.scan import Pixels, Scan, ScanEntry
+
+CHILD_MODULE = "raysegment.archive.decoder_child"
+START_TIMEOUT_SECONDS = 60.0
+MAX_ANSWER_BYTES = 2**20
+PIPE_BYTES = 2**20
+SET_PIPE_SIZE = 1031
+"""Linux's F_SETPIPE_SZ."""
+
+LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What came of one scan.
+
+    Attributes:
+        scan: The pixels.
+        reference: bool, (slices, rows, columns); None where there is none, where none was asked for, or on an error.
+        reference_error: `ErrorType: message` of a reference that cannot be used; None where all is well.
+    """
+
+    scan: Scan
+    reference: Reference | None = None
+    reference_error: str | None = None
+
+
+class _ChildDiedError(Exception):
+    """The child's pipe closed before the answer was complete."""
+
+
+class Decoder:
+    """A child process that reads scans; one per thread of work, kept alive.
+
+        with Decoder(memory_mb=4096, timeout_seconds=60) as decoder:
+            decoded = decoder.read(entry, with_reference=True)
+
+    Args:
+        memory_mb: Memory that one scan may take in the child, above what the child needs itself.
+        timeout_seconds: Time that the pixels, and then the reference, may take.
+    """
+
+    def __init__(self, memory_mb: int = 4096, timeout_seconds: float = 60.0) -> None:
+        self.memory_mb = memory_mb
+        self.timeout_seconds = timeout_seconds
+        self._child: subprocess.Popen[bytes] | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Decoder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def read(self, entry: ScanEntry, with_reference: bool = False) -> Decoded:
+        """Read one scan, and its reference where it has one and it is asked for.
+
+        Raises:
+            ScanError: The scan cannot be used: what `read_scan` raises, or DecoderCrashedError, DecoderMemoryError,
+                DecoderTimeoutError. A reference that cannot be used is no error of the scan.
+        """
+        with self._lock:
+            pixels, answer = self._ask("scan", entry, None)
+            spacing_mm, affine = answer["spacing_mm"], answer["affine"]
+            scan = Scan(
+                pixels,
+                None if spacing_mm is None else (float(spacing_mm[0]), float(spacing_mm[1]), float(spacing_mm[2])),
+                None if affine is None else np.array(affine, np.float64).reshape(4, 4),
+            )
+            if not with_reference or not any(entry.reference_files):
+                return Decoded(scan)
+            try:
+                reference, _ = self._ask("reference", entry, scan.grid)
+            except ScanError as error:
+                return Decoded(scan, None, f"{type(error).__name__}: {error}")
+            return Decoded(scan, reference.astype(np.bool_, copy=False))
+
+    def close(self) -> None:
+        """End the child."""
+        child, self._child = getattr(self, "_child", None), None
+        if child is None:
+            return
+        for stream in (child.stdin, child.stdout):
+            if stream is not None:
+                stream.close()
+        child.kill()
+        child.wait()
+
+    def _ask(self, what: str, entry: ScanEntry, grid: tuple[int, int, int] | None) -> tuple[Pixels, dict[str, Any]]:
+        request = {"what": what, "entry": asdict(entry), "grid": grid}
+        cause = ""
+        for _ in range(2):
+            try:
+                return self._ask_once(request)
+            except _ChildDiedError as error:
+                cause = str(error)
+                self.close()
+        raise DecoderCrashedError(f"{_first_file(what, entry)}: the decoder died twice ({cause}).")
+
+    def _ask_once(self, request: dict[str, Any]) -> tuple[Pixels, dict[str, Any]]:
+        try:
+            child = self._running_child()
+            deadline = time.monotonic() + self.timeout_seconds
+            self._send(child, json.dumps(request).encode())
+            answer = self._receive_answer(child, deadline)
+            if "error_type" in answer:
+                if answer["error_type"] == "DecoderMemoryError":
+                    self.close()
+                raise scan_error(answer["error_type"], answer["message"])
+            pixels = self._receive_pixels(child, answer, deadline)
+        except TimeoutError:
+            self.close()
+            entry = ScanEntry(**request["entry"])
+            raise DecoderTimeoutError(
+                f"{_first_file(request['what'], entry)}: not decoded within {self.timeout_seconds:g} seconds."
+            ) from None
+        return pixels, answer
+
+    def _running_child(self) -> subprocess.Popen[bytes]:
+        if self._child is not None and self._child.poll() is None:
+            return self._child
+        self.close()
+        self._child = start_child(self.memory_mb, self.timeout_seconds)
+        try:
+            self._receive_answer(self._child, time.monotonic() + START_TIMEOUT_SECONDS)
+        except TimeoutError:
+            raise _ChildDiedError(f"did not start within {START_TIMEOUT_SECONDS:g} seconds") from None
+        return self._child
+
+    def _send(self, child: subprocess.Popen[bytes], message: bytes) -> None:
+        assert child.stdin is not None
+        try:
+            child.stdin.write(LENGTH.pack(len(message)) + message)
+            child.stdin.flush()
+        except OSError:
+            raise _ChildDiedError(_cause_of_death(child)) from None
+
+    def _receive_answer(self, child: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
+        (length,) = LENGTH.unpack(self._receive(child, LENGTH.size, deadline))
+        if length > MAX_ANSWER_BYTES:
+            raise _ChildDiedError("answered nonsense")
+        answer = json.loads(bytes(self._receive(child, length, deadline)))
+        return dict(answer)
+
+    def _receive_pixels(self, child: subprocess.Popen[bytes], answer: dict[str, Any], deadline: float) -> Pixels:
+        shape, dtype = tuple(int(size) for size in answer["shape"]), np.dtype(str(answer["dtype"]))
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if dtype.kind not in "buif" or min(shape) < 0 or num_bytes > 2 * self.memory_mb * 2**20:
+            self.close()
+            raise UnreadableFileError(f"the decoder answered with {shape} {dtype}.")
+        pixels = np.empty(shape, dtype)
+        self._receive_into(child, memoryview(pixels.reshape(-1).view(np.uint8)), deadline)
+        return pixels
+
+    def _receive(self, child: subprocess.Popen[bytes], num_bytes: int, deadline: float) -> bytearray:
+        data = bytearray(num_bytes)
+        self._receive_into(child, memoryview(data), deadline)
+        return data
+
+    def _receive_into(self, child: subprocess.Popen[bytes], target: memoryview, deadline: float) -> None:
+        assert child.stdout is not None
+        descriptor = child.stdout.fileno()
+        poller = select.poll()
+        poller.register(descriptor, select.POLLIN)
+        position = 0
+        while position < len(target):
+            if not poller.poll(max(0.0, deadline - time.monotonic()) * 1000):
+                raise TimeoutError
+            count = os.readv(descriptor, [target[position:]])
+            if not count:
+                raise _ChildDiedError(_cause_of_death(child))
+            position += count
+
+
+def start_child(memory_mb: int, timeout_seconds: float) -> subprocess.Popen[bytes]:
+    """Spawn a decoder that sees this process's modules, with one thread of arithmetic."""
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "TIFFFILE_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-m", CHILD_MODULE, str(memory_mb), str(timeout_seconds)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
+    _widen_pipe(child)
+    return child
+
+
+def _widen_pipe(child: subprocess.Popen[bytes]) -> None:
+    """Fewer switches between the processes; a system that refuses is only slower."""
+    import fcntl
+
+    try:
+        assert child.stdout is not None
+        fcntl.fcntl(child.stdout.fileno(), SET_PIPE_SIZE, PIPE_BYTES)
+    except OSError:
+        pass
+
+
+def _cause_of_death(child: subprocess.Popen[bytes]) -> str:
+    try:
+        code = child.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "closed its pipe"
+    if code >= 0:
+        return f"exit code {code}"
+    return f"signal {signal.Signals(-code).name}" if -code in {*signal.Signals} else f"signal {-code}"
+
+
+def _first_file(what: str, entry: ScanEntry) -> str:
+    files = [name for name in (entry.files if what == "scan" else entry.reference_files) if name]
+    return show_name(files[0] if len(files) == 1 else entry.scan_id)

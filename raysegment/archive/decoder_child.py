@@ -1,0 +1,107 @@
+"""The decoder's child process: `python -m raysegment.archive.decoder_child MEMORY_MB TIMEOUT_SECONDS`.
+
+Reads requests from standard input and answers on what was standard output; see `decoder` for the parent's side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import resource
+import signal
+import sys
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from raysegment.archive.decoder import LENGTH
+from raysegment.archive.formats import readers
+from raysegment.archive.read import read_reference, read_scan
+from raysegment.errors import DecoderMemoryError, ScanError, UnreadableFileError
+from raysegment.scan import Scan, ScanEntry
+
+GRACE_SECONDS = 10
+"""The child ends itself this long after the time limit, should the parent be gone."""
+
+
+def main() -> None:
+    """Serve requests until standard input closes."""
+    memory_mb, timeout_seconds = int(sys.argv[1]), float(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    readers()
+    _limit_memory(memory_mb)
+    _send(answers, {"ready": True})
+    while True:
+        head = sys.stdin.buffer.read(LENGTH.size)
+        if len(head) < LENGTH.size:
+            return
+        request = json.loads(sys.stdin.buffer.read(LENGTH.unpack(head)[0]))
+        signal.setitimer(signal.ITIMER_REAL, timeout_seconds + GRACE_SECONDS)
+        _serve(answers, request, memory_mb)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _serve(answers: BinaryIO, request: dict[str, Any], memory_mb: int) -> None:
+    """Read what is asked for and send it, or the error."""
+    entry = _entry_of(request["entry"])
+    try:
+        scan = _read(request, entry, memory_mb * 2**20)
+    except ScanError as error:
+        _send(answers, {"error_type": type(error).__name__, "message": str(error)})
+    except MemoryError:
+        message = f"{entry.scan_id!r}: decoding needs more than the {memory_mb} MB it may take."
+        _send(answers, {"error_type": DecoderMemoryError.__name__, "message": message})
+    except Exception as error:
+        message = f"{entry.scan_id!r} cannot be decoded ({type(error).__name__})."
+        _send(answers, {"error_type": UnreadableFileError.__name__, "message": message})
+    else:
+        pixels = np.ascontiguousarray(scan.pixels)
+        affine = None if scan.affine is None else scan.affine.tolist()
+        _send(
+            answers,
+            {"shape": pixels.shape, "dtype": pixels.dtype.str, "spacing_mm": scan.spacing_mm, "affine": affine},
+        )
+        _send_all(answers, memoryview(pixels.reshape(-1).view(np.uint8)))
+
+
+def _read(request: dict[str, Any], entry: ScanEntry, max_bytes: int) -> Scan:
+    if request["what"] == "scan":
+        return read_scan(entry, max_bytes=max_bytes)
+    slices, rows, columns = request["grid"]
+    return Scan(read_reference(entry, (slices, rows, columns), max_bytes=max_bytes))
+
+
+def _entry_of(values: dict[str, Any]) -> ScanEntry:
+    return ScanEntry(**values | {name: tuple(values[name]) for name in ("files", "reference_files")})
+
+
+def _send(answers: BinaryIO, answer: dict[str, Any]) -> None:
+    message = json.dumps(answer).encode()
+    _send_all(answers, memoryview(LENGTH.pack(len(message)) + message))
+
+
+def _send_all(answers: BinaryIO, data: memoryview) -> None:
+    position = 0
+    while position < len(data):
+        position += answers.write(data[position:]) or 0
+
+
+def _limit_memory(memory_mb: int) -> None:
+    """Cap what the child may take on top of what it has; systems without such limits go without."""
+    with contextlib.suppress(OSError, ValueError):
+        limit = _taken_bytes() + memory_mb * 2**20
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _taken_bytes() -> int:
+    """Private writable memory of this process, which RLIMIT_DATA counts."""
+    with io.open("/proc/self/status", encoding="ascii") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        main()

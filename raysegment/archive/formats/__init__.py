@@ -1,0 +1,102 @@
+"""The readers: one module per file format, found by its name.
+
+A reader is a module with
+
+    EXTENSIONS: tuple[str, ...]                 lower case, such as (".tif", ".tiff")
+    def recognises(head: bytes) -> bool         whether a file may be of this format, from its first 32 bytes
+    def read_header(stream, name) -> Header     from an open binary file, without decoding pixels
+    def read_slices(data, name) -> Scan         from all bytes of the file; pixels (slices, rows, columns, channels)
+
+`stream` is a seekable binary file, `name` is for messages only, and both functions raise a `ScanError`. The module's name is
+the manifest's `reader`. A module in this folder is a reader as soon as it lies here. Modules elsewhere are named, with commas
+between, in the environment variable RAYSEGMENT_READERS; they must be importable where scans are decoded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import BinaryIO, Protocol, cast
+
+import numpy as np
+
+from raysegment.errors import UnknownFormatError
+from raysegment.scan import Scan, Spacing
+
+READERS_VARIABLE = "RAYSEGMENT_READERS"
+HEAD_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file declares before its pixels are read.
+
+    Attributes:
+        slices: Number of planes in the file.
+        rows: Height of a plane in pixels.
+        columns: Width of a plane in pixels.
+        channels: Number of contrasts or colours.
+        dtype: Type of one value as stored.
+        spacing_mm: (slices, rows, columns), None where the format has none.
+    """
+
+    slices: int
+    rows: int
+    columns: int
+    channels: int
+    dtype: np.dtype[np.generic]
+    spacing_mm: Spacing | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that the decoded pixels take."""
+        return self.slices * self.rows * self.columns * self.channels * self.dtype.itemsize
+
+
+class Reader(Protocol):
+    """The shape of a reader module."""
+
+    EXTENSIONS: tuple[str, ...]
+
+    def recognises(self, head: bytes) -> bool: ...
+
+    def read_header(self, stream: BinaryIO, name: str) -> Header: ...
+
+    def read_slices(self, data: bytes, name: str) -> Scan: ...
+
+
+def readers() -> dict[str, Reader]:
+    """All readers by name: those of this folder, then those that RAYSEGMENT_READERS names."""
+    return _load_readers(os.environ.get(READERS_VARIABLE, ""))
+
+
+def get_reader(name: str) -> Reader:
+    """The reader of that name.
+
+    Raises:
+        UnknownFormatError: No reader has that name.
+    """
+    found = readers().get(name)
+    if found is None:
+        raise UnknownFormatError(f"no reader is called {name!r}; there are {', '.join(sorted(readers()))}.")
+    return found
+
+
+def readers_by_extension() -> dict[str, str]:
+    """Name of the reader that looks at files with an extension."""
+    return {extension: name for name, reader in readers().items() for extension in reader.EXTENSIONS}
+
+
+def recognise(head: bytes) -> str | None:
+    """Name of the reader that recognises a file by its first bytes, None where none does."""
+    return next((name for name, reader in readers().items() if reader.recognises(head)), None)
+
+
+@lru_cache(maxsize=8)
+def _load_readers(extra: str) -> dict[str, Reader]:
+    names = [f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)]
+    names += [name.strip() for name in extra.split(",") if name.strip()]
+    return {name.rpartition(".")[2]: cast(Reader, importlib.import_module(name)) for name in names}

@@ -1,0 +1,113 @@
+"""PNG and JPEG: one slice a file."""
+
+from __future__ import annotations
+
+import struct
+from typing import BinaryIO
+
+import imagecodecs
+import numpy as np
+
+from raysegment.archive.formats import Header
+from raysegment.archive.names import show_name
+from raysegment.errors import ScanError, TruncatedFileError, UnknownFormatError, UnreadableFileError
+from raysegment.scan import Scan
+
+EXTENSIONS = (".png", ".jpg", ".jpeg")
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+JPEG_MAGIC = b"\xff\xd8\xff"
+
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
+_JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
+_JPEG_BARE = {0x01, *range(0xD0, 0xD9)}
+
+
+def recognises(head: bytes) -> bool:
+    """Whether the first bytes are a PNG's or a JPEG's."""
+    return head.startswith((PNG_MAGIC, JPEG_MAGIC))
+
+
+def read_header(stream: BinaryIO, name: str) -> Header:
+    """Size and type from the first chunk (PNG) or the frame header (JPEG).
+
+    Raises:
+        ScanError: Neither PNG nor JPEG, or truncated.
+    """
+    head = stream.read(len(PNG_MAGIC))
+    try:
+        if head == PNG_MAGIC:
+            return _png_header(stream)
+        if head.startswith(JPEG_MAGIC):
+            stream.seek(2)
+            return _jpeg_header(stream, name)
+    except (struct.error, IndexError):
+        raise TruncatedFileError(f"{show_name(name)} ends before its header does.") from None
+    raise UnknownFormatError(f"{show_name(name)}: the first bytes are not those of a PNG or JPEG file.")
+
+
+def read_slices(data: bytes, name: str) -> Scan:
+    """Decode the image.
+
+    Returns:
+        Pixels (1, rows, columns, channels) as stored: grey, grey and alpha, RGB or RGBA. Palettes become RGB; an
+        orientation note of a camera is not followed.
+
+    Raises:
+        ScanError: Truncated or broken.
+    """
+    try:
+        if data.startswith(PNG_MAGIC):
+            _check_png_complete(data, name)
+            pixels = imagecodecs.png_decode(data)
+        elif data.startswith(JPEG_MAGIC):
+            _check_jpeg_complete(data, name)
+            pixels = imagecodecs.jpeg8_decode(data)
+        else:
+            raise UnknownFormatError(f"{show_name(name)}: the first bytes are not those of a PNG or JPEG file.")
+    except (ScanError, MemoryError):
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise UnreadableFileError(f"{show_name(name)} cannot be decoded: broken image ({kind}).") from error
+    return Scan(np.asarray(pixels)[None, ..., None] if pixels.ndim == 2 else np.asarray(pixels)[None])
+
+
+def _png_header(stream: BinaryIO) -> Header:
+    columns, rows, bits, colour = struct.unpack_from(">IIBB", stream.read(25), 8)
+    return Header(1, rows, columns, _PNG_CHANNELS.get(colour, 1), np.dtype(np.uint16 if bits == 16 else np.uint8))
+
+
+def _jpeg_header(stream: BinaryIO, name: str) -> Header:
+    while True:
+        marker = stream.read(2)
+        while marker[1] == 0xFF:
+            marker = marker[1:] + stream.read(1)
+        if marker[0] != 0xFF:
+            raise UnreadableFileError(f"{show_name(name)}: broken JPEG markers.")
+        if marker[1] in _JPEG_BARE:
+            continue
+        (length,) = struct.unpack(">H", stream.read(2))
+        if marker[1] in _JPEG_FRAMES:
+            _, rows, columns, channels = struct.unpack(">BHHB", stream.read(6))
+            return Header(1, rows, columns, channels, np.dtype(np.uint8))
+        stream.seek(max(length - 2, 0), 1)
+
+
+def _check_png_complete(data: bytes, name: str) -> None:
+    position = len(PNG_MAGIC)
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        position += length + 12
+        if kind == b"IEND":
+            break
+    else:
+        raise TruncatedFileError(f"{show_name(name)} ends before its last PNG chunk.")
+    if position > len(data):
+        raise TruncatedFileError(f"{show_name(name)} ends within a PNG chunk.")
+
+
+def _check_jpeg_complete(data: bytes, name: str) -> None:
+    """The end marker must follow the last scan of pixels; thumbnails in the header have their own."""
+    start = data.rfind(b"\xff\xda")
+    if start < 0 or data.find(b"\xff\xd9", start) < 0:
+        raise TruncatedFileError(f"{show_name(name)} ends before its JPEG end marker.")

@@ -1,0 +1,148 @@
+"""TIFF: single images and stacks, uncompressed or compressed, 8 to 64 bit, tiled, multi-page, OME and ImageJ axes."""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import BinaryIO
+
+import imagecodecs
+import numpy as np
+import tifffile
+
+from raysegment.archive import plain_tiff
+from raysegment.archive.formats import Header
+from raysegment.archive.names import show_name
+from raysegment.errors import (
+    ScanError,
+    SliceMismatchError,
+    TruncatedFileError,
+    UnreadableFileError,
+)
+from raysegment.scan import Pixels, Scan
+
+EXTENSIONS = (".tif", ".tiff")
+REDUCED_IMAGE = 1
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
+
+def recognises(head: bytes) -> bool:
+    """Whether the first bytes are a TIFF's or BigTIFF's."""
+    return head[:4] in plain_tiff.MAGICS
+
+
+def read_header(stream: BinaryIO, name: str) -> Header:
+    """What the tags declare; the pixels are not decoded.
+
+    Raises:
+        ScanError: No TIFF, truncated, or of a kind that is no scan.
+    """
+    page = plain_tiff.read_pages(stream, name, limit=1)[0]
+    layout = plain_tiff.plain_layout(page)
+    if layout is not None:
+        return Header(1, layout.rows, layout.columns, layout.channels, layout.dtype.newbyteorder("="))
+    stream.seek(0)
+    try:
+        with tifffile.TiffFile(stream) as tiff:
+            return _header_of(_single_series(tiff, name), name)
+    except ScanError:
+        raise
+    except Exception as error:
+        raise _unreadable(error, name) from error
+
+
+def read_slices(data: bytes, name: str) -> Scan:
+    """Decode all pages.
+
+    Returns:
+        Pixels (slices, rows, columns, channels), the values that `tifffile.imread` gives. TIFF knows no voxel spacing.
+
+    Raises:
+        ScanError: Truncated, broken, or of a kind that is no scan.
+    """
+    pages = plain_tiff.read_pages(io.BytesIO(data), name)
+    plain_tiff.check_complete(pages, len(data), name)
+    try:
+        layout = plain_tiff.plain_layout(pages[0])
+        pixels = plain_tiff.decode_plain(data, layout) if layout else None
+        if pixels is not None:
+            return Scan(pixels[None])
+        with tifffile.TiffFile(io.BytesIO(data)) as tiff:
+            series = _single_series(tiff, name)
+            _header_of(series, name)
+            _check_series_complete(series, len(data), name)
+            return Scan(_arrange(series.asarray(maxworkers=1), series.axes, name))
+    except (ScanError, MemoryError):
+        raise
+    except Exception as error:
+        raise _unreadable(error, name) from error
+
+
+def _single_series(tiff: tifffile.TiffFile, name: str) -> tifffile.TiffPageSeries:
+    """The one image of the file; thumbnails and pyramid levels do not count."""
+    found = [series for series in tiff.series if not _is_reduced(series)] or list(tiff.series)
+    if not found:
+        raise TruncatedFileError(f"{show_name(name)}: the TIFF has no page with pixels.")
+    if len(found) > 1 and found[0].kind in ("generic", "uniform", "shaped"):
+        shapes = sorted({str(series.keyframe.shape) for series in found})
+        raise SliceMismatchError(f"{show_name(name)}: pages of {' and '.join(shapes[:3])}; all must share one shape.")
+    if len(found) > 1:
+        raise UnreadableFileError(f"{show_name(name)} holds {len(found)} images; a file must hold one scan.")
+    return found[0]
+
+
+def _is_reduced(series: tifffile.TiffPageSeries) -> bool:
+    return bool(series.keyframe.subfiletype & REDUCED_IMAGE)
+
+
+def _header_of(series: tifffile.TiffPageSeries, name: str) -> Header:
+    sizes = dict.fromkeys("zyxc", 1)
+    for axis, size in zip(series.axes, series.shape, strict=True):
+        sizes[_role(axis)] *= size
+    if "Y" not in series.axes or "X" not in series.axes or not series.size:
+        raise UnreadableFileError(f"{show_name(name)}: the TIFF holds no image with rows and columns.")
+    if {"T", "Z"} <= {axis for axis, size in zip(series.axes, series.shape, strict=True) if size > 1}:
+        raise UnreadableFileError(f"{show_name(name)} holds a volume at several times; a file must hold one scan.")
+    dtype = np.dtype(series.dtype)
+    if dtype.kind not in "buif":
+        raise UnreadableFileError(f"{show_name(name)} holds {dtype} values; expected whole or floating-point numbers.")
+    dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
+    return Header(sizes["z"], sizes["y"], sizes["x"], sizes["c"], dtype)
+
+
+def _role(axis: str) -> str:
+    """What an axis of tifffile means here: y, x, c(hannels) or z, the slices."""
+    return {"Y": "y", "X": "x", "C": "c", "S": "c"}.get(axis, "z")
+
+
+def _arrange(pixels: Pixels, axes: str, name: str) -> Pixels:
+    """Bring axes in tifffile's letters to (slices, rows, columns, channels)."""
+    if len(axes) != pixels.ndim:
+        raise UnreadableFileError(f"{show_name(name)}: the TIFF's axes {axes} do not fit its {pixels.ndim} dimensions.")
+    order = sorted(range(len(axes)), key=lambda index: "zyxc".index(_role(axes[index])))
+    sizes = dict.fromkeys("zyxc", 1)
+    for axis, size in zip(axes, pixels.shape, strict=True):
+        sizes[_role(axis)] *= size
+    arranged = pixels.transpose(order).reshape(tuple(sizes.values()))
+    if arranged.dtype.kind == "b":
+        return arranged.astype(np.uint8)
+    return arranged.astype(arranged.dtype.newbyteorder("="), copy=False)
+
+
+def _check_series_complete(series: tifffile.TiffPageSeries, num_bytes: int, name: str) -> None:
+    """Refuse a stack with missing pages, or whose one block of pixels passes the end of the file."""
+    if any(page is None for page in series.pages):
+        raise TruncatedFileError(f"{show_name(name)}: pages of the stack are missing.")
+    start = series.dataoffset
+    if start is not None and start + series.nbytes > num_bytes:
+        end = start + series.nbytes
+        raise TruncatedFileError(f"{show_name(name)} has {num_bytes} bytes; its pixels end at byte {end}.")
+
+
+def _unreadable(error: Exception, name: str) -> ScanError:
+    """Only the kind of error is told: its text may quote the file's header."""
+    kind = (
+        "broken compressed data" if isinstance(error, imagecodecs.DelayedImportError | RuntimeError) else "broken TIFF"
+    )
+    return UnreadableFileError(f"{show_name(name)} cannot be decoded: {kind} ({type(error).__name__}).")

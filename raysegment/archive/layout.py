@@ -1,0 +1,252 @@
+"""Which files make a scan: the rules of folder layout.
+
+- Files of one folder whose names differ only in the number at their end are the slices of one scan, in natural order, if
+  at least half of the numbers between the first and the last exist. Its scan_id is the folder's path, or the folder's path
+  and the common beginning of the names where a folder holds several such series.
+- Every other file is a scan of its own: a single image or a stack of pages. Its scan_id is the file's path.
+- In a folder called `images` (image, imgs, img) each file is a scan of its own.
+- The reference of `x.tif` is `x_mask.*` beside it, or `x.*` or `x_mask.*` in the folder `masks` (mask, labels, label) that
+  lies where `images` lies, or in the folder of the images.
+- A folder train, val or test (training, valid, validation, testing) among the first three of a path gives the split.
+- The patient is the first folder, not counting those above all scans, split folders and `images`; else the common
+  beginning of a series' names; else each file is its own patient.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from raysegment.archive.names import natural_key
+from raysegment.archive.walk import Folder, FoundFile, extension_of
+
+IMAGE_FOLDERS = ("images", "image", "imgs", "img")
+MASK_FOLDERS = ("masks", "mask", "labels", "label")
+MASK_SUFFIX = "_mask"
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+SPLIT_DEPTH = 3
+
+_NUMBERED = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
+
+LocatedFile = tuple[str, FoundFile]
+"""A file and its path below the source."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """A scan as the folder layout tells it, before any file is opened.
+
+    Attributes:
+        scan_id: Path below the source.
+        place: What the patient is read from: folders that name something, then the series or file.
+        files: Slices in natural order, or the one file.
+        references: As `files`; None is a slice without a reference. Empty where there is none at all.
+        split: What a train, val or test folder says.
+        is_series: Whether the slices were joined by their numbers.
+        problem: Why there is nothing to open.
+    """
+
+    scan_id: str
+    place: tuple[str, ...]
+    files: list[LocatedFile] = field(default_factory=list)
+    references: list[LocatedFile | None] = field(default_factory=list)
+    split: str | None = None
+    is_series: bool = False
+    problem: str | None = None
+
+
+def draft_scans(folders: Iterable[Folder], source_name: str) -> tuple[list[Draft], int]:
+    """Join files to scans.
+
+    Args:
+        folders: What lies below the source.
+        source_name: The source's last folder, which names a scan that lies directly in it.
+
+    Returns:
+        The scans, and the number of masks beside which no image lies.
+    """
+    by_path = {folder.path: folder for folder in folders}
+    mask_folders = _mask_folders(by_path)
+    used = 0
+    drafts: list[Draft] = []
+    num_masks = sum(len(by_path[path].files) for path in mask_folders)
+    for path, folder in by_path.items():
+        if folder.problem:
+            drafts.append(_problem_draft(folder, source_name))
+        if path in mask_folders:
+            continue
+        images, masks = _tell_masks(folder)
+        num_masks += len(masks)
+        for partner in _partners(path, mask_folders):
+            masks |= _masks_by_stem(by_path[partner], partner)
+        found = _draft_folder(path, images, masks, source_name)
+        used += sum(reference is not None for draft in found for reference in draft.references)
+        drafts += found
+    _make_unique(drafts)
+    return drafts, max(num_masks - used, 0)
+
+
+def single_drafts(series: Draft) -> list[Draft]:
+    """Each file of a series as a scan of its own, for files that turn out to be stacks."""
+    references = series.references or [None] * len(series.files)
+    folder = series.place[:-1] if len(series.place) > 1 else ()
+    return [
+        Draft(item[0], (*folder, item[0]), [item], [reference] if reference else [], series.split)
+        for item, reference in zip(series.files, references, strict=True)
+    ]
+
+
+def assign_patients(drafts: list[Draft]) -> tuple[list[str], int]:
+    """The patient of each scan, and how many scans count as their own patient because nothing names one."""
+    places = [draft.place for draft in drafts]
+    skip = min((len(place) - 1 for place in places), default=0)
+    for level in range(skip):
+        if len({place[level] for place in places}) > 1:
+            skip = level
+            break
+    patients = []
+    num_own = 0
+    for draft in drafts:
+        is_own = not draft.is_series and skip == len(draft.place) - 1
+        num_own += is_own
+        patients.append(draft.scan_id if is_own else draft.place[skip])
+    return patients, num_own
+
+
+def _draft_folder(path: str, images: list[FoundFile], masks: dict[str, LocatedFile], source_name: str) -> list[Draft]:
+    names, split = _naming_parts(path)
+    groups: list[tuple[str | None, list[FoundFile]]]
+    groups = [(None, [file]) for file in images] if _is_image_folder(path) else _find_series(images)
+    num_series = sum(prefix is not None for prefix, _ in groups)
+    drafts = []
+    for prefix, group in groups:
+        located = [(_join(path, file.name), file) for file in group]
+        draft = Draft(located[0][0], (*names, located[0][0]), located, split=split, is_series=prefix is not None)
+        if prefix is not None:
+            title = prefix.strip("_-. ")
+            only = num_series == 1 or not title
+            draft.scan_id = (path or source_name) if only else _join(path, title)
+            draft.place = (names or (source_name,)) if only else (*names, title)
+        references = [masks.get(_stem(file.name)) for file in group]
+        draft.references = references if any(references) else []
+        drafts.append(draft)
+    return drafts
+
+
+def _find_series(images: list[FoundFile]) -> list[tuple[str | None, list[FoundFile]]]:
+    """Numbered files by their common beginning; files that belong to no series have None and stand alone."""
+    numbered: dict[tuple[str, str], list[tuple[int, str, FoundFile]]] = defaultdict(list)
+    groups: list[tuple[str | None, list[FoundFile]]] = []
+    for file in images:
+        match = _NUMBERED.fullmatch(_stem(file.name))
+        if match:
+            numbered[match[1], extension_of(file.name)].append((int(match[2]), file.name, file))
+        else:
+            groups.append((None, [file]))
+    for (prefix, _), items in numbered.items():
+        items.sort(key=lambda item: item[:2])
+        is_series = len(items) > 1 and 2 * len(items) >= items[-1][0] - items[0][0] + 1
+        files = [item[2] for item in items]
+        groups += [(prefix, files)] if is_series else [(None, [file]) for file in files]
+    groups.sort(key=lambda group: natural_key(group[1][0].name))
+    return groups
+
+
+def _tell_masks(folder: Folder) -> tuple[list[FoundFile], dict[str, LocatedFile]]:
+    """The images of a folder, and its `_mask` files by the stem of their image."""
+    images, masks = [], {}
+    for file in folder.files:
+        stem = _stem(file.name)
+        if stem.lower().endswith(MASK_SUFFIX) and len(stem) > len(MASK_SUFFIX):
+            masks[stem[: -len(MASK_SUFFIX)]] = (_join(folder.path, file.name), file)
+        else:
+            images.append(file)
+    return images, masks
+
+
+def _masks_by_stem(folder: Folder, path: str) -> dict[str, LocatedFile]:
+    images, masks = _tell_masks(folder)
+    return masks | {_stem(file.name): (_join(path, file.name), file) for file in images}
+
+
+def _mask_folders(by_path: dict[str, Folder]) -> dict[str, str]:
+    """Folders of masks, each with the path it has when `masks` is taken for `images`."""
+    bases = {_base(path, IMAGE_FOLDERS): path for path in by_path if _is_within(path, IMAGE_FOLDERS)}
+    roots = {base.partition("\0")[0] for base in bases}
+    found: dict[str, str] = {}
+    for path, folder in by_path.items():
+        if not _is_within(path, MASK_FOLDERS):
+            continue
+        base = _base(path, MASK_FOLDERS)
+        parent = base.partition("\0")[0].rstrip("/")
+        has_images = parent in by_path and any(extension_of(file.name) for file in by_path[parent].files)
+        if folder.files and (base.partition("\0")[0] in roots or has_images):
+            found[path] = base
+    return found
+
+
+def _partners(path: str, mask_folders: dict[str, str]) -> list[str]:
+    """Mask folders that belong to a folder of images."""
+    wanted = _base(path, IMAGE_FOLDERS) if _is_within(path, IMAGE_FOLDERS) else (f"{path}/" if path else "") + "\0"
+    return [mask_path for mask_path, base in mask_folders.items() if base == wanted]
+
+
+def _is_within(path: str, words: tuple[str, ...]) -> bool:
+    return any(part.lower() in words for part in path.split("/"))
+
+
+def _base(path: str, words: tuple[str, ...]) -> str:
+    """The path with its last folder among `words` replaced by a zero character."""
+    parts = path.split("/")
+    index = max(index for index, part in enumerate(parts) if part.lower() in words)
+    return "/".join([*parts[:index], "\0", *parts[index + 1 :]])
+
+
+def _is_image_folder(path: str) -> bool:
+    parts = [part.lower() for part in path.split("/") if part.lower() not in SPLIT_FOLDERS]
+    return bool(parts) and parts[-1] in IMAGE_FOLDERS
+
+
+def _naming_parts(path: str) -> tuple[tuple[str, ...], str | None]:
+    """Folders of a path that name something, and its split."""
+    split = None
+    names = []
+    for depth, part in enumerate(path.split("/") if path else []):
+        word = part.lower()
+        if split is None and depth < SPLIT_DEPTH and word in SPLIT_FOLDERS:
+            split = SPLIT_FOLDERS[word]
+        elif word not in IMAGE_FOLDERS:
+            names.append(part)
+    return tuple(names), split
+
+
+def _problem_draft(folder: Folder, source_name: str) -> Draft:
+    names, split = _naming_parts(folder.path)
+    return Draft(
+        folder.path or source_name, names or (source_name,), split=split, is_series=True, problem=folder.problem
+    )
+
+
+def _make_unique(drafts: list[Draft]) -> None:
+    """Two scans of one name get the name of their first file added."""
+    seen: set[str] = set()
+    for draft in drafts:
+        if draft.scan_id in seen and draft.files:
+            draft.scan_id = draft.files[0][0]
+        while draft.scan_id in seen:
+            draft.scan_id += "+"
+        seen.add(draft.scan_id)
+
+
+def _stem(name: str) -> str:
+    return name[: len(name) - len(extension_of(name))]
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name

@@ -1,0 +1,227 @@
+"""The manifest: an Arrow table with one row per scan, kept as Parquet or CSV."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from raysegment.archive.filesystem import describe, is_uri, open_source
+from raysegment.archive.names import encode_name, show_name
+from raysegment.errors import UsageError
+from raysegment.scan import ScanEntry
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("scan_id", pa.string(), nullable=False),
+        pa.field("patient_id", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("reader", pa.string(), nullable=False),
+        pa.field("files", pa.list_(pa.string()), nullable=False),
+        pa.field("reference_files", pa.list_(pa.string()), nullable=False),
+        pa.field("num_files", pa.int32(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("channels", pa.int32()),
+        pa.field("fingerprint", pa.string(), nullable=False),
+        pa.field("split", pa.string()),
+        pa.field("problem", pa.string()),
+    ]
+)
+"""Columns of the manifest. A manifest may carry more columns; they are kept."""
+
+MANIFEST_SUFFIXES = (".parquet", ".csv")
+LIST_COLUMNS = ("files", "reference_files")
+ROWS_PER_GROUP = 20_000
+
+
+def is_manifest(path: str) -> bool:
+    """Whether a source's name says that it is a manifest."""
+    return path.split("?")[0].lower().endswith(MANIFEST_SUFFIXES)
+
+
+def read_manifest(path: str) -> pa.Table:
+    """Read a manifest, Parquet or CSV.
+
+    In CSV a list of files is a JSON array, or the one file's name as it is. `scan_id` and `files` must be there. Missing
+    are filled: `source` with the manifest's folder, `patient_id` with the scan_id, the rest with nothing. A relative
+    `source` is taken from the manifest's folder.
+
+    Args:
+        path: Local file or URI.
+
+    Returns:
+        A table with the columns of MANIFEST_SCHEMA, then any others.
+
+    Raises:
+        UsageError: No such file, not a manifest, or rows that name one scan_id twice.
+    """
+    filesystem, root = open_source(path)
+    try:
+        if path.split("?")[0].lower().endswith(".csv"):
+            with filesystem.open_input_stream(root) as stream:
+                table = _from_csv(stream)
+        else:
+            table = pq.read_table(root, filesystem=filesystem)
+    except FileNotFoundError:
+        raise UsageError(f"manifest {show_name(path)} does not exist.") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise UsageError(f"{show_name(path)} cannot be read as a manifest: {describe(error)}") from error
+    return _conform(table, path)
+
+
+def write_manifest(table: pa.Table, path: str) -> None:
+    """Write a manifest, Parquet or (by the name's end) CSV; a reader sees the old file or the new one, never half."""
+    as_csv = path.lower().endswith(".csv")
+    if is_uri(path):
+        filesystem, root = open_source(path)
+        with filesystem.open_output_stream(root) as stream:
+            _write(table, stream, as_csv)
+        return
+    folder, name = os.path.split(os.path.abspath(path))
+    os.makedirs(folder, exist_ok=True)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as stream:
+            _write(table, stream, as_csv)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def to_table(entries: Iterable[ScanEntry]) -> pa.Table:
+    """The table of some scans."""
+    rows = list(entries)
+    columns = {field.name: [getattr(entry, field.name) for entry in rows] for field in MANIFEST_SCHEMA}
+    return pa.table(columns, schema=MANIFEST_SCHEMA)
+
+
+def entries(table: pa.Table) -> Iterator[ScanEntry]:
+    """The scans of a table, row by row, without holding all of them."""
+    for batch in table.select(MANIFEST_SCHEMA.names).to_batches(max_chunksize=1000):
+        yield from (entry_of(row) for row in batch.to_pylist())
+
+
+def entry_of(row: dict[str, Any]) -> ScanEntry:
+    """One row, as `to_pylist` or Ray Data gives it; other columns are ignored."""
+    values = {name: row[name] for name in MANIFEST_SCHEMA.names if name in row}
+    for name in LIST_COLUMNS:
+        values[name] = tuple(str(file) for file in values.get(name, ()))
+    return ScanEntry(**values)
+
+
+def _write(table: pa.Table, stream: Any, as_csv: bool) -> None:
+    if not as_csv:
+        pq.write_table(table, stream, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        return
+    for name in LIST_COLUMNS:
+        texts = [json.dumps(names, ensure_ascii=False) for names in table[name].to_pylist()]
+        table = table.set_column(table.schema.get_field_index(name), name, pa.array(texts, pa.string()))
+    pacsv.write_csv(table, stream)
+
+
+def _from_csv(stream: Any) -> pa.Table:
+    data = stream.read()
+    header = pacsv.read_csv(
+        io.BytesIO(data.split(b"\n", 1)[0] + b"\n"), parse_options=pacsv.ParseOptions(newlines_in_values=True)
+    )
+    types = {name: pa.string() for name in header.column_names} | {
+        field.name: field.type for field in MANIFEST_SCHEMA if pa.types.is_integer(field.type)
+    }
+    table = pacsv.read_csv(
+        io.BytesIO(data),
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        convert_options=pacsv.ConvertOptions(
+            column_types=types, strings_can_be_null=True, quoted_strings_can_be_null=False
+        ),
+    )
+    for name in LIST_COLUMNS:
+        if name in table.column_names:
+            lists = [_names_in(text) for text in table[name].to_pylist()]
+            index = table.schema.get_field_index(name)
+            table = table.set_column(index, name, pa.array(lists, pa.list_(pa.string())))
+    return table
+
+
+def _names_in(text: str | None) -> list[str]:
+    if not text:
+        return []
+    if not text.startswith("["):
+        return [text]
+    names = json.loads(text)
+    return [str(name) for name in names]
+
+
+def _conform(table: pa.Table, path: str) -> pa.Table:
+    """Fill what may be missing, check what must be there, bring the columns to their types and order."""
+    missing = [name for name in ("scan_id", "files") if name not in table.column_names]
+    if missing:
+        raise UsageError(
+            f"{show_name(path)} has no column {' and '.join(missing)}; a manifest needs scan_id and files."
+        )
+    columns = {name: table[name] for name in table.column_names}
+    rows = table.num_rows
+    folder = _folder_of(path)
+    defaults: dict[str, Any] = {"patient_id": columns["scan_id"], "source": folder, "bytes": 0, "fingerprint": ""}
+    defaults |= {"reader": "", "num_files": pc.list_value_length(columns["files"])}
+    defaults["reference_files"] = pa.array([[]] * rows, pa.list_(pa.string())) if rows else []
+    for field in MANIFEST_SCHEMA:
+        default = defaults.get(field.name)
+        if field.name not in columns:
+            filled = pa.array([default] * rows, field.type) if not isinstance(default, _ARRAYS) else default
+            columns[field.name] = filled
+        elif field.name in ("patient_id", "source", "bytes", "fingerprint", "reader"):
+            columns[field.name] = pc.coalesce(columns[field.name], default)
+    columns["source"] = _absolute_sources(columns["source"], folder)
+    extra = [name for name in table.column_names if name not in MANIFEST_SCHEMA.names]
+    try:
+        conformed = pa.table({name: columns[name] for name in MANIFEST_SCHEMA.names}).cast(MANIFEST_SCHEMA)
+    except (pa.ArrowException, ValueError) as error:
+        raise UsageError(f"{show_name(path)} is no manifest: {describe(error)}") from error
+    _check_unique(conformed["scan_id"], path)
+    for name in extra:
+        conformed = conformed.append_column(name, table[name])
+    return conformed
+
+
+_ARRAYS = (pa.Array, pa.ChunkedArray, list)
+
+
+def _folder_of(path: str) -> str:
+    if is_uri(path):
+        return path.split("?")[0].rpartition("/")[0]
+    return encode_name(os.path.dirname(os.path.abspath(path)))
+
+
+def _absolute_sources(sources: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
+    """Relative sources start from the manifest's folder; most manifests have one source in all rows."""
+    distinct = pc.unique(sources).to_pylist()
+    absolute = [
+        text if is_uri(text) or os.path.isabs(text) or is_uri(folder) else os.path.normpath(os.path.join(folder, text))
+        for text in distinct
+    ]
+    if absolute == distinct:
+        return sources
+    return pc.take(pa.array(absolute, pa.string()), pc.index_in(sources, pa.array(distinct, pa.string())))
+
+
+def _check_unique(scan_ids: pa.ChunkedArray, path: str) -> None:
+    if pc.count_distinct(scan_ids, mode="all").as_py() == len(scan_ids):
+        return
+    counts = pc.value_counts(scan_ids).to_pylist()
+    twice = next(item["values"] for item in counts if item["counts"] > 1)
+    raise UsageError(
+        f"{show_name(path)} names scan_id {show_name(str(twice))} more than once; each scan needs its own."
+    )

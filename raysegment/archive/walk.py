@@ -1,0 +1,143 @@
+"""The files below a source, folder by folder, with size and time: local trees and buckets alike."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from raysegment.archive.filesystem import describe, is_uri, open_source
+from raysegment.archive.names import encode_name, show_name
+from raysegment.errors import UsageError
+
+MAX_LINKS_DEEP = 4
+"""Links to folders that may lie in one path; more are a knot, not an archive."""
+
+Extensions = frozenset[str]
+
+
+@dataclass(slots=True)
+class FoundFile:
+    """One file: its name in its folder, size in bytes, time of change in nanoseconds."""
+
+    name: str
+    size: int
+    changed_ns: int
+    problem: str | None = None
+
+
+@dataclass(slots=True)
+class Folder:
+    """One folder with the files that may belong to scans.
+
+    Attributes:
+        path: Below the source, with forward slashes; empty for the source itself.
+        files: In no order.
+        problem: Why the folder cannot be listed, or is a link to nowhere.
+    """
+
+    path: str
+    files: list[FoundFile] = field(default_factory=list)
+    problem: str | None = None
+
+
+def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:
+    """Every folder below a source that holds files with one of the extensions, or that cannot be listed.
+
+    Hidden files and folders (a leading dot) are left out. Links are followed, unless they lead back to a folder that they
+    lie in.
+
+    Raises:
+        UsageError: The source does not exist.
+    """
+    if is_uri(source):
+        yield from _walk_bucket(source, extensions)
+        return
+    _, root = open_source(source)
+    try:
+        status = os.stat(root)
+    except OSError as error:
+        raise UsageError(f"SOURCE {show_name(source)} cannot be opened: {describe(error)}.") from error
+    if not os.path.isdir(root):
+        raise UsageError(f"SOURCE {show_name(source)} is a file; expected a folder, a manifest or a bucket.")
+    yield from _walk_folder(root, "", ((status.st_dev, status.st_ino),), 0, extensions)
+
+
+def extension_of(name: str) -> str:
+    """Extension in lower case with its dot, empty where there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def _walk_folder(
+    path: str, relative: str, ancestors: tuple[tuple[int, int], ...], num_links: int, extensions: Extensions
+) -> Iterator[Folder]:
+    folder = Folder(relative)
+    below: list[tuple[str, tuple[tuple[int, int], ...], int]] = []
+    try:
+        with os.scandir(path) as listing:
+            items = list(listing)
+    except OSError as error:
+        folder.problem = f"the folder cannot be listed: {describe(error)}"
+        items = []
+    for item in items:
+        name = encode_name(item.name)
+        if name.startswith("."):
+            continue
+        try:
+            if not item.is_dir():
+                if extension_of(name) in extensions or (item.is_symlink() and "." not in name):
+                    _add_file(folder, item, name, extensions)
+                continue
+            links = num_links + item.is_symlink()
+            status = item.stat()
+        except OSError as error:
+            yield Folder(_join(relative, name), problem=f"cannot be opened: {describe(error)}")
+            continue
+        identity = (status.st_dev, status.st_ino)
+        if identity not in ancestors and links <= MAX_LINKS_DEEP:
+            below.append((item.name, (*ancestors, identity), links))
+    if folder.files or folder.problem:
+        yield folder
+    for name, chain, links in sorted(below):
+        yield from _walk_folder(os.path.join(path, name), _join(relative, encode_name(name)), chain, links, extensions)
+
+
+def _add_file(folder: Folder, item: os.DirEntry[str], name: str, extensions: Extensions) -> None:
+    shown = show_name(_join(folder.path, name))
+    try:
+        status = item.stat()
+    except OSError as error:
+        cause = "is a link to nowhere" if item.is_symlink() else f"cannot be opened: {describe(error)}"
+        folder.files.append(FoundFile(name, 0, 0, f"{shown} {cause}"))
+        return
+    if extension_of(name) not in extensions:
+        return
+    problem = None if stat.S_ISREG(status.st_mode) else f"{shown} is no regular file"
+    folder.files.append(FoundFile(name, status.st_size, status.st_mtime_ns, problem))
+
+
+def _walk_bucket(source: str, extensions: Extensions) -> Iterator[Folder]:
+    filesystem, root = open_source(source)
+    try:
+        listed = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
+    except (pa.ArrowException, OSError) as error:
+        raise UsageError(f"SOURCE {show_name(source)} cannot be listed: {describe(error)}") from error
+    folders: dict[str, Folder] = {}
+    for item in listed:
+        relative = item.path[len(root) :].lstrip("/")
+        parent, _, name = relative.rpartition("/")
+        if item.type != pafs.FileType.File or extension_of(name) not in extensions:
+            continue
+        if any(part.startswith(".") for part in relative.split("/")):
+            continue
+        folder = folders.setdefault(parent, Folder(parent))
+        folder.files.append(FoundFile(name, item.size, item.mtime_ns or 0))
+    yield from (folders[path] for path in sorted(folders))
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
