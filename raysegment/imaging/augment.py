@@ -16,6 +16,10 @@ from raysegment.scan import Pixels
 
 Matrix = npt.NDArray[np.float64]
 
+IDENTITY = np.eye(2, 3)
+LINEAR = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+NEAREST = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
@@ -72,12 +76,10 @@ def augment_slice(
     gain = np.float32(1) + _draw(random, choices.contrast, num_channels)
     bias = _draw(random, choices.brightness, num_channels)
     deviation = float(random.random()) * choices.noise
-    warped = _warp(pixels, matrix, cv2.INTER_LINEAR)
-    mask = _warp((reference != 0).astype(np.uint8)[:, :, None], matrix, cv2.INTER_NEAREST)[:, :, 0]
-    varied = normalize(warped, _vary(intensity, gain, bias))
+    varied = normalize(_warp(pixels, matrix), _vary(intensity, gain, bias))
     if deviation > 0:
         varied += _draw_noise(random, varied.shape, deviation)
-    return varied, mask.view(np.uint8)
+    return varied, _warp_reference(reference, matrix)
 
 
 def _draw(random: np.random.Generator, largest: float, count: int) -> npt.NDArray[np.float32]:
@@ -100,13 +102,24 @@ def _draw_warp(random: np.random.Generator, choices: Augmentation, shape: tuple[
     return np.column_stack([linear, centre + moved - linear @ centre])
 
 
-def _warp(pixels: Pixels, matrix: Matrix, interpolation: int) -> Pixels:
-    """One warp of a slice (rows, columns, channels); what comes from outside is 0."""
-    if np.array_equal(matrix, [[1, 0, 0], [0, 1, 0]]):
+def _warp(pixels: Pixels, matrix: Matrix) -> Pixels:
+    """One linear warp of a slice (rows, columns, channels); what comes from outside looks like its corners."""
+    if np.array_equal(matrix, IDENTITY):
         return pixels
     size = (pixels.shape[1], pixels.shape[0])
-    flags = interpolation | cv2.WARP_INVERSE_MAP
-    return map_channels(pixels, lambda group: cv2.warpAffine(group, matrix, size, flags=flags))
+
+    def warp_group(group: Pixels) -> Pixels:
+        corners = np.sort(group[[0, 0, -1, -1], [0, -1, 0, -1]].astype(np.float64), axis=0)
+        return cv2.warpAffine(group, matrix, size, flags=LINEAR, borderValue=tuple(corners[1]))
+
+    return map_channels(pixels, warp_group)
+
+
+def _warp_reference(reference: npt.NDArray[np.generic], matrix: Matrix) -> npt.NDArray[np.uint8]:
+    plain = (reference != 0).view(np.uint8)
+    if np.array_equal(matrix, IDENTITY):
+        return plain
+    return np.asarray(cv2.warpAffine(plain, matrix, plain.shape[::-1], flags=NEAREST), np.uint8)
 
 
 def _vary(intensity: Intensity, gain: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Intensity:

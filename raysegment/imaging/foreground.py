@@ -48,7 +48,8 @@ def foreground_box(pixels: Pixels, margin: int = 4) -> Box | None:
     union = np.zeros((-(-rows // cell), -(-columns // cell)), np.uint8)
     kernel = np.ones((3, 3), np.uint8)
     for plane in pixels if weight.any() else ():
-        np.maximum(union, cv2.morphologyEx(_differs(plane, union.shape, level, weight), cv2.MORPH_OPEN, kernel), union)
+        found = _differs(plane, union.shape, level, weight)
+        union |= cv2.morphologyEx(found, cv2.MORPH_OPEN, kernel)
     union = _drop_small_pieces(union)
     if not union.any():
         return None

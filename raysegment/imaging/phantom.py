@@ -12,12 +12,13 @@ import tifffile
 Plane = npt.NDArray[np.float32]
 
 # Brightness in pre-contrast, FLAIR, post-contrast; 0 to 255.
-SCALP = (150.0, 110.0, 160.0)
+SCALP = (150.0, 138.0, 160.0)
 SKULL = (14.0, 14.0, 16.0)
 GREY_MATTER = (84.0, 98.0, 90.0)
 WHITE_MATTER = (104.0, 80.0, 110.0)
 VENTRICLE = (34.0, 26.0, 36.0)
-LESION = (74.0, 168.0, 104.0)
+FURROW = (52.0, 50.0, 54.0)
+LESION = (74.0, 156.0, 104.0)
 VESSEL = (120.0, 176.0, 190.0)
 
 
@@ -102,14 +103,16 @@ def _paint_head(grid: _Grid, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.
     folds, outline = grid.smooth_noise(0.16), 0.015 * grid.smooth_noise(0.5)
     for index, z in enumerate(grid.z):
         size = grid.radius(z)
-        distance = np.sqrt((grid.x / 0.66) ** 2 + (grid.y / 0.84) ** 2) + outline
+        distance = np.sqrt((grid.x / 0.74) ** 2 + (grid.y / 0.9) ** 2) + outline
         texture = folds + 0.5 * grid.smooth_noise(0.1)
         plane = pixels[index]
         plane[distance < size] = SCALP
         plane[distance < size - 0.06] = SKULL
         brain[index] = distance < size - 0.13
         plane[brain[index]] = GREY_MATTER
-        plane[distance + 0.05 * texture < size - 0.25] = WHITE_MATTER
+        plane[distance + 0.06 * texture < size - 0.25] = WHITE_MATTER
+        furrows = (np.abs(folds) < 0.15) & (distance > size - 0.24)
+        plane[furrows & brain[index]] = FURROW
         side = np.abs(grid.x) - 0.09
         ventricle = (side / 0.055) ** 2 + ((grid.y + 0.03) / (0.3 * size + 0.01)) ** 2 + 0.2 * texture < 1 - 3 * z * z
         plane[ventricle & brain[index]] = VENTRICLE
@@ -125,11 +128,11 @@ def _paint_lesions(
     for _ in range(random.choice([1, 1, 1, 2, 3])):
         angle, reach, height = random.uniform(0, 2 * np.pi), random.uniform(0.15, 0.45), random.uniform(-0.4, 0.5)
         x, y = reach * np.cos(angle), 1.2 * reach * np.sin(angle)
-        wide, long, tall = random.uniform(0.12, 0.26), random.uniform(0.12, 0.26), random.uniform(0.2, 0.4)
-        lumps, strength = grid.smooth_noise(0.2), random.uniform(0.75, 1.1)
+        wide, long, tall = random.uniform(0.15, 0.3), random.uniform(0.15, 0.3), random.uniform(0.25, 0.4)
+        lumps, strength = grid.smooth_noise(0.17), random.uniform(0.75, 1.1)
         for index, z in enumerate(grid.z):
             depth = ((z - height) / tall) ** 2
-            distance = ((grid.x - x) / wide) ** 2 + ((grid.y - y) / long) ** 2 + depth + 0.2 * lumps
+            distance = ((grid.x - x) / wide) ** 2 + ((grid.y - y) / long) ** 2 + depth + 0.3 * lumps
             inside = (distance < 1) & brain[index]
             edge = np.clip((1.25 - distance) / 0.5, 0, 1)[..., None] * strength * brain[index][..., None]
             pixels[index] += edge * (np.asarray(LESION, np.float32) - pixels[index])

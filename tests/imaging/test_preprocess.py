@@ -1,0 +1,150 @@
+"""Channels, normalization, context and the whole preparation."""
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import MinMaxScaler, StandardScaler
+
+from raysegment.errors import ChannelMismatchError, NonFinitePixelsError
+from raysegment.imaging.phantom import make_phantom
+from raysegment.imaging.preprocess import (
+    check_channels,
+    fit_geometry,
+    measure_intensity,
+    normalize,
+    prepare_scan,
+    resize_reference,
+    select_channels,
+    stack_context,
+)
+from raysegment.options import Preprocessing
+
+DTYPES = [np.uint8, np.uint16, np.int16, np.float32]
+
+
+def random_scan(dtype, *, channels: int = 3) -> np.ndarray:
+    random = np.random.default_rng(7)
+    values = random.gamma(2.0, 20.0, (5, 24, 30, channels)) * np.arange(1, channels + 1)
+    if dtype is np.int16:
+        values -= 100
+    return np.clip(values, -1000, 255 if dtype is np.uint8 else 30000).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_zscore_agrees_with_scikit_learn(dtype, channels):
+    pixels = random_scan(dtype, channels=channels)
+    flat = pixels.reshape(-1, channels).astype(np.float64)
+    expected = StandardScaler().fit_transform(flat).reshape(pixels.shape)
+    found = normalize(pixels, measure_intensity(pixels, "zscore"))
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_minmax_agrees_with_scikit_learn(dtype):
+    pixels = random_scan(dtype)
+    expected = MinMaxScaler().fit_transform(pixels.reshape(-1, 3).astype(np.float64)).reshape(pixels.shape)
+    np.testing.assert_allclose(normalize(pixels, measure_intensity(pixels, "minmax")), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_percentile_clips_and_maps_as_numpy_does(dtype):
+    pixels = random_scan(dtype)
+    low, high = np.percentile(pixels.astype(np.float64), [0.5, 99.5], axis=(0, 1, 2))
+    expected = np.clip((pixels - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(normalize(pixels, measure_intensity(pixels, "percentile")), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.uint16, 65535), (np.int16, 32767)])
+def test_scale_divides_by_the_type_s_maximum(dtype, largest):
+    pixels = random_scan(dtype)
+    np.testing.assert_allclose(normalize(pixels, measure_intensity(pixels, "scale")), pixels / largest, atol=1e-6)
+
+
+def test_scale_leaves_floats_up_to_one_alone_and_shrinks_larger_ones():
+    small = np.array([0.0, 0.25, 0.5], np.float32).reshape(1, 1, 3, 1)
+    large = small * 400
+    np.testing.assert_allclose(normalize(small, measure_intensity(small, "scale")), small)
+    np.testing.assert_allclose(normalize(large, measure_intensity(large, "scale")), large / 200)
+
+
+@pytest.mark.parametrize("normalization", ["minmax", "zscore", "percentile"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_flat_channel_becomes_zero(normalization, dtype):
+    pixels = random_scan(dtype)
+    pixels[..., 1] = 103
+    found = normalize(pixels, measure_intensity(pixels, normalization))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[..., 1], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_no_numbers_are_refused(bad):
+    pixels = random_scan(np.float32)
+    pixels[1, 2, 3, 0] = bad
+    with pytest.raises(NonFinitePixelsError, match="1 of 10800"):
+        prepare_scan(pixels, Preprocessing(image_size=32))
+
+
+def test_channels_are_chosen_in_the_given_order():
+    pixels = random_scan(np.uint8)
+    assert np.array_equal(select_channels(pixels, (2, 0)), np.stack([pixels[..., 2], pixels[..., 0]], axis=-1))
+    assert select_channels(pixels, (0, 1, 2)) is pixels
+    assert select_channels(pixels, None) is pixels
+
+
+@pytest.mark.parametrize("channels", [(3,), (-1,), (0, 5), ()])
+def test_a_channel_that_does_not_exist_is_refused(channels):
+    with pytest.raises(ChannelMismatchError, match="the scan has 3"):
+        select_channels(random_scan(np.uint8), channels)
+
+
+def test_a_wrong_number_of_channels_names_both_numbers():
+    with pytest.raises(ChannelMismatchError, match="has 3 channels, the model expects 4"):
+        check_channels(random_scan(np.uint8), 4)
+
+
+def test_context_gives_each_slice_its_neighbours_in_order():
+    pixels = np.arange(4).reshape(4, 1, 1, 1).repeat(2, axis=3) * 10 + np.array([0, 1])
+    stacked = stack_context(pixels, 1)[:, 0, 0]
+    assert stacked.tolist() == [
+        [0, 1, 0, 1, 10, 11],
+        [0, 1, 10, 11, 20, 21],
+        [10, 11, 20, 21, 30, 31],
+        [20, 21, 30, 31, 30, 31],
+    ]
+    assert stack_context(pixels, 0) is pixels
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_context_slices_are_normalized_like_single_ones(dtype):
+    pixels = random_scan(dtype)
+    intensity = measure_intensity(pixels, "zscore")
+    before = normalize(stack_context(pixels, 2), intensity)
+    after = stack_context(normalize(pixels, intensity), 2)
+    assert np.array_equal(before, after)
+
+
+def test_a_prepared_scan_is_normalized_by_the_whole_scan():
+    pixels, _ = make_phantom(0, image_size=96, slices=8)
+    whole = measure_intensity(pixels, "zscore")
+    prepared = prepare_scan(pixels, Preprocessing(image_size=64, crop="foreground"))
+    assert prepared.pixels.shape == (8, 64, 64, 3)
+    assert prepared.pixels.dtype == np.uint8
+    assert np.array_equal(prepared.intensity.offset, whole.offset)
+    assert prepared.geometry.box.rows < 96
+
+
+def test_a_crop_of_an_empty_scan_keeps_the_whole_slice():
+    prepared = prepare_scan(np.zeros((2, 40, 50, 1), np.uint8), Preprocessing(image_size=32, crop="foreground"))
+    assert prepared.geometry == fit_geometry(40, 50, 32)
+
+
+def test_a_cropped_reference_lies_on_the_bright_lesion():
+    pixels = np.zeros((1, 128, 128, 1), np.uint8)
+    pixels[0, 30:100, 20:110] = 80
+    pixels[0, 50:70, 40:60] = 200
+    prepared = prepare_scan(pixels, Preprocessing(image_size=64, crop="foreground"))
+    reference = resize_reference(pixels[..., 0] == 200, prepared.geometry)
+    bright = prepared.pixels[..., 0] > 140
+    assert np.count_nonzero(reference ^ bright) < 0.1 * np.count_nonzero(bright)
