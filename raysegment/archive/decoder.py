@@ -1,8 +1,8 @@
 """Decoding of files that nobody vouches for, in a child process with limits.
 
 A decoder library that crashes, hangs or eats memory on a hostile file takes only the child with it. The child imports
-neither Ray nor TensorFlow, stays alive from scan to scan, and ends when its standard input closes. Requests and headers of
-answers are JSON, pixels follow as raw bytes: nothing that the child says is executed.
+neither Ray nor TensorFlow, stays alive from scan to scan, and ends when its standard input closes. Requests and answers
+are JSON, pixels follow as raw bytes: nothing that the child says is executed.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ class Decoder:
             self.close()
             raise UnreadableFileError(f"the decoder answered with {shape} {dtype}.")
         pixels = np.empty(shape, dtype)
-        self._receive_into(child, memoryview(pixels.reshape(-1).view(np.uint8)), deadline)
+        self._receive_into(child, pixels.reshape(-1).view(np.uint8).data, deadline)
         return pixels
 
     def _receive(self, child: subprocess.Popen[bytes], num_bytes: int, deadline: float) -> bytearray:

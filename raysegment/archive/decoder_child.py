@@ -6,7 +6,6 @@ Reads requests from standard input and answers on what was standard output; see 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import resource
@@ -64,7 +63,7 @@ def _serve(answers: BinaryIO, request: dict[str, Any], memory_mb: int) -> None:
             answers,
             {"shape": pixels.shape, "dtype": pixels.dtype.str, "spacing_mm": scan.spacing_mm, "affine": affine},
         )
-        _send_all(answers, memoryview(pixels.reshape(-1).view(np.uint8)))
+        _send_all(answers, pixels.reshape(-1).view(np.uint8).data)
 
 
 def _read(request: dict[str, Any], entry: ScanEntry, max_bytes: int) -> Scan:
@@ -98,7 +97,7 @@ def _limit_memory(memory_mb: int) -> None:
 
 def _taken_bytes() -> int:
     """Private writable memory of this process, which RLIMIT_DATA counts."""
-    with io.open("/proc/self/status", encoding="ascii") as status:
+    with open("/proc/self/status", encoding="ascii") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, BinaryIO, cast
@@ -15,14 +13,15 @@ from typing import Any, BinaryIO, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.filesystem import describe, is_uri, join_source, open_source, read_bytes
+from raysegment.archive.filesystem import describe, is_uri, join_source, open_source
+from raysegment.archive.fingerprint import fill_fingerprints, fingerprint_files
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
-from raysegment.archive.layout import Draft, LocatedFile, assign_patients, draft_scans, single_drafts
+from raysegment.archive.layout import Draft, assign_patients, draft_scans, single_drafts
 from raysegment.archive.manifest import MANIFEST_SCHEMA, is_manifest, read_manifest
-from raysegment.archive.names import encode_name, show_name
+from raysegment.archive.names import encode_name, extension_of, show_name
 from raysegment.archive.read import MAX_SCAN_BYTES
-from raysegment.archive.walk import extension_of, walk_source
-from raysegment.errors import RaysegmentError, ScanError, UnknownFormatError, UsageError
+from raysegment.archive.walk import walk_source
+from raysegment.errors import ScanError, UnknownFormatError, UsageError
 
 CONCURRENT_HEADERS = 16
 BUFFER_BYTES = 16 * 1024
@@ -69,7 +68,8 @@ def find_scans(source: str, *, patient_pattern: str | None = None, fingerprint: 
     Args:
         source: Folder, manifest (Parquet or CSV, which is then only read), or `s3://` or `gs://` URI.
         patient_pattern: Regular expression whose first group, found in the scan_id, is the patient.
-        fingerprint: `stat` hashes name, size and time of a scan's files, `content` their bytes.
+        fingerprint: `stat` hashes name, size and time of a scan's files, `content` their bytes. What a manifest already
+            says is not computed again.
 
     Returns:
         A table with the columns of MANIFEST_SCHEMA, ordered by path.
@@ -78,7 +78,7 @@ def find_scans(source: str, *, patient_pattern: str | None = None, fingerprint: 
         UsageError: The source is missing or holds no scan, or the pattern does not fit.
     """
     if is_manifest(source):
-        table = read_manifest(source)
+        table = fill_fingerprints(read_manifest(source), fingerprint)
         return table if patient_pattern is None else _with_pattern(table, patient_pattern)
     if not is_uri(source):
         source = encode_name(os.path.abspath(source))
@@ -119,15 +119,6 @@ def summarise(table: pa.Table) -> IndexSummary:
         own_patients=int(metadata.get(OWN_PATIENTS, b"0")),
         masks_without_image=int(metadata.get(LONE_MASKS, b"0")),
     )
-
-
-def fingerprint_files(source: str, files: Iterable[LocatedFile], mode: str) -> str:
-    """SHA-256 over the sorted names of a scan's files, with size and time of change, or with their contents' SHA-256."""
-    if mode == "content":
-        lines = sorted(f"{path}\0{_content_hash(source, path)}" for path, _ in files)
-    else:
-        lines = sorted(f"{path}\0{file.size}\0{file.changed_ns}" for path, file in files)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _build_table(source: str, drafts: list[Draft], fingerprint: str, lone_masks: int) -> pa.Table:
@@ -241,13 +232,6 @@ def _with_pattern(table: pa.Table, pattern: str) -> pa.Table:
     metadata = {**(table.schema.metadata or {}), OWN_PATIENTS: b"0"}
     index = table.schema.get_field_index("patient_id")
     return table.set_column(index, MANIFEST_SCHEMA.field("patient_id"), column).replace_schema_metadata(metadata)
-
-
-def _content_hash(source: str, path: str) -> str:
-    try:
-        return hashlib.sha256(read_bytes(source, path)).hexdigest()
-    except RaysegmentError:
-        return ""
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -1,12 +1,12 @@
 """Which files make a scan: the rules of folder layout.
 
-- Files of one folder whose names differ only in the number at their end are the slices of one scan, in natural order, if
-  at least half of the numbers between the first and the last exist. Its scan_id is the folder's path, or the folder's path
-  and the common beginning of the names where a folder holds several such series.
+- Files of one folder whose names differ only in the number at their end are the slices of one scan, in natural order,
+  if at least half of the numbers between the first and the last exist. Its scan_id is the folder's path, or that and
+  the common beginning of the names where a folder holds several such series.
 - Every other file is a scan of its own: a single image or a stack of pages. Its scan_id is the file's path.
 - In a folder called `images` (image, imgs, img) each file is a scan of its own.
-- The reference of `x.tif` is `x_mask.*` beside it, or `x.*` or `x_mask.*` in the folder `masks` (mask, labels, label) that
-  lies where `images` lies, or in the folder of the images.
+- The reference of `x.tif` is `x_mask.*` beside it, or `x.*` or `x_mask.*` in a folder `masks` (mask, labels, label)
+  that lies beside `images`, or in the folder of the images.
 - A folder train, val or test (training, valid, validation, testing) among the first three of a path gives the split.
 - The patient is the first folder, not counting those above all scans, split folders and `images`; else the common
   beginning of a series' names; else each file is its own patient.
@@ -19,8 +19,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from raysegment.archive.names import natural_key
-from raysegment.archive.walk import Folder, FoundFile, extension_of
+from raysegment.archive.names import extension_of, natural_key
+from raysegment.archive.walk import Folder, FoundFile
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label")
@@ -88,6 +88,7 @@ def draft_scans(folders: Iterable[Folder], source_name: str) -> tuple[list[Draft
         found = _draft_folder(path, images, masks, source_name)
         used += sum(reference is not None for draft in found for reference in draft.references)
         drafts += found
+    drafts.sort(key=lambda draft: natural_key(draft.scan_id))
     _make_unique(drafts)
     return drafts, max(num_masks - used, 0)
 

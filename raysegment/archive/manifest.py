@@ -15,7 +15,8 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from raysegment.archive.filesystem import describe, is_uri, open_source
-from raysegment.archive.names import encode_name, show_name
+from raysegment.archive.formats import readers_by_extension
+from raysegment.archive.names import encode_name, extension_of, show_name
 from raysegment.errors import UsageError
 from raysegment.scan import ScanEntry
 
@@ -52,9 +53,9 @@ def is_manifest(path: str) -> bool:
 def read_manifest(path: str) -> pa.Table:
     """Read a manifest, Parquet or CSV.
 
-    In CSV a list of files is a JSON array, or the one file's name as it is. `scan_id` and `files` must be there. Missing
-    are filled: `source` with the manifest's folder, `patient_id` with the scan_id, the rest with nothing. A relative
-    `source` is taken from the manifest's folder.
+    In CSV a list of files is a JSON array, or the one file's name as it is. Only `scan_id` and `files` must be there:
+    `source` is else the manifest's folder, `patient_id` the scan_id, `reader` what the first file's extension says, and
+    the rest empty. A relative `source` starts from the manifest's folder.
 
     Args:
         path: Local file or URI.
@@ -168,35 +169,42 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
     """Fill what may be missing, check what must be there, bring the columns to their types and order."""
     missing = [name for name in ("scan_id", "files") if name not in table.column_names]
     if missing:
-        raise UsageError(
-            f"{show_name(path)} has no column {' and '.join(missing)}; a manifest needs scan_id and files."
-        )
-    columns = {name: table[name] for name in table.column_names}
-    rows = table.num_rows
-    folder = _folder_of(path)
-    defaults: dict[str, Any] = {"patient_id": columns["scan_id"], "source": folder, "bytes": 0, "fingerprint": ""}
-    defaults |= {"reader": "", "num_files": pc.list_value_length(columns["files"])}
-    defaults["reference_files"] = pa.array([[]] * rows, pa.list_(pa.string())) if rows else []
-    for field in MANIFEST_SCHEMA:
-        default = defaults.get(field.name)
-        if field.name not in columns:
-            filled = pa.array([default] * rows, field.type) if not isinstance(default, _ARRAYS) else default
-            columns[field.name] = filled
-        elif field.name in ("patient_id", "source", "bytes", "fingerprint", "reader"):
-            columns[field.name] = pc.coalesce(columns[field.name], default)
-    columns["source"] = _absolute_sources(columns["source"], folder)
-    extra = [name for name in table.column_names if name not in MANIFEST_SCHEMA.names]
+        raise UsageError(f"{show_name(path)} has no column {' and '.join(missing)}; a manifest needs both.")
     try:
-        conformed = pa.table({name: columns[name] for name in MANIFEST_SCHEMA.names}).cast(MANIFEST_SCHEMA)
+        columns = {field.name: _column(table, field, path) for field in MANIFEST_SCHEMA}
+        conformed = pa.table(columns).cast(MANIFEST_SCHEMA)
     except (pa.ArrowException, ValueError) as error:
         raise UsageError(f"{show_name(path)} is no manifest: {describe(error)}") from error
     _check_unique(conformed["scan_id"], path)
-    for name in extra:
-        conformed = conformed.append_column(name, table[name])
-    return conformed
+    for name in table.column_names:
+        if name not in MANIFEST_SCHEMA.names:
+            conformed = conformed.append_column(table.schema.field(name), table[name])
+    return conformed.replace_schema_metadata(table.schema.metadata)
 
 
-_ARRAYS = (pa.Array, pa.ChunkedArray, list)
+def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
+    """One column as given, its gaps filled where it must have none."""
+    folder = _folder_of(path)
+    given = table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+    if field.name == "source":
+        return _absolute_sources(pc.fill_null(given, folder), folder)
+    if field.nullable or not given.null_count:
+        return given
+    if field.name == "patient_id":
+        return pc.coalesce(given, table["scan_id"])
+    if field.name == "num_files":
+        return pc.coalesce(given.cast(pa.int32()), pc.list_value_length(table["files"]))
+    if field.name == "reader":
+        known = readers_by_extension()
+        return pa.array(
+            [known.get(extension_of(names[0]), "") if names else "" for names in table["files"].to_pylist()]
+        )
+    if field.name == "reference_files":
+        return pa.array([names or [] for names in given.to_pylist()], field.type)
+    fillings: dict[str, str | int] = {"bytes": 0, "fingerprint": ""}
+    if field.name not in fillings:
+        raise ValueError(f"{field.name} is empty in {given.null_count} row(s)")
+    return pc.fill_null(given, fillings[field.name])
 
 
 def _folder_of(path: str) -> str:

@@ -45,6 +45,11 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     return tuple((0, int(piece)) if piece.isdecimal() else (1, piece) for piece in pieces if piece)
 
 
+def extension_of(name: str) -> str:
+    """Extension in lower case with its dot, empty where there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     if 0 <= code - ESCAPE_BASE < 256:

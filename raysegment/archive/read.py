@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -156,7 +157,8 @@ def _reader_for(reader_name: str, data: bytes, name: str) -> Reader:
 def _check_size(num_bytes: int, max_bytes: int, name: str) -> None:
     if num_bytes > max_bytes:
         raise OversizedScanError(
-            f"{show_name(name)} declares a scan of {num_bytes / 2**20:.0f} MB; at most {max_bytes / 2**20:.0f} MB are read."
+            f"{show_name(name)} declares a scan of {num_bytes / 2**20:.0f} MB; at most "
+            f"{max_bytes / 2**20:.0f} MB are read."
         )
 
 
@@ -179,7 +181,7 @@ def _check_same(pixels: Pixels, first: Pixels, name: str, first_name: str) -> No
         )
 
 
-def _binarise(drawn: Pixels) -> Reference:
+def _binarise(drawn: npt.NDArray[Any]) -> Reference:
     """Which values are region; see `read_reference` for the rule."""
     colours = drawn[..., :-1] if drawn.shape[-1] in (2, 4) else drawn
     value = colours[..., 0] if colours.shape[-1] == 1 else colours.max(axis=-1)

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raysegment.archive.filesystem import describe, is_uri, open_source
-from raysegment.archive.names import encode_name, show_name
+from raysegment.archive.names import encode_name, extension_of, show_name
 from raysegment.errors import UsageError
 
 MAX_LINKS_DEEP = 4
@@ -48,8 +48,8 @@ class Folder:
 def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:
     """Every folder below a source that holds files with one of the extensions, or that cannot be listed.
 
-    Hidden files and folders (a leading dot) are left out. Links are followed, unless they lead back to a folder that they
-    lie in.
+    Hidden files and folders (a leading dot) are left out. Links are followed, unless they lead back to a folder
+    that they lie in.
 
     Raises:
         UsageError: The source does not exist.
@@ -65,11 +65,6 @@ def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:
     if not os.path.isdir(root):
         raise UsageError(f"SOURCE {show_name(source)} is a file; expected a folder, a manifest or a bucket.")
     yield from _walk_folder(root, "", ((status.st_dev, status.st_ino),), 0, extensions)
-
-
-def extension_of(name: str) -> str:
-    """Extension in lower case with its dot, empty where there is none."""
-    return os.path.splitext(name)[1].lower()
 
 
 def _walk_folder(

@@ -5,11 +5,12 @@ A reader is a module with
     EXTENSIONS: tuple[str, ...]                 lower case, such as (".tif", ".tiff")
     def recognises(head: bytes) -> bool         whether a file may be of this format, from its first 32 bytes
     def read_header(stream, name) -> Header     from an open binary file, without decoding pixels
-    def read_slices(data, name) -> Scan         from all bytes of the file; pixels (slices, rows, columns, channels)
+    def read_slices(data, name) -> Scan         from all bytes; pixels (slices, rows, columns, channels)
 
-`stream` is a seekable binary file, `name` is for messages only, and both functions raise a `ScanError`. The module's name is
-the manifest's `reader`. A module in this folder is a reader as soon as it lies here. Modules elsewhere are named, with commas
-between, in the environment variable RAYSEGMENT_READERS; they must be importable where scans are decoded.
+`stream` is a seekable binary file, `name` is for messages only, and both functions raise a `ScanError`; messages must
+not quote what headers say. The module's name is the manifest's `reader`. A module in this folder is a reader as soon
+as it lies here. Modules elsewhere are named, with commas between, in the environment variable RAYSEGMENT_READERS; they
+must be importable wherever scans are decoded.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import io
 import logging
 from typing import BinaryIO
 
-import imagecodecs
 import numpy as np
 import tifffile
 
@@ -65,8 +64,7 @@ def read_slices(data: bytes, name: str) -> Scan:
     plain_tiff.check_complete(pages, len(data), name)
     try:
         layout = plain_tiff.plain_layout(pages[0])
-        pixels = plain_tiff.decode_plain(data, layout) if layout else None
-        if pixels is not None:
+        if layout is not None and (pixels := plain_tiff.decode_plain(data, layout)) is not None:
             return Scan(pixels[None])
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             series = _single_series(tiff, name)
@@ -142,7 +140,4 @@ def _check_series_complete(series: tifffile.TiffPageSeries, num_bytes: int, name
 
 def _unreadable(error: Exception, name: str) -> ScanError:
     """Only the kind of error is told: its text may quote the file's header."""
-    kind = (
-        "broken compressed data" if isinstance(error, imagecodecs.DelayedImportError | RuntimeError) else "broken TIFF"
-    )
-    return UnreadableFileError(f"{show_name(name)} cannot be decoded: {kind} ({type(error).__name__}).")
+    return UnreadableFileError(f"{show_name(name)} cannot be decoded: broken TIFF ({type(error).__name__}).")
