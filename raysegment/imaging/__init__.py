@@ -1,0 +1,1 @@
+"""One scan in NumPy and OpenCV: preprocessing, augmentation, cleaning, measuring, phantoms."""
