@@ -73,6 +73,7 @@ class Bundle:
         model_id: SHA-256 of weights and model.json without dates.
         depth: The network's grid sides divide by 2**depth.
         training_patients: `hash_patient` of each patient the network was trained on.
+        weights_sha256: `hash_weights` of the network.
         network_bytes: Content of model.keras.
 
     The others are as in `BundleDescription`.
@@ -91,6 +92,7 @@ class Bundle:
     split: Mapping[str, Any]
     scores: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    weights_sha256: str
     network_bytes: bytes = field(repr=False)
 
     @property
@@ -120,10 +122,13 @@ class Bundle:
             file = Path(folder) / NETWORK_FILE
             file.write_bytes(self.network_bytes)
             try:
-                return keras.saving.load_model(file, compile=False, safe_mode=True)
+                model = keras.saving.load_model(file, compile=False, safe_mode=True)
             except Exception as error:
                 reason = " ".join(str(error).split())[:200]
                 raise UsageError(f"{self.path / NETWORK_FILE} cannot be loaded as a Keras model: {reason}") from error
+        if hash_weights(model) != self.weights_sha256:
+            raise UsageError(f"{self.path / NETWORK_FILE} does not hold the weights that {DESCRIPTION_FILE} names.")
+        return model
 
 
 def hash_patient(patient_id: str) -> str:
@@ -248,6 +253,7 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes
         split=content["split"],
         scores=content["scores"],
         provenance=content["provenance"],
+        weights_sha256=str(content["weights_sha256"]),
         network_bytes=network_bytes,
     )
 

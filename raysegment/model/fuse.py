@@ -1,7 +1,7 @@
 """The inference graph: batch normalization folded into the convolutions, weights as constants, one arithmetic.
 
-The layers of a functional model become a list of steps over plain TensorFlow operations. Constants, unlike variables, let
-oneDNN keep the weights in the order that the processor reads fastest, and TensorFlow join convolution, bias and
+The layers of a functional model become a list of steps over plain TensorFlow operations. Constants, unlike variables,
+let oneDNN keep the weights in the order that the processor reads fastest, and TensorFlow join convolution, bias and
 rectification into one pass.
 """
 
@@ -60,7 +60,11 @@ class FusedNetwork:
         self._convolutions: dict[int, Convolution] = {}
         self._input, self._output = id(model.inputs[0]), id(model.outputs[0])
         self._readers = _count_readers(model)
+        self.grid_factor = 1
+        """Rows and columns divide by this."""
         for layer in model.layers:
+            if isinstance(layer, layers.MaxPooling2D):
+                self.grid_factor *= layer.pool_size[0]
             if not isinstance(layer, layers.InputLayer):
                 self._add(layer)
 
@@ -75,9 +79,7 @@ class FusedNetwork:
         inputs = layer.input if isinstance(layer.input, list) else [layer.input]
         keys = tuple(self._find(id(tensor)) for tensor in inputs)
         output = id(layer.output)
-        if isinstance(layer, layers.Dropout):
-            self._same[output] = keys[0]
-        elif isinstance(layer, layers.BatchNormalization) and self._fold(layer):
+        if isinstance(layer, layers.Dropout) or (isinstance(layer, layers.BatchNormalization) and self._fold(layer)):
             self._same[output] = keys[0]
         else:
             self._steps.append(Step(self._emitter(layer, output), keys, output))

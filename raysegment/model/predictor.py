@@ -48,6 +48,7 @@ class Predictor:
         model = network.load_network() if isinstance(network, Bundle) else network
         self.num_channels = int(model.input_shape[-1])
         self._network = FusedNetwork(model, self.precision)
+        self.grid_factor = self._network.grid_factor
         self._graphs: dict[tuple[int, ...], Callable[[Any], Any]] = {}
         self._lock = threading.Lock()
 
@@ -63,6 +64,8 @@ class Predictor:
         """
         if batch.ndim != 4 or batch.shape[-1] != self.num_channels:
             raise ValueError(f"batch is {batch.shape}; expected (slices, rows, columns, {self.num_channels}).")
+        if any(side % self.grid_factor for side in batch.shape[1:3]):
+            raise ValueError(f"batch is {batch.shape}; rows and columns must divide by {self.grid_factor}.")
         largest = self.batch_sizes[-1]
         result = np.empty(batch.shape[:3], np.float32)
         for start in range(0, len(batch), largest):
@@ -119,8 +122,8 @@ def resolve_precision(name: str) -> str:
     """The arithmetic to use on this machine.
 
     Args:
-        name: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 where processor or GPU is fast in it, float16
-            on GPUs that are fast in that only, else float32.
+        name: `auto`, `float32`, `bfloat16` or `float16`. `auto` is bfloat16 where processor or GPU is fast in it,
+            float16 on GPUs that are fast in that only, else float32.
 
     Returns:
         `float32`, `bfloat16` or `float16`.

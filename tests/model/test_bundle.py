@@ -1,0 +1,216 @@
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from hashlib import sha256
+
+import keras
+import numpy as np
+import pytest
+
+from raysegment.errors import UsageError
+from raysegment.model.bundle import BundleDescription, load_bundle, save_bundle
+from raysegment.model.unet import build_network
+from raysegment.options import Postprocessing, Preprocessing
+
+
+def describe(**changes):
+    values = {
+        "preprocessing": Preprocessing(image_size=16, normalization="minmax", channels=(0, 2)),
+        "postprocessing": Postprocessing(threshold=0.35, min_component_voxels=9),
+        "num_channels": 3,
+        "network": {"network": "unet", "filters": 2, "depth": 2},
+        "training_patients": ["TCGA_DU_7010", "TCGA_HT_A616"],
+        "data": {"source": "archive"},
+        "scores": {"val_dice": 0.8125},
+        "provenance": {"seed": 0},
+    }
+    return BundleDescription(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def network():
+    keras.utils.set_random_seed(0)
+    return build_network(input_shape=(16, 16, 2), filters=2, depth=2, synchronized=True)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, network):
+    folder = tmp_path_factory.mktemp("run") / "model"
+    save_bundle(folder, network, describe())
+    return folder
+
+
+@pytest.fixture
+def bundle_folder(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
+
+
+def test_a_bundle_reads_back_as_it_was_described(saved):
+    bundle = load_bundle(saved)
+    assert bundle.preprocessing == Preprocessing(image_size=16, normalization="minmax", channels=(0, 2))
+    assert bundle.postprocessing == Postprocessing(threshold=0.35, min_component_voxels=9)
+    assert (bundle.threshold, bundle.grid_factor, bundle.num_channels) == (0.35, 4, 3)
+    assert bundle.labels.names == ("lesion",)
+    assert bundle.scores == {"val_dice": 0.8125}
+
+
+def test_a_run_that_holds_a_bundle_is_one(saved):
+    assert load_bundle(saved.parent).model_id == load_bundle(saved).model_id
+
+
+def test_training_patients_are_stored_as_hashes_only(saved):
+    bundle = load_bundle(saved)
+    assert bundle.training_patients == {sha256(name.encode()).hexdigest() for name in ("TCGA_DU_7010", "TCGA_HT_A616")}
+    assert bundle.has_seen("TCGA_DU_7010")
+    assert not bundle.has_seen("TCGA_XX_0000")
+    assert not any(b"TCGA_DU_7010" in file.read_bytes() for file in saved.iterdir())
+
+
+def test_model_id_is_the_same_for_the_same_weights_and_choices_only(saved, network, tmp_path):
+    first = load_bundle(saved).model_id
+    assert save_bundle(tmp_path / "again", network, describe()).model_id == first
+    other = describe(postprocessing=Postprocessing(threshold=0.5))
+    assert save_bundle(tmp_path / "other", network, other).model_id != first
+    trained = keras.models.clone_model(network)
+    trained.set_weights([array + 1 for array in network.get_weights()])
+    assert save_bundle(tmp_path / "trained", trained, describe()).model_id != first
+
+
+def test_saving_again_replaces_the_bundle_and_leaves_nothing_beside_it(network, tmp_path):
+    save_bundle(tmp_path / "model", network, describe())
+    save_bundle(tmp_path / "model", network, describe(scores={"val_dice": 0.9}))
+    assert load_bundle(tmp_path / "model").scores == {"val_dice": 0.9}
+    assert [item.name for item in tmp_path.iterdir()] == ["model"]
+    assert sorted(item.name for item in (tmp_path / "model").iterdir()) == [
+        "MODEL_CARD.md",
+        "model.json",
+        "model.keras",
+    ]
+
+
+def test_the_network_loads_in_plain_keras_without_raysegment(saved, network, tmp_path):
+    pixels = np.random.default_rng(0).random((2, 16, 16, 2), np.float32)
+    np.save(tmp_path / "pixels.npy", pixels)
+    code = (
+        "import sys, keras, numpy as np; model = keras.saving.load_model(sys.argv[1], safe_mode=True);"
+        "np.save('probability.npy', model(np.load('pixels.npy'))); sys.exit('raysegment' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-I", "-c", code, str(saved / "model.keras")], cwd=tmp_path, check=True)
+    np.testing.assert_allclose(np.load(tmp_path / "probability.npy"), network(pixels), atol=1e-6)
+
+
+def test_a_bundle_travels_without_its_folder(bundle_folder, network):
+    packed = pickle.dumps(load_bundle(bundle_folder))
+    shutil.rmtree(bundle_folder)
+    pixels = np.ones((1, 16, 16, 2), np.float32)
+    np.testing.assert_allclose(pickle.loads(packed).load_network()(pixels), network(pixels), atol=1e-6)
+
+
+def test_the_card_says_what_a_person_must_know(saved):
+    card = (saved / "MODEL_CARD.md").read_text()
+    for text in ("Research use, not a medical device", "val dice: 0.8125", "Intended use", "source: archive"):
+        assert text in card
+
+
+def test_a_card_takes_no_headings_from_values(network, tmp_path):
+    save_bundle(tmp_path / "model", network, describe(data={"source": "a\n## Scores\n[x](y)"}))
+    lines = (tmp_path / "model" / "MODEL_CARD.md").read_text().splitlines()
+    assert lines.count("## Scores") == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda folder: shutil.rmtree(folder), "does not exist"),
+        (lambda folder: (folder / "model.json").unlink(), "is no bundle and holds none"),
+        (lambda folder: (folder / "model.json").write_text("{"), "cannot be read as JSON"),
+        (lambda folder: (folder / "model.json").write_text("[]"), "is not of a raysegment bundle"),
+        (lambda folder: (folder / "model.json").write_text('{"format": "raysegment-bundle"}'), "format_version None"),
+        (lambda folder: (folder / "model.keras").unlink(), "bundle is incomplete"),
+        (lambda folder: (folder / "model.keras").write_bytes(b"PK"), "does not match"),
+    ],
+)
+def test_what_is_no_whole_bundle_is_refused_in_one_line(bundle_folder, damage, said):
+    damage(bundle_folder)
+    with pytest.raises(UsageError, match=said) as caught:
+        load_bundle(bundle_folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_network_from_another_bundle_is_refused(bundle_folder, tmp_path):
+    other = build_network(input_shape=(16, 16, 2), filters=2, depth=2)
+    save_bundle(tmp_path / "other", other, describe())
+    shutil.copy(tmp_path / "other" / "model.keras", bundle_folder / "model.keras")
+    with pytest.raises(UsageError, match="damaged or not the network this bundle was saved with"):
+        load_bundle(bundle_folder)
+
+
+def test_a_changed_description_is_refused(bundle_folder):
+    content = json.loads((bundle_folder / "model.json").read_text())
+    content["postprocessing"]["threshold"] = 0.9
+    (bundle_folder / "model.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="was changed after the bundle was saved"):
+        load_bundle(bundle_folder)
+
+
+@pytest.mark.parametrize("key", ["preprocessing", "network", "model_id", "num_channels", "training_patients"])
+def test_a_description_without_a_key_is_refused(bundle_folder, key):
+    content = json.loads((bundle_folder / "model.json").read_text())
+    del content[key]
+    (bundle_folder / "model.json").write_text(json.dumps(content))
+    with pytest.raises(UsageError, match="damaged or from another version"):
+        load_bundle(bundle_folder)
+
+
+def exchange_network(folder, content):
+    """Put another network into a bundle, with the hash that belongs to it."""
+    (folder / "model.keras").write_bytes(content)
+    description = json.loads((folder / "model.json").read_text())
+    description["network_sha256"] = sha256(content).hexdigest()
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+def save_bytes(model, tmp_path):
+    model.save(tmp_path / "foreign.keras")
+    return (tmp_path / "foreign.keras").read_bytes()
+
+
+@keras.saving.register_keras_serializable(package="foreign")
+class Foreign(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (lambda: keras.layers.Lambda(lambda x: x), "Lambda"),
+        (Foreign, "Foreign"),
+        (lambda: keras.layers.Dense(1), "Dense"),
+    ],
+)
+def test_layers_that_raysegment_does_not_build_are_refused(bundle_folder, tmp_path, layer, said):
+    inputs = keras.Input((16, 16, 2))
+    exchange_network(bundle_folder, save_bytes(keras.Model(inputs, layer()(inputs)), tmp_path))
+    with pytest.raises(UsageError, match=said):
+        load_bundle(bundle_folder).load_network()
+
+
+def test_a_network_with_other_weights_is_refused_even_with_its_own_hash(bundle_folder, tmp_path):
+    other = build_network(input_shape=(16, 16, 2), filters=2, depth=2)
+    exchange_network(bundle_folder, save_bytes(other, tmp_path))
+    with pytest.raises(UsageError, match="weights"):
+        load_bundle(bundle_folder).load_network()
+
+
+def test_an_archive_with_more_than_a_network_is_refused(bundle_folder):
+    buffer = io.BytesIO((bundle_folder / "model.keras").read_bytes())
+    with zipfile.ZipFile(buffer, "a") as archive:
+        archive.writestr("assets/run.py", "raise SystemExit")
+    exchange_network(bundle_folder, buffer.getvalue())
+    with pytest.raises(UsageError, match=r"assets/run\.py"):
+        load_bundle(bundle_folder).load_network()

@@ -1,0 +1,144 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+from test_unet import randomize
+
+from raysegment.errors import UsageError
+from raysegment.model import predictor as module
+from raysegment.model.bundle import BundleDescription, save_bundle
+from raysegment.model.predictor import Predictor, list_batch_sizes, resolve_precision
+from raysegment.model.unet import build_network
+from raysegment.options import Postprocessing, Preprocessing
+
+
+def make_network(network="unet", norm="batch", channels=3, filters=4):
+    shape = (None, None, channels)
+    return randomize(
+        build_network(network=network, input_shape=shape, filters=filters, depth=2, norm=norm, dropout=0.1)
+    )
+
+
+def make_pixels(num_slices, rows=16, columns=24, channels=3, seed=0):
+    return np.random.default_rng(seed).normal(size=(num_slices, rows, columns, channels)).astype(np.float32)
+
+
+# A bfloat16 keeps 8 bits, 0.004 of a value: single pixels of a noisy probability move by a few of these steps.
+@pytest.mark.parametrize(("precision", "largest", "mean"), [("float32", 1e-5, 1e-6), ("bfloat16", 4e-2, 5e-3)])
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("network", ["unet", "attention_unet", "residual_unet"])
+def test_the_inference_graph_equals_the_keras_network(network, norm, precision, largest, mean):
+    model, pixels = make_network(network, norm), make_pixels(3)
+    expected = np.asarray(model(pixels, training=False))[..., 0]
+    probability = Predictor(model, precision=precision, batch_size=4).predict(pixels)
+    assert probability.dtype == np.float32
+    difference = np.abs(probability - expected)
+    assert difference.max() <= largest
+    assert difference.mean() <= mean
+
+
+def test_batch_norm_is_folded_into_the_convolutions():
+    model = make_network()
+    network = Predictor(model, precision="float32")._network
+    assert len(network._steps) == len(
+        [layer for layer in model.layers if layer.name[:5] not in ("batch", "dropo", "input")]
+    )
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_slices_result_does_not_depend_on_its_neighbours(precision):
+    predictor = Predictor(make_network(norm="group"), precision=precision, batch_size=4)
+    first, other = make_pixels(4), make_pixels(4, seed=1) * 50
+    other[2] = first[2]
+    np.testing.assert_array_equal(predictor.predict(first)[2], predictor.predict(other)[2])
+    alone = predictor.predict(first[2:3])[0]
+    np.testing.assert_allclose(alone, predictor.predict(first)[2], atol=1e-6 if precision == "float32" else 1e-2)
+
+
+def test_any_number_of_slices_and_any_grid_that_divides_is_predicted():
+    model = make_network(channels=1)
+    predictor = Predictor(model, precision="float32", batch_size=4)
+    for num_slices, rows, columns in [(0, 8, 8), (1, 8, 8), (3, 12, 4), (9, 8, 20)]:
+        pixels = make_pixels(num_slices, rows, columns, channels=1)
+        probability = predictor.predict(pixels)
+        assert probability.shape == (num_slices, rows, columns)
+        if num_slices:
+            np.testing.assert_allclose(probability, np.asarray(model(pixels))[..., 0], atol=1e-5)
+
+
+def test_only_the_fixed_batch_sizes_are_compiled():
+    predictor = Predictor(make_network(), precision="float32", batch_size=4)
+    predictor.warm_up([(16, 24)])
+    for num_slices in (1, 2, 3, 4, 5, 6, 7, 9):
+        predictor.predict(make_pixels(num_slices))
+    assert {shape[0] for shape in predictor._graphs} == {1, 2, 4}
+
+
+def test_batch_sizes_are_powers_of_two_up_to_the_largest():
+    assert list_batch_sizes(16) == [1, 2, 4, 8, 16]
+    assert list_batch_sizes(12) == [1, 2, 4, 8, 12]
+    assert list_batch_sizes(1) == [1]
+
+
+def test_a_wrong_number_of_channels_is_said():
+    with pytest.raises(ValueError, match=r"expected \(slices, rows, columns, 3\)"):
+        Predictor(make_network(), precision="float32").predict(make_pixels(1, channels=2))
+
+
+def test_a_grid_that_does_not_divide_is_said():
+    with pytest.raises(ValueError, match="divide by 4"):
+        Predictor(make_network(), precision="float32").predict(make_pixels(1, rows=18))
+
+
+def test_a_bundle_is_predicted_with_as_its_network_is(tmp_path):
+    model, pixels = make_network(), make_pixels(2)
+    description = BundleDescription(
+        preprocessing=Preprocessing(image_size=16),
+        postprocessing=Postprocessing(threshold=0.5),
+        num_channels=3,
+        network={"network": "unet", "depth": 2},
+    )
+    bundle = save_bundle(tmp_path / "model", model, description)
+    probability = Predictor(bundle, precision="float32").predict(pixels)
+    np.testing.assert_allclose(probability, np.asarray(model(pixels))[..., 0], atol=1e-5)
+
+
+def test_threads_predict_side_by_side_while_python_goes_on():
+    predictor = Predictor(make_network(filters=8), precision="float32", batch_size=4)
+    pixels = [make_pixels(4, 128, 128, seed=seed) for seed in range(3)]
+    expected = [predictor.predict(batch) for batch in pixels]
+    results: dict[int, np.ndarray] = {}
+    workers = [threading.Thread(target=lambda i=i: results.update({i: predictor.predict(pixels[i])})) for i in range(3)]
+    for worker in workers:
+        worker.start()
+    ticks = 0
+    while any(worker.is_alive() for worker in workers):
+        ticks += 1
+        time.sleep(0.001)
+    assert ticks > 1
+    for i in range(3):
+        np.testing.assert_array_equal(results[i], expected[i])
+
+
+@pytest.mark.parametrize(
+    ("gpus", "flags", "expected"),
+    [
+        ([], {"avx512f"}, "float32"),
+        ([], {"avx512f", "avx512_bf16"}, "bfloat16"),
+        ([], {"amx_bf16"}, "bfloat16"),
+        ([(8, 0), (9, 0)], set(), "bfloat16"),
+        ([(7, 5)], {"avx512_bf16"}, "float16"),
+        ([(6, 1)], set(), "float32"),
+    ],
+)
+def test_auto_precision_follows_the_hardware(monkeypatch, gpus, flags, expected):
+    monkeypatch.setattr(module, "_find_gpus", lambda: gpus)
+    monkeypatch.setattr(module, "_read_cpu_flags", lambda: frozenset(flags))
+    assert resolve_precision("auto") == expected
+
+
+def test_a_precision_that_is_asked_for_is_kept_and_an_unknown_one_refused():
+    assert resolve_precision("bfloat16") == "bfloat16"
+    with pytest.raises(UsageError, match="float64"):
+        resolve_precision("float64")
