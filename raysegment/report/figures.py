@@ -46,6 +46,8 @@ STYLE = {
 DISPLAY_PERCENTILES = (0.5, 99.5)
 MOST_NAMED_SCANS = 40
 LONGEST_NAME = 36
+LEAST_ZOOM_SHARE = 0.3
+"""An overlay shows at least this share of a slice's sides."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +130,7 @@ def draw_predictions(cases: Sequence[PredictionCase], path: str | Path) -> None:
     rows = max(1, len(cases))
     shapes = [case.image.shape for case in cases] or [(1, 1)]
     height = 2.6 * max(shape[0] / shape[1] for shape in shapes)
-    with _figure(path, (11.2, rows * (min(max(height, 1.2), 5) + 0.25) + 0.8)) as figure:
+    with _figure(path, (11.2, rows * (min(max(height, 1.2), 5) + 0.12) + 0.6)) as figure:
         panels = figure.subplots(rows, 4, squeeze=False)
         for panel in panels.flat:
             panel.set(xticks=[], yticks=[])
@@ -136,7 +138,7 @@ def draw_predictions(cases: Sequence[PredictionCase], path: str | Path) -> None:
             panel.spines[:].set_visible(False)
         for row, case in zip(panels, cases, strict=False):
             _draw_case(row, case)
-        for panel, name in zip(panels[0], ("image", "reference", "mask", "overlay"), strict=True):
+        for panel, name in zip(panels[0], ("image", "reference", "mask", "overlay, enlarged"), strict=True):
             panel.set_title(name, loc="center")
         handles = [
             Line2D([], [], color=REFERENCE_COLOUR, linewidth=2.5, label="reference, drawn by a person"),
@@ -193,7 +195,7 @@ def draw_dice_per_scan(scan_ids: Sequence[str], dice: Sequence[float], path: str
     order = scored[np.argsort(values[scored], kind="stable")]
     left_out = len(values) - len(order)
     named = len(order) <= MOST_NAMED_SCANS
-    size = (8.0, 1.5 + 0.24 * max(3, len(order))) if named else (10.0, 4.0)
+    size = (8.0, 1.3 + 0.24 * max(3, len(order))) if named else (10.0, 4.0)
     title = f"Dice of {len(order)} scan" + ("" if len(order) == 1 else "s")
     if left_out:
         title += f" ({left_out} without lesion in reference and mask left out)"
@@ -206,6 +208,10 @@ def draw_dice_per_scan(scan_ids: Sequence[str], dice: Sequence[float], path: str
             _draw_ranks(panel, values[order])
             _draw_histogram(beside, values[order])
         panel.set_title(title)
+        if len(order):
+            figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+        else:
+            panel.text(0.5, 0.5, "no scan to score", ha="center", transform=panel.transAxes, color=GREY)
 
 
 @contextmanager
@@ -258,11 +264,13 @@ def _draw_case(row: Any, case: PredictionCase) -> None:
     row[2].imshow(_tint(grey, case.mask, MASK_COLOUR))
     row[3].imshow(grey, interpolation="bilinear")
     if case.reference is None:
-        row[1].text(0.5, 0.5, "none", ha="center", va="center", color=GREY, transform=row[1].transAxes)
+        row[1].imshow(grey * 0.5)
+        row[1].text(0.5, 0.5, "none", ha="center", va="center", color="white", transform=row[1].transAxes)
     else:
         row[1].imshow(_tint(grey, case.reference, REFERENCE_COLOUR))
         _outline(row[3], case.reference, REFERENCE_COLOUR, "solid")
     _outline(row[3], case.mask, MASK_COLOUR, "dashed")
+    _zoom(row[3], case)
 
 
 def _tint(grey: npt.NDArray[np.float64], region: npt.NDArray[np.generic], colour: str) -> npt.NDArray[np.float64]:
@@ -276,20 +284,29 @@ def _outline(panel: Any, region: npt.NDArray[np.generic], colour: str, style: st
     rows, columns = (np.arange(-1, side + 1) for side in region.shape)
     drawn = panel.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=1.6, linestyles=style)
     drawn.set_path_effects([withStroke(linewidth=2.6, foreground="#00000088")])
-    panel.set(xlim=(-0.5, region.shape[1] - 0.5), ylim=(region.shape[0] - 0.5, -0.5))
+
+
+def _zoom(panel: Any, case: PredictionCase) -> None:
+    """Show both regions and as much around them, in the proportions of the slice."""
+    region = (case.mask != 0) if case.reference is None else (case.mask != 0) | (case.reference != 0)
+    sides = np.array(region.shape)
+    found = np.argwhere(region) if region.any() else np.array([[0, 0], sides - 1])
+    low, high = found.min(axis=0), found.max(axis=0) + 1
+    share = min(1.0, max(LEAST_ZOOM_SHARE, 1.8 * float(np.max((high - low) / sides))))
+    start = np.clip((low + high - share * sides) / 2, 0, (1 - share) * sides) - 0.5
+    stop = start + share * sides
+    panel.set(xlim=(start[1], stop[1]), ylim=(stop[0], start[0]))
 
 
 def _draw_bars(panel: Any, names: list[str], values: npt.NDArray[np.float64]) -> None:
     places = np.arange(len(values))
     panel.barh(places, values, color=SKY, height=0.72)
     for place, value in zip(places, values, strict=True):
-        panel.text(value + 0.008, place, f"{value:.2f}", va="center", fontsize=8)
+        panel.text(0.008, place, f"{value:.2f}", va="center", fontsize=8)
     panel.set_yticks(places, names, fontsize=8)
-    panel.set(xlim=(0, 1.06), ylim=(-0.8, max(1, len(values)) - 0.2), xlabel="Dice")
+    panel.set(xlim=(0, 1), ylim=(-0.8, max(1, len(values)) - 0.2), xlabel="Dice")
     panel.grid(False, axis="y")
     _draw_averages(panel.axvline, values)
-    if len(values):
-        panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.55 / (0.24 * max(3, len(values)))), ncols=2)
 
 
 def _draw_ranks(panel: Any, values: npt.NDArray[np.float64]) -> None:
@@ -297,7 +314,6 @@ def _draw_ranks(panel: Any, values: npt.NDArray[np.float64]) -> None:
     panel.plot(np.arange(1, len(values) + 1), values, color=BLUE, linewidth=1.8)
     panel.set(xlim=(1, len(values)), ylim=(0, 1), xlabel="scans, from worst to best", ylabel="Dice")
     _draw_averages(panel.axhline, values)
-    panel.legend(loc="lower right")
 
 
 def _draw_histogram(panel: Any, values: npt.NDArray[np.float64]) -> None:
