@@ -1,7 +1,11 @@
 """The box around the foreground."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
+import tifffile
 
 from raysegment.imaging.phantom import make_phantom
 from raysegment.imaging.preprocess import Box, foreground_box
@@ -88,3 +92,18 @@ def test_the_box_of_a_phantom_holds_all_its_lesions():
         assert box is not None
         assert reference[:, box.row_start : box.row_stop, box.column_start : box.column_stop].sum() == reference.sum()
         assert box.rows * box.columns < 0.9 * 128 * 128
+
+
+@pytest.mark.skipif("RAYSEGMENT_DATA" not in os.environ, reason="RAYSEGMENT_DATA names no folder with real scans")
+def test_the_box_of_real_scans_holds_all_lesions_and_leaves_out_margins():
+    patients = sorted((Path(os.environ["RAYSEGMENT_DATA"]) / "lgg").iterdir())[::12]
+    shares = []
+    for patient in patients:
+        masks = sorted(patient.glob("*_mask.tif"))
+        pixels = np.stack([tifffile.imread(str(path).replace("_mask", "")) for path in masks])
+        reference = np.stack([tifffile.imread(path) for path in masks]) > 0
+        box = foreground_box(pixels)
+        assert box is not None
+        assert np.count_nonzero(reference[:, *box.window]) == np.count_nonzero(reference)
+        shares.append(box.rows * box.columns / (256 * 256))
+    assert np.mean(shares) < 0.8

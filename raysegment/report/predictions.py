@@ -1,0 +1,148 @@
+"""Pictures of single scans: image, reference, mask, and both outlines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.colors import to_rgb
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from raysegment.report.style import ORANGE, SKY, open_figure, shorten
+
+REFERENCE_COLOUR, MASK_COLOUR = SKY, ORANGE
+DISPLAY_PERCENTILES = (0.5, 99.5)
+LEAST_ZOOM_SHARE = 0.3
+"""An overlay shows at least this share of a slice's sides."""
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionCase:
+    """One row of `draw_predictions`.
+
+    Attributes:
+        title: Such as "best, Dice 0.93" and the scan_id, on lines of their own.
+        image: uint8, (rows, columns, 3).
+        reference: Drawn by a person, (rows, columns), or None.
+        mask: Predicted, (rows, columns).
+    """
+
+    title: str
+    image: npt.NDArray[np.uint8]
+    reference: npt.NDArray[np.generic] | None
+    mask: npt.NDArray[np.generic]
+
+
+def make_case(
+    title: str,
+    pixels: npt.NDArray[np.generic],
+    reference: npt.NDArray[np.generic] | None,
+    mask: npt.NDArray[np.generic],
+) -> PredictionCase:
+    """Show a scan by the slice with most lesion in the reference, or in the mask where the reference has none.
+
+    Args:
+        title: As in `PredictionCase`.
+        pixels: (slices, rows, columns, channels), raw; up to three channels become red, green and blue.
+        reference: (slices, rows, columns) or None.
+        mask: (slices, rows, columns).
+    """
+    shown = reference if reference is not None and np.any(reference) else mask
+    areas = np.count_nonzero(shown, axis=(1, 2))
+    index = int(np.argmax(areas)) if areas.any() else len(mask) // 2
+    chosen = None if reference is None else reference[index]
+    return PredictionCase(title, _to_display(pixels, index), chosen, mask[index])
+
+
+def choose_cases(dice: Sequence[float]) -> list[tuple[str, int]]:
+    """Words and positions of the best, the median and the worst scan; fewer where there are fewer, NaN left out."""
+    order = [int(index) for index in np.argsort(dice, kind="stable")[::-1] if not math.isnan(dice[index])]
+    if not order:
+        return []
+    found = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    words = {1: ("best",), 2: ("best", "worst")}.get(len(order), ("best", "median", "worst"))
+    return [(word, found[word]) for word in words]
+
+
+def draw_predictions(cases: Sequence[PredictionCase], path: str | Path) -> None:
+    """Draw image, reference, mask and both outlines, a row for each case.
+
+    Args:
+        cases: Such as the best, the median and the worst scan.
+        path: PNG to write.
+    """
+    rows = max(1, len(cases))
+    shapes = [case.image.shape for case in cases] or [(1, 1)]
+    height = 2.6 * max(shape[0] / shape[1] for shape in shapes)
+    with open_figure(path, (11.2, rows * (min(max(height, 1.2), 5) + 0.12) + 0.6)) as figure:
+        panels = figure.subplots(rows, 4, squeeze=False)
+        for panel in panels.flat:
+            panel.set(xticks=[], yticks=[])
+            panel.grid(False)
+            panel.spines[:].set_visible(False)
+        for row, case in zip(panels, cases, strict=False):
+            _draw_case(row, case)
+        for panel, name in zip(panels[0], ("image", "reference", "mask", "overlay, enlarged"), strict=True):
+            panel.set_title(name, loc="center")
+        handles = [
+            Line2D([], [], color=REFERENCE_COLOUR, linewidth=2.5, label="reference, drawn by a person"),
+            Line2D([], [], color=MASK_COLOUR, linewidth=2.5, linestyle=(0, (3, 1)), label="mask, predicted"),
+        ]
+        figure.legend(handles=handles, loc="outside lower right", ncols=2)
+
+
+def _to_display(pixels: npt.NDArray[np.generic], index: int) -> npt.NDArray[np.uint8]:
+    """One slice as uint8 (rows, columns, 3), each channel stretched by the scan's percentiles."""
+    chosen = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
+    low, high = np.percentile(chosen.astype(np.float32), DISPLAY_PERCENTILES, axis=(0, 1, 2))
+    span = np.where(high > low, high - low, 1)
+    stretched = np.clip((chosen[index].astype(np.float32) - low) / span, 0, 1) * 255
+    return np.broadcast_to(stretched, (*stretched.shape[:2], 3)).astype(np.uint8)
+
+
+def _draw_case(row: Any, case: PredictionCase) -> None:
+    """Image, the two regions, and both outlines over a grey copy of the image."""
+    grey = np.repeat(case.image.mean(axis=2, keepdims=True) / 255, 3, axis=2)
+    row[0].imshow(case.image, interpolation="bilinear")
+    row[0].set_ylabel("\n".join(shorten(line, 28) for line in case.title.splitlines()), fontsize=9)
+    row[2].imshow(_tint(grey, case.mask, MASK_COLOUR))
+    row[3].imshow(grey, interpolation="bilinear")
+    if case.reference is None:
+        row[1].imshow(grey * 0.5)
+        row[1].text(0.5, 0.5, "none", ha="center", va="center", color="white", transform=row[1].transAxes)
+    else:
+        row[1].imshow(_tint(grey, case.reference, REFERENCE_COLOUR))
+        _outline(row[3], case.reference, REFERENCE_COLOUR, "solid")
+    _outline(row[3], case.mask, MASK_COLOUR, "dashed")
+    _zoom(row[3], case)
+
+
+def _tint(grey: npt.NDArray[np.float64], region: npt.NDArray[np.generic], colour: str) -> npt.NDArray[np.float64]:
+    return np.asarray(np.where((region != 0)[..., None], 0.35 * grey + 0.65 * np.array(to_rgb(colour)), grey * 0.8))
+
+
+def _outline(panel: Any, region: npt.NDArray[np.generic], colour: str, style: str) -> None:
+    if not np.any(region) or min(region.shape) < 2:
+        return
+    padded = np.pad((region != 0).astype(np.float32), 1)
+    rows, columns = (np.arange(-1, side + 1) for side in region.shape)
+    drawn = panel.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=1.6, linestyles=style)
+    drawn.set_path_effects([withStroke(linewidth=2.6, foreground="#00000088")])
+
+
+def _zoom(panel: Any, case: PredictionCase) -> None:
+    """Show both regions and as much around them, in the proportions of the slice."""
+    region = (case.mask != 0) if case.reference is None else (case.mask != 0) | (case.reference != 0)
+    sides = np.array(region.shape)
+    found = np.argwhere(region) if region.any() else np.array([[0, 0], sides - 1])
+    low, high = found.min(axis=0), found.max(axis=0) + 1
+    share = min(1.0, max(LEAST_ZOOM_SHARE, 1.8 * float(np.max((high - low) / sides))))
+    start = np.clip((low + high - share * sides) / 2, 0, (1 - share) * sides) - 0.5
+    stop = start + share * sides
+    panel.set(xlim=(start[1], stop[1]), ylim=(stop[0], start[0]))
