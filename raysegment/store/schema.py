@@ -44,7 +44,6 @@ METRICS_SCHEMA = pa.schema(
         ("mask_is_empty", pa.bool_()),
         ("reference_is_empty", pa.bool_()),
         ("reference_voxels", pa.int64()),
-        ("reference_volume_ml", pa.float64()),
         ("true_positives", pa.int64()),
         ("false_positives", pa.int64()),
         ("false_negatives", pa.int64()),
@@ -57,17 +56,16 @@ METRICS_SCHEMA = pa.schema(
         ("f1", pa.float64()),
         ("dice_at_half", pa.float64()),
         ("lesion_slices", pa.int64()),
-        ("lesion_slices_with_mask", pa.int64()),
-        ("lesion_slice_dice_mean", pa.float64()),
+        ("lesion_slice_dice_sum", pa.float64()),
         ("clean_slices", pa.int64()),
         ("clean_slices_with_mask", pa.int64()),
     ]
 )
-"""One row per ok scan and label. From `reference_is_empty` on: null where the scan has no usable reference.
+"""One row per ok scan and label. From `reference_is_empty` on all are null where the scan has no usable reference.
 
-`mean_probability` is over the mask's voxels (NaN if it is empty); `volume_ml` is NaN without spacing; `dice_at_half` is the
-Dice of `probability >= 0.5` before any cleaning; `lesion_slices` are slices whose reference holds lesion,
-`lesion_slice_dice_mean` the mean Dice over them (NaN if there is none), `clean_slices` the other slices.
+`mean_probability` is over the mask's voxels (NaN if it is empty); `volume_ml` is NaN without spacing; `dice_at_half` is
+the Dice of `probability >= 0.5` before any cleaning; `lesion_slices` are slices whose reference holds lesion,
+`lesion_slice_dice_sum` the sum of Dice over them, `clean_slices` the other slices.
 """
 
 MASKS_SCHEMA = pa.schema(

@@ -1,0 +1,160 @@
+"""The pool of inference workers: on every node, growing and shrinking with the cluster."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from raysegment.cluster.segmenter import WorkerSettings, start_segmenter
+from raysegment.cluster.session import live_nodes
+from raysegment.errors import ClusterError
+
+SECONDS_BETWEEN_LOOKS = 2.0
+CPUS_PER_WORKER = 8
+"""A convolution scales to about this many cores; nodes with more get several workers."""
+
+CPU_SHARE = 0.5
+"""Share of a node's logical CPUs that workers ask for; reading tasks have the rest. Threads are set apart from this."""
+
+MAX_FAILED_STARTS = 3
+
+
+@dataclass(eq=False)
+class Worker:
+    """One inference worker, as the driver knows it.
+
+    Attributes:
+        handle: The actor.
+        node_id: Where it runs.
+        is_ready: Whether its network is loaded.
+        calls: Blocks in hand, by the call that works on them; the scans of each, once it told them.
+        waiting: Scans in its open part, which is not staged yet.
+        staged_early: Scans in a staged part whose own call has not returned yet.
+        part_opened: When the first of them came, in monotonic seconds.
+        is_closing: Whether it was asked to close its part.
+    """
+
+    handle: Any
+    node_id: str
+    is_ready: bool = False
+    calls: dict[Any, BlockInHand] = field(default_factory=dict)
+    waiting: dict[str, None] = field(default_factory=dict)
+    staged_early: set[str] = field(default_factory=set)
+    part_opened: float = 0.0
+    is_closing: bool = False
+
+    def scans_in_hand(self) -> list[str]:
+        """Scans that are lost if the worker dies now."""
+        blocks = [scan_id for block in self.calls.values() for scan_id in block.scan_ids or ()]
+        return [scan_id for scan_id in dict.fromkeys([*self.waiting, *blocks]) if scan_id not in self.staged_early]
+
+
+@dataclass(eq=False)
+class BlockInHand:
+    """A block that was given to a worker.
+
+    Attributes:
+        reference: The block in Ray's object store.
+        scan_ids: Its scans; None until the worker told them.
+        num_deaths: Workers that died before they told them.
+    """
+
+    reference: Any
+    scan_ids: list[str] | None = None
+    num_deaths: int = 0
+
+
+class WorkerPool:
+    """Starts workers on each node that is alive, and forgets those that died.
+
+    Args:
+        bundle: Reference to the bundle in Ray's object store.
+        settings: For each worker; `threads` None means its share of the node's CPUs.
+        workers_per_node: Workers on each node; by its CPUs or GPUs if None.
+        check_node: Called with each new node; returns whether workers may run there.
+    """
+
+    def __init__(
+        self, bundle: Any, settings: WorkerSettings, *, workers_per_node: int | None, check_node: Any = None
+    ) -> None:
+        self.workers: list[Worker] = []
+        self._bundle = bundle
+        self._settings = settings
+        self._workers_per_node = workers_per_node
+        self._check_node = check_node
+        self._refused: set[str] = set()
+        self._known: set[str] = set()
+        self._failed_starts = 0
+        self._next_look = 0.0
+
+    def adjust(self) -> None:
+        """Bring every live node to its number of workers, now and then.
+
+        Raises:
+            ClusterError: No node is left.
+        """
+        if time.monotonic() < self._next_look:
+            return
+        self._next_look = time.monotonic() + SECONDS_BETWEEN_LOOKS
+        nodes = live_nodes()
+        if not nodes:
+            raise ClusterError("no node of the Ray cluster is alive; start one and run the same command.")
+        for node in nodes:
+            node_id = node["NodeID"]
+            if node_id not in self._known:
+                self._known.add(node_id)
+                if self._check_node is not None and not self._check_node(node):
+                    self._refused.add(node_id)
+            missing = share_node(node, self._workers_per_node)[0] - self._count(node_id)
+            for _ in range(0 if node_id in self._refused else missing):
+                self._start(node)
+
+    def remove(self, worker: Worker) -> None:
+        """Forget a worker that died, and make sure it is dead.
+
+        Raises:
+            ClusterError: Workers die one after another before their network is loaded.
+        """
+        import ray
+
+        self.workers.remove(worker)
+        ray.kill(worker.handle, no_restart=True)
+        self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
+        if self._failed_starts > MAX_FAILED_STARTS:
+            raise ClusterError(
+                f"{self._failed_starts} inference workers in a row died while loading the network; most often memory "
+                "is too small. Try --workers 1 or a smaller --batch-size."
+            )
+        self._next_look = 0.0
+
+    def close(self) -> None:
+        """End all workers."""
+        import ray
+
+        for worker in self.workers:
+            ray.kill(worker.handle, no_restart=True)
+        self.workers = []
+
+    def _count(self, node_id: str) -> int:
+        return sum(worker.node_id == node_id for worker in self.workers)
+
+    def _start(self, node: dict[str, Any]) -> None:
+        from dataclasses import replace
+
+        _, threads, num_cpus, num_gpus = share_node(node, self._workers_per_node)
+        settings = replace(self._settings, threads=self._settings.threads or threads)
+        handle = start_segmenter(self._bundle, settings, node_id=node["NodeID"], num_cpus=num_cpus, num_gpus=num_gpus)
+        self.workers.append(Worker(handle, node["NodeID"]))
+
+
+def share_node(node: dict[str, Any], workers_per_node: int | None) -> tuple[int, int, float, float]:
+    """How a node is shared between workers.
+
+    Returns:
+        Number of workers, TensorFlow threads of each, logical CPUs of each, GPUs of each.
+    """
+    cpus, gpus = float(node["Resources"].get("CPU", 1)), int(node["Resources"].get("GPU", 0))
+    workers = workers_per_node or gpus or max(1, int(cpus) // CPUS_PER_WORKER)
+    threads = max(1, int(cpus) // workers)
+    return workers, threads, round(cpus * CPU_SHARE / workers, 3), gpus / workers if gpus else 0.0

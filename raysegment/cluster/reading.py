@@ -1,0 +1,85 @@
+"""Reading in Ray Data tasks: from blocks of the plan to blocks of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysegment.archive.decoder import Decoder
+from raysegment.archive.manifest import entries
+from raysegment.cluster.plan import PlannedBlock
+from raysegment.pipeline.blocks import MAX_BLOCK_BYTES, read_block
+from raysegment.store.place import Place
+
+READ_CPUS = 0.5
+"""Logical CPUs of a reading task."""
+
+MAX_READ_RETRIES = 3
+"""Times that a reading task is started again after its node or process was lost."""
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """What reading tasks need to know.
+
+    Attributes:
+        location: The output folder, which holds the plan.
+        memory_mb: Memory limit for decoding one scan.
+        timeout_seconds: Time limit for decoding one scan.
+    """
+
+    location: str
+    memory_mb: int
+    timeout_seconds: float
+
+
+def read_blocks(planned: list[PlannedBlock], settings: ReadSettings, *, store_bytes: int) -> Iterator[Any]:
+    """Read the plan's blocks with Ray Data, ahead of their use but never more than `store_bytes`.
+
+    Yields:
+        References to blocks; the pixels stay in Ray's object store.
+    """
+    import ray.data
+    from ray.data import DataContext, ExecutionResources
+
+    context = DataContext.get_current().copy()
+    context.target_max_block_size = MAX_BLOCK_BYTES // 2
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=store_bytes)
+    rows = [pa.table({"file": [block.file], "row_group": [block.row_group]}) for block in planned]
+    with DataContext.current(context):
+        dataset = ray.data.from_arrow(rows).map_batches(
+            read_planned,
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"settings": settings},
+            num_cpus=READ_CPUS,
+            ray_remote_args_fn=limit_retries,
+        )
+    for bundle in dataset.iter_internal_ref_bundles():
+        yield from bundle.block_refs
+
+
+def limit_retries() -> dict[str, Any]:
+    """Bounds for a reading task; Ray Data's own default is to try for ever."""
+    return {"max_retries": MAX_READ_RETRIES, "retry_exceptions": False}
+
+
+def read_planned(batch: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
+    """Read the scans of the planned blocks in a batch."""
+    place = Place(settings.location)
+    decoder = keep_decoder(settings.memory_mb, settings.timeout_seconds)
+    for row in batch.to_pylist():
+        with pq.ParquetFile(place.path(row["file"]), filesystem=place.filesystem) as file:
+            scans = file.read_row_group(row["row_group"])
+        yield from read_block(decoder, list(entries(scans)))
+
+
+@lru_cache(maxsize=1)
+def keep_decoder(memory_mb: int, timeout_seconds: float) -> Decoder:
+    """The decoder of this process; it stays alive from task to task."""
+    return Decoder(memory_mb=memory_mb, timeout_seconds=timeout_seconds)

@@ -1,0 +1,1 @@
+"""One scan or one batch from end to end, without Ray."""

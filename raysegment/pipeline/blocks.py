@@ -1,0 +1,132 @@
+"""How decoded scans travel: one row a scan, pixels as bytes with shape and dtype as stored in the file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from raysegment.archive.decoder import Decoder
+from raysegment.errors import AccessError, ScanError
+from raysegment.scan import Scan, ScanEntry
+
+MAX_BLOCK_BYTES = 128 * 2**20
+"""A block holds at most this many bytes of pixels; a larger scan is alone in its block."""
+
+BLOCK_SCHEMA = pa.schema(
+    [
+        ("scan_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("source", pa.string()),
+        ("fingerprint", pa.string()),
+        ("shape", pa.list_(pa.int32())),
+        ("dtype", pa.string()),
+        ("pixels", pa.large_binary()),
+        ("reference", pa.large_binary()),
+        ("spacing_mm", pa.list_(pa.float64())),
+        ("affine", pa.list_(pa.float64())),
+        ("reference_error", pa.string()),
+        ("error_type", pa.string()),
+        ("error_message", pa.string()),
+        ("seconds_read", pa.float64()),
+    ]
+)
+"""`reference` holds eight voxels a byte. A failed scan has `error_type` and no pixels."""
+
+
+@dataclass(frozen=True, eq=False)
+class ReadScan:
+    """A scan as it came from the archive, or why it did not come.
+
+    Attributes:
+        scan: The pixels; None where reading failed.
+        reference: bool, (slices, rows, columns); None where there is none that can be used.
+        error: Type and message of what went wrong; None where nothing did.
+    """
+
+    scan_id: str
+    patient_id: str
+    source: str
+    fingerprint: str
+    scan: Scan | None
+    reference: npt.NDArray[np.bool_] | None = None
+    reference_error: str | None = None
+    error: tuple[str, str] | None = None
+    seconds_read: float = 0.0
+
+
+def read_entry(decoder: Decoder, entry: ScanEntry) -> dict[str, Any]:
+    """Read one scan and its reference into a row of a block; a scan that cannot be read becomes a row that says why."""
+    started = time.perf_counter()
+    row: dict[str, Any] = dict.fromkeys(BLOCK_SCHEMA.names)
+    row |= {name: getattr(entry, name) for name in ("scan_id", "patient_id", "source", "fingerprint")}
+    try:
+        decoded = decoder.read(entry, with_reference=True)
+        row |= _pack(decoded.scan, decoded.reference) | {"reference_error": decoded.reference_error}
+    except ScanError as error:
+        row |= {"error_type": type(error).__name__, "error_message": str(error)}
+    except OSError as error:
+        row |= {"error_type": AccessError.__name__, "error_message": f"{entry.scan_id}: {error}"}
+    return row | {"seconds_read": time.perf_counter() - started}
+
+
+def read_block(decoder: Decoder, entries: list[ScanEntry], max_bytes: int = MAX_BLOCK_BYTES) -> Iterator[pa.Table]:
+    """Read scans into tables of at most `max_bytes` of pixels each; a larger scan is alone."""
+    rows: list[dict[str, Any]] = []
+    num_bytes = 0
+    for entry in entries:
+        row = read_entry(decoder, entry)
+        size = row["pixels"].nbytes if row["pixels"] is not None else 0
+        if rows and num_bytes + size > max_bytes:
+            yield build_block(rows)
+            rows, num_bytes = [], 0
+        rows.append(row)
+        num_bytes += size
+    if rows:
+        yield build_block(rows)
+
+
+def build_block(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows of `read_entry` as a table."""
+    return pa.Table.from_pylist(rows, schema=BLOCK_SCHEMA)
+
+
+def scans_of(block: pa.Table) -> Iterator[ReadScan]:
+    """The scans of a block; their pixels are views of the block's memory and read-only."""
+    plain = block.drop_columns(["pixels", "reference"]).to_pylist()
+    for row, pixels, reference in zip(plain, block["pixels"], block["reference"], strict=True):
+        yield _unpack(row, pixels.as_buffer(), reference.as_buffer())
+
+
+def _pack(scan: Scan, reference: npt.NDArray[np.bool_] | None) -> dict[str, Any]:
+    pixels = np.ascontiguousarray(scan.pixels)
+    return {
+        "shape": list(pixels.shape),
+        "dtype": pixels.dtype.str,
+        "pixels": memoryview(pixels.reshape(-1).view(np.uint8)),
+        "reference": None if reference is None else np.packbits(reference).tobytes(),
+        "spacing_mm": None if scan.spacing_mm is None else list(scan.spacing_mm),
+        "affine": None if scan.affine is None else scan.affine.ravel().tolist(),
+    }
+
+
+def _unpack(row: dict[str, Any], pixels: pa.Buffer | None, reference: pa.Buffer | None) -> ReadScan:
+    identity = {name: row[name] for name in ("scan_id", "patient_id", "source", "fingerprint", "seconds_read")}
+    if pixels is None:
+        return ReadScan(**identity, scan=None, error=(row["error_type"], row["error_message"]))
+    shape = tuple(row["shape"])
+    scan = Scan(
+        np.frombuffer(pixels, row["dtype"]).reshape(shape),
+        None if row["spacing_mm"] is None else tuple(row["spacing_mm"]),
+        None if row["affine"] is None else np.reshape(row["affine"], (4, 4)),
+    )
+    drawn = None
+    if reference is not None:
+        bits = np.unpackbits(np.frombuffer(reference, np.uint8), count=int(np.prod(shape[:3])))
+        drawn = bits.view(np.bool_).reshape(shape[:3])
+    return ReadScan(**identity, scan=scan, reference=drawn, reference_error=row["reference_error"])

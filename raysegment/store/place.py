@@ -1,0 +1,167 @@
+"""Where tables live: a local folder or a bucket, behind the few operations that publishing needs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from raysegment.errors import DiskFullError, UsageError
+
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def report_full_disk(what: str) -> Iterator[None]:
+    """Turn "no space left" into DiskFullError; other errors pass.
+
+    Raises:
+        DiskFullError: Names what was being written.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL or "No space left" in str(error):
+            raise DiskFullError(
+                f"no space left while writing {what}. What is published is whole; make room and run the same command."
+            ) from error
+        raise
+
+
+class Place:
+    """A folder or bucket; names are relative to it, with forward slashes.
+
+    Args:
+        location: Path, or a URI such as `s3://bucket/folder`.
+
+    Raises:
+        UsageError: The location cannot be opened.
+    """
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.is_local = "://" not in location
+        if self.is_local:
+            self.filesystem: pafs.FileSystem = pafs.LocalFileSystem()
+            self.root = os.path.abspath(location)
+            return
+        try:
+            self.filesystem, root = pafs.FileSystem.from_uri(location)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise UsageError(f"{location} cannot be opened: {' '.join(str(error).split())[:200]}") from None
+        self.root = root.rstrip("/")
+
+    def path(self, name: str = "") -> str:
+        """The name's path in the file system."""
+        return f"{self.root}/{name}" if name else self.root
+
+    def list_names(self, folder: str = "") -> list[str]:
+        """Names of files and folders directly in a folder, sorted; none where it does not exist."""
+        if self.is_local:
+            try:
+                return sorted(os.listdir(self.path(folder)))
+            except FileNotFoundError:
+                return []
+        found = self.filesystem.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
+        return sorted(item.base_name for item in found)
+
+    def exists(self, name: str) -> bool:
+        return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+
+    def make_folder(self, name: str = "") -> None:
+        """Make a folder and those above it; buckets need none."""
+        if self.is_local:
+            with report_full_disk(self.path(name)):
+                os.makedirs(self.path(name), exist_ok=True)
+
+    def read_bytes(self, name: str) -> bytes:
+        with self.filesystem.open_input_file(self.path(name)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, name: str, data: bytes) -> None:
+        """Write a file in one step: a reader sees the old content or the new one.
+
+        Raises:
+            DiskFullError: No space is left; the old content stays.
+        """
+        if not self.is_local:
+            with self.filesystem.open_output_stream(self.path(name)) as stream:
+                stream.write(data)
+            return
+        target = Path(self.path(name))
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        try:
+            with report_full_disk(str(target)):
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def write_table(self, name: str, table: pa.Table, *, compression: str = "zstd") -> int:
+        """Write a Parquet file and force it to disk; not in one step, so only below `_staging`.
+
+        Returns:
+            Size of the file in bytes.
+        """
+        path = self.path(name)
+        with report_full_disk(path):
+            self.make_folder(name.rpartition("/")[0])
+            pq.write_table(table, path, filesystem=self.filesystem, compression=compression)
+            if self.is_local:
+                sync(path)
+        return int(self.filesystem.get_file_info(path).size)
+
+    def read_table(self, name: str) -> pa.Table:
+        return pq.read_table(self.path(name), filesystem=self.filesystem, partitioning=None)
+
+    def move(self, source: str, target: str) -> None:
+        """Rename a file over another one; a server-side copy in a bucket."""
+        if self.is_local:
+            with report_full_disk(self.path(target)):
+                os.replace(self.path(source), self.path(target))
+            return
+        self.filesystem.copy_file(self.path(source), self.path(target))
+        self.filesystem.delete_file(self.path(source))
+
+    def sync_folder(self, name: str) -> None:
+        """Force a folder's renames to disk."""
+        if self.is_local:
+            sync(self.path(name))
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a folder with all below it; nothing happens where it does not exist."""
+        if self.is_local:
+            path = Path(self.path(name))
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        kind = self.filesystem.get_file_info(self.path(name)).type
+        if kind == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.path(name))
+        elif kind == pafs.FileType.File:
+            self.filesystem.delete_file(self.path(name))
+
+
+def sync(path: str) -> None:
+    """Force a file or folder to disk; file systems that cannot are left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
