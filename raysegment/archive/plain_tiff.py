@@ -6,6 +6,8 @@ strips, 8 or 16 bit), which is decoded here in less time with the same result.
 
 from __future__ import annotations
 
+import math
+import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +33,9 @@ _STRUCT_OF_TYPE = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i
 _SIZE_OF_TYPE = {5: 8, 10: 8, 11: 4, 12: 8} | {code: struct.calcsize(kind) for code, kind in _STRUCT_OF_TYPE.items()}
 _LAYOUT_TAGS = {254, 256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 339}
 _HARMLESS_TAGS = {270, 271, 272, 274, 280, 281, 282, 283, 296, 305, 306, 315, 338}
-_META_DESCRIPTIONS = (b"ImageJ=", b"<?xml", b"<OME", b'{"shape"', b"shape=", b"SCANIMAGE", b"Aperio")
+_META_DESCRIPTIONS = (b"ImageJ=", b"<?xml", b"<OME", b"{", b"shape=", b"SCANIMAGE", b"Aperio")
+_SHAPE_DESCRIPTION = re.compile(rb'\{"shape": \[([0-9, ]+)\]\}\0*')
+_DESCRIPTION_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,7 @@ class Page:
     is_big: bool
 
     def first(self, tag: int, default: int) -> int:
-        return self.tags.get(tag, (default,))[0]
+        return (self.tags.get(tag) or (default,))[0]
 
 
 @dataclass(frozen=True)
@@ -111,8 +115,8 @@ def plain_layout(page: Page) -> PlainLayout | None:
     tags = page.tags
     if page.is_big or page.next_offset or tags.keys() - _LAYOUT_TAGS - _HARMLESS_TAGS:
         return None
-    bits, formats = set(tags.get(BITS, (1,))), set(tags.get(SAMPLE_FORMAT, (1,)))
-    channels = page.first(SAMPLES, 1)
+    bits, formats = set(tags.get(BITS) or (1,)), set(tags.get(SAMPLE_FORMAT) or (1,))
+    rows, columns, channels = page.first(LENGTH, 0), page.first(WIDTH, 0), page.first(SAMPLES, 1)
     kind = {(8, 1): "u1", (16, 1): "u2", (16, 2): "i2", (32, 3): "f4"}.get((min(bits), min(formats)))
     predictor, compression = page.first(PREDICTOR, 1), page.first(COMPRESSION, 1)
     plain = (
@@ -123,9 +127,8 @@ def plain_layout(page: Page) -> PlainLayout | None:
         and (channels == 1 or page.first(PLANAR, 1) == 1)
         and page.first(PHOTOMETRIC, 1) in (0, 1, 2)
         and page.first(254, 0) == 0
-        and not bytes(tags.get(DESCRIPTION, ())[:16]).lstrip().startswith(_META_DESCRIPTIONS)
+        and _is_one_image(bytes(tags.get(DESCRIPTION, ())), rows * columns * channels)
     )
-    rows, columns = page.first(LENGTH, 0), page.first(WIDTH, 0)
     rows_per_strip = min(page.first(ROWS_PER_STRIP, rows), rows)
     offsets, counts = tags.get(STRIP_OFFSETS, ()), tags.get(STRIP_BYTES, ())
     if not plain or min(rows, columns, channels, rows_per_strip) < 1 or 0 in offsets or 0 in counts:
@@ -174,6 +177,14 @@ _DECODERS: dict[int, Callable[..., Buffer]] = {
 }
 
 
+def _is_one_image(description: bytes, size: int) -> bool:
+    """Whether a description does not say that the page stands for a stack, as those of ImageJ, OME and tifffile may."""
+    shape = _SHAPE_DESCRIPTION.fullmatch(description)
+    if shape:
+        return math.prod(int(part) for part in shape[1].split(b",")) == size
+    return not description.lstrip().startswith(_META_DESCRIPTIONS)
+
+
 def _read_page(stream: BinaryIO, offset: int, order: str, is_big: bool) -> Page:
     count_kind, entry_size, link_kind = ("Q", 20, "Q") if is_big else ("H", 12, "I")
     stream.seek(offset)
@@ -198,7 +209,7 @@ def _read_tag(stream: BinaryIO, block: bytes, position: int, order: str, is_big:
     if letter is None or not needed:
         return code, ()
     if code == DESCRIPTION:
-        count = min(count, 16)
+        count = min(count, _DESCRIPTION_BYTES)
     size = count * _SIZE_OF_TYPE[kind]
     if size <= inline_size:
         raw = block[inline_at : inline_at + inline_size]

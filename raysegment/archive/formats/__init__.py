@@ -88,7 +88,7 @@ def get_reader(name: str) -> Reader:
 
 def readers_by_extension() -> dict[str, str]:
     """Name of the reader that looks at files with an extension."""
-    return {extension: name for name, reader in readers().items() for extension in reader.EXTENSIONS}
+    return _map_extensions(os.environ.get(READERS_VARIABLE, ""))
 
 
 def recognise(head: bytes) -> str | None:
@@ -101,3 +101,8 @@ def _load_readers(extra: str) -> dict[str, Reader]:
     names = [f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)]
     names += [name.strip() for name in extra.split(",") if name.strip()]
     return {name.rpartition(".")[2]: cast(Reader, importlib.import_module(name)) for name in names}
+
+
+@lru_cache(maxsize=8)
+def _map_extensions(extra: str) -> dict[str, str]:
+    return {extension: name for name, reader in _load_readers(extra).items() for extension in reader.EXTENSIONS}
