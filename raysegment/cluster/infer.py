@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.index import find_scans
+from raysegment.archive.manifest import read_manifest
 from raysegment.cluster.output import append_log, check_identity, read_record, write_record
 from raysegment.cluster.plan import Todo, find_todo
-from raysegment.cluster.record import describe_choices, describe_machine
+from raysegment.cluster.record import as_json, describe_choices, describe_machine
 from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.rounds import Rounds
 from raysegment.cluster.segmenter import WorkerSettings
@@ -23,12 +26,14 @@ from raysegment.cluster.session import ray_session
 from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, InterruptedRunError
 from raysegment.model.bundle import Bundle, load_bundle
 from raysegment.model.predictor import resolve_precision
-from raysegment.options import InferOptions, Postprocessing, changed_result, hash_choices
+from raysegment.options import EvaluateOptions, InferOptions, Postprocessing, changed_result, hash_choices
+from raysegment.pipeline.evaluate import choose_scans, count_known_patients, summarise_metrics
+from raysegment.pipeline.illustrate import draw_inference_figures
 from raysegment.pipeline.segment import SegmentSettings
 from raysegment.store.lock import RunLock
 from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
-from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, take_out
+from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, read_rows, take_out
 from raysegment.store.schema import STATUS_OK
 
 
@@ -67,6 +72,19 @@ class InferResult:
     exit_code: int = EXIT_DONE
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult(InferResult):
+    """What an evaluation came to.
+
+    Attributes:
+        summary: What summary.json holds; NaN where it has null.
+        figures: Pictures that were drawn.
+    """
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    figures: tuple[str, ...] = ()
+
+
 def infer(options: InferOptions) -> InferResult:
     """Segment the scans of an archive that the output folder does not have yet.
 
@@ -81,6 +99,35 @@ def infer(options: InferOptions) -> InferResult:
     bundle = load_bundle(options.model)
     manifest = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
     return run_inference(options, bundle, manifest, command="infer")
+
+
+def evaluate(options: EvaluateOptions) -> EvaluateResult:
+    """Segment the scans that have a reference, and summarise how masks and references agree.
+
+    Raises:
+        UsageError: As `infer`; also where no scan has a reference, or the split is known from nowhere.
+        RaysegmentError: As `infer`.
+    """
+    bundle = load_bundle(options.model)
+    found = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
+    manifest = choose_scans(
+        found, split=options.split, split_file=options.split_file, run_manifest=_read_run_manifest(options.model)
+    )
+    inference = run_inference(options, bundle, manifest, command="evaluate")
+    manifest = manifest.slice(0, options.limit) if options.limit else manifest
+    place = Place(options.out)
+    patients = count_known_patients(manifest["patient_id"].to_pylist(), bundle.has_seen)
+    metrics = read_rows(place, "metrics")
+    metrics = metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks()))
+    summary = summarise_metrics(
+        metrics,
+        scans_failed=inference.scans_failed,
+        threshold=float(resolve_options(options, bundle).threshold or 0.0),
+        training_patients=patients,
+    )
+    place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
+    figures = draw_inference_figures(Path(options.out), manifest) if place.is_local else []
+    return EvaluateResult(**vars(inference), summary=summary, figures=tuple(map(str, figures)))
 
 
 def run_inference(options: InferOptions, bundle: Bundle, manifest: pa.Table, *, command: str) -> InferResult:
@@ -265,6 +312,14 @@ class _Run:
             "slices_per_second": self.reporter.slices_per_second,
             "seconds": dict(self.rounds.seconds) if self.rounds else {},
         }
+
+
+def _read_run_manifest(model: str) -> pa.Table | None:
+    """The manifest of the training run that holds the model, if it is one."""
+    for folder in (Path(model), Path(model).parent):
+        if (folder / "manifest.parquet").is_file() and (folder / "model").is_dir():
+            return read_manifest(str(folder / "manifest.parquet"))
+    return None
 
 
 def count_finished(manifest: pa.Table, finished: pa.Table) -> tuple[int, int]:

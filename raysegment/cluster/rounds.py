@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -60,7 +60,7 @@ class Rounds:
         self.num_published = 0
         self.failed: Counter[str] = Counter()
         self.failures: list[Failure] = []
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._bundle = bundle
         self._num_ok = num_ok_before
         self._crashes: Counter[str] = Counter()
@@ -77,10 +77,10 @@ class Rounds:
         """
         import ray
 
-        check_nodes(describe_versions())
         pool = WorkerPool(ray.put(self._bundle), self.worker, workers_per_node=self.options.workers)
         try:
             pool.adjust()
+            check_nodes(describe_versions())
             while plan.num_rows:
                 suspects = pc.is_in(plan["scan_id"], value_set=pa.array(list(self._crashes), pa.string()))
                 others = plan.filter(pc.invert(suspects))
@@ -160,7 +160,8 @@ class Rounds:
         self._num_ok += len(receipt.scan_ids) - num_failed
         self.failed.update(receipt.failed)
         self.failures = [*self.failures, *receipt.failures][:MAX_FAILURES_SHOWN]
-        self.seconds.update(receipt.seconds)
+        for stage, seconds in receipt.seconds.items():
+            self.seconds[stage] += seconds
         self.reporter.advance(len(receipt.scan_ids), num_failed, receipt.num_slices)
         for part in receipt.parts:
             self._publish(part)

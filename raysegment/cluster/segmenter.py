@@ -62,7 +62,7 @@ class Receipt:
     num_slices: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: dict[str, float] = field(default_factory=dict)
     parts: list[PartReceipt] = field(default_factory=list)
 
     def add(self, rows: ScanRows) -> None:
@@ -75,7 +75,8 @@ class Receipt:
         self.failures += shown
         for name, value in rows.scan.items():
             if name.startswith("seconds_") and value is not None:
-                self.seconds[name.removeprefix("seconds_")] += value
+                stage = name.removeprefix("seconds_")
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + value
 
 
 class Segmenter:

@@ -108,7 +108,7 @@ def _pack(scan: Scan, reference: npt.NDArray[np.bool_] | None) -> dict[str, Any]
     return {
         "shape": list(pixels.shape),
         "dtype": pixels.dtype.str,
-        "pixels": memoryview(pixels.reshape(-1).view(np.uint8)),
+        "pixels": memoryview(pixels.reshape(-1).view(np.uint8)),  # type: ignore[arg-type]
         "reference": None if reference is None else np.packbits(reference).tobytes(),
         "spacing_mm": None if scan.spacing_mm is None else list(scan.spacing_mm),
         "affine": None if scan.affine is None else scan.affine.ravel().tolist(),

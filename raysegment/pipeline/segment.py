@@ -109,7 +109,7 @@ class ScanSegmenter:
         """Rows for each scan, failed ones included; small scans come together after the others."""
         pooled: list[Work] = []
         for read in reads:
-            work = self._attempt(read, lambda read=read: self.prepare(read))
+            work = self._attempt_prepare(read)
             if isinstance(work, ScanRows):
                 yield work
             elif len(work.probability) <= POOLED_SLICES:
@@ -118,7 +118,7 @@ class ScanSegmenter:
                     yield from self._segment_pooled(pooled)
                     pooled = []
             else:
-                yield self._attempt_rows(work, lambda work=work: self.predict_alone(work))
+                yield self._attempt_finish(work, self.predict_alone)
         yield from self._segment_pooled(pooled)
 
     def prepare(self, read: ReadScan) -> Work:
@@ -184,7 +184,7 @@ class ScanSegmenter:
             for (work, position), probability in zip(group, found, strict=False):
                 self._scatter(work, np.array([position]), probability[None])
         for work in pooled:
-            yield self._attempt_rows(work, lambda: None)
+            yield self._attempt_finish(work, None)
 
     def _find_box(self, scan: Scan, prepared: PreparedScan) -> Box:
         """The part of the network's grid around the scan's foreground; everything where boxes are not wanted."""
@@ -242,17 +242,18 @@ class ScanSegmenter:
             work.seconds["predict"] += seconds / len(works)
         return found
 
-    def _attempt(self, read: ReadScan, step: Callable[[], Work]) -> Work | ScanRows:
+    def _attempt_prepare(self, read: ReadScan) -> Work | ScanRows:
         try:
-            return step()
+            return self.prepare(read)
         except ScanError as error:
             return fail_scan(read, error, self.settings)
         except Exception as error:
             return fail_scan(read, _unexpected(read, error), self.settings)
 
-    def _attempt_rows(self, work: Work, step: Callable[[], None]) -> ScanRows:
+    def _attempt_finish(self, work: Work, predict: Callable[[Work], None] | None) -> ScanRows:
         try:
-            step()
+            if predict is not None:
+                predict(work)
             return self.finish(work)
         except ScanError as error:
             return fail_scan(work.read, error, self.settings)
