@@ -7,7 +7,7 @@ rectification into one pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ class FusedNetwork:
         return _emit_weightless(layer)
 
     def _constant(self, values: Array) -> Any:
-        return tf.cast(tf.constant(values, tf.float32), self.dtype)
+        return tf.constant(values.astype(self.dtype.as_numpy_dtype))
 
     def _convolve(self, layer: layers.Conv2D, output: int) -> Emit:
         convolution = self._convolutions[output] = _weights_of(layer)
@@ -145,8 +145,9 @@ class FusedNetwork:
         gamma, beta = (np.asarray(values, np.float32) for values in layer.get_weights())
 
         def emit(features: Any) -> Any:
-            shape = tuple(features.shape)
-            grouped = tf.reshape(tf.cast(features, tf.float32), (*shape[:3], layer.groups, -1))
+            shape, channels = tf.shape(features), features.shape[-1]
+            split = tf.concat([shape[:3], [layer.groups, channels // layer.groups]], 0)
+            grouped = tf.reshape(tf.cast(features, tf.float32), split)
             mean, variance = tf.nn.moments(grouped, (1, 2, 4), keepdims=True)
             grouped = (grouped - mean) * tf.math.rsqrt(variance + layer.epsilon)
             return tf.cast(tf.reshape(grouped, shape) * gamma + beta, self.dtype)
@@ -154,15 +155,10 @@ class FusedNetwork:
         return emit
 
 
-def trace_network(network: FusedNetwork, shape: Sequence[int]) -> Callable[[Any], Any]:
-    """Compile the graph for one shape.
-
-    Args:
-        network: The fused network.
-        shape: (batch, rows, columns, channels).
-    """
+def trace_network(network: FusedNetwork, num_channels: int) -> Callable[[Any], Any]:
+    """Compile the graph, one for all grids and batch sizes: one for each would hold its own copies of the weights."""
     function = tf.function(network, autograph=False)
-    return function.get_concrete_function(tf.TensorSpec(tuple(shape), tf.float32))
+    return function.get_concrete_function(tf.TensorSpec((None, None, None, num_channels), tf.float32))
 
 
 def _weights_of(layer: Any) -> Convolution:
@@ -207,8 +203,8 @@ def _emit_weightless(layer: keras.Layer) -> Emit:
 
 
 def _upsample(layer: layers.UpSampling2D, features: Any) -> Any:
-    rows, columns = features.shape[1] * layer.size[0], features.shape[2] * layer.size[1]
-    return tf.image.resize(tf.cast(features, tf.float32), (rows, columns), method=layer.interpolation)
+    grid = tf.shape(features)[1:3] * layer.size
+    return tf.image.resize(tf.cast(features, tf.float32), grid, method=layer.interpolation)
 
 
 def _count_readers(model: keras.Model) -> dict[int, int]:

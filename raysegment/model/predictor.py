@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ FIRST_GPU_WITH_FLOAT16 = (7, 0)
 class Predictor:
     """Runs a network's inference graph.
 
-    Batches are padded to fixed sizes, so that few graphs are compiled and a slice's result does not depend on its
-    neighbours. The graph computes without Python's lock, so other threads go on.
+    Batches are padded to fixed sizes, for each of which the processor's kernels are prepared once, and a slice's result
+    does not depend on its neighbours. The graph computes without Python's lock, so other threads go on.
 
     Args:
         network: A bundle, or a functional Keras model of `build_network`.
@@ -41,16 +40,15 @@ class Predictor:
     ) -> None:
         if threads is not None:
             set_threads(threads)
-        from raysegment.model.fuse import FusedNetwork
+        from raysegment.model.fuse import FusedNetwork, trace_network
 
         self.precision = resolve_precision(precision)
         self.batch_sizes = list_batch_sizes(batch_size)
         model = network.load_network() if isinstance(network, Bundle) else network
         self.num_channels = int(model.input_shape[-1])
-        self._network = FusedNetwork(model, self.precision)
-        self.grid_factor = self._network.grid_factor
-        self._graphs: dict[tuple[int, ...], Callable[[Any], Any]] = {}
-        self._lock = threading.Lock()
+        fused = FusedNetwork(model, self.precision)
+        self.grid_factor = fused.grid_factor
+        self._graph = trace_network(fused, self.num_channels)
 
     def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Probabilities of slices.
@@ -73,7 +71,7 @@ class Predictor:
         return result
 
     def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
-        """Compile the graphs of full batches before the first scan comes.
+        """Prepare the kernels of full batches before the first scan comes.
 
         Args:
             shapes: (rows, columns) of the batches to come.
@@ -85,18 +83,12 @@ class Predictor:
         import tensorflow as tf
 
         size = next(size for size in self.batch_sizes if size >= len(batch))
-        padded = np.zeros((size, *batch.shape[1:]), np.float32)
-        padded[: len(batch)] = batch
-        output: npt.NDArray[np.float32] = self._graph_of(padded.shape)(tf.constant(padded)).numpy()
+        padded = batch
+        if len(batch) < size:
+            padded = np.zeros((size, *batch.shape[1:]), np.float32)
+            padded[: len(batch)] = batch
+        output: npt.NDArray[np.float32] = self._graph(tf.constant(padded, tf.float32)).numpy()
         return output[: len(batch), ..., 0]
-
-    def _graph_of(self, shape: tuple[int, ...]) -> Callable[[Any], Any]:
-        from raysegment.model.fuse import trace_network
-
-        with self._lock:
-            if shape not in self._graphs:
-                self._graphs[shape] = trace_network(self._network, shape)
-            return self._graphs[shape]
 
 
 def list_batch_sizes(batch_size: int) -> list[int]:
