@@ -422,10 +422,12 @@ def convert_value(hint: Any, value: Any) -> Any:
             return tuple(number(item) for item in items)
         except (TypeError, ValueError):
             return value
-    if inner is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+    if isinstance(value, bool) or inner not in (int, float):
+        return value
+    if isinstance(value, str) or inner is float:
         try:
-            return float(value)
-        except ValueError:
+            return inner(value)
+        except (TypeError, ValueError):
             return value
     return value
 

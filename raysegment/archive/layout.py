@@ -8,7 +8,7 @@
 - The reference of `x.tif` is `x_mask.*` beside it, or `x.*` or `x_mask.*` in a folder `masks` (mask, labels, label)
   that lies beside `images`, or in the folder of the images.
 - A folder train, val or test (training, valid, validation, testing) among the first three of a path gives the split.
-- The patient is the first folder, not counting those above all scans, split folders and `images`; else the common
+- The patient is the first folder, not counting those above all series, split folders and `images`; else the common
   beginning of a series' names; else each file is its own patient.
 """
 
@@ -105,19 +105,25 @@ def single_drafts(series: Draft) -> list[Draft]:
 
 def assign_patients(drafts: list[Draft]) -> tuple[list[str], int]:
     """The patient of each scan, and how many scans count as their own patient because nothing names one."""
-    places = [draft.place for draft in drafts]
-    skip = min((len(place) - 1 for place in places), default=0)
-    for level in range(skip):
-        if len({place[level] for place in places}) > 1:
-            skip = level
-            break
+    skip = _common_folders([draft for draft in drafts if draft.is_series and draft.files] or drafts)
     patients = []
     num_own = 0
     for draft in drafts:
-        is_own = not draft.is_series and skip == len(draft.place) - 1
+        level = min(skip, len(draft.place) - 1)
+        is_own = not draft.is_series and level == len(draft.place) - 1
         num_own += is_own
-        patients.append(draft.scan_id if is_own else draft.place[skip])
+        patients.append(draft.scan_id if is_own else draft.place[level])
     return patients, num_own
+
+
+def _common_folders(drafts: list[Draft]) -> int:
+    """Number of folders above all these scans; a scan's last name is never one of them."""
+    places = [draft.place for draft in drafts]
+    common = min(len(place) for place in places) - 1
+    for level in range(common):
+        if len({place[level] for place in places}) > 1:
+            return level
+    return common
 
 
 def _draft_folder(path: str, images: list[FoundFile], masks: dict[str, LocatedFile], source_name: str) -> list[Draft]:

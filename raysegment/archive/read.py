@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -106,29 +106,30 @@ def read_reference(entry: ScanEntry, grid: tuple[int, int, int], *, max_bytes: i
 
 def _read_volume(source: str, reader_name: str, files: tuple[str, ...], max_bytes: int) -> Scan:
     """Stack the slices of all files; without a reader's name each file's first bytes choose it."""
-    first: Scan | None = None
-    stack: Pixels | None = None
-    parts: list[Pixels] = []
-    for index, (name, data) in enumerate(zip(files, _read_ahead(source, files), strict=True)):
+    parts = _decode_files(source, reader_name, files, max_bytes)
+    first = next(parts)
+    if len(files) == 1:
+        return first
+    stack = np.empty((len(files), *first.pixels.shape[1:]), first.pixels.dtype)
+    for index, part in enumerate(chain([first], parts)):
+        if part.num_slices != 1:
+            raise SliceMismatchError(
+                f"{show_name(files[index])} holds {part.num_slices} slices; a series has one a file."
+            )
+        _check_same(part.pixels, stack, files[index], files[0])
+        stack[index] = part.pixels[0]
+    return Scan(stack, first.spacing_mm, first.affine)
+
+
+def _decode_files(source: str, reader_name: str, files: tuple[str, ...], max_bytes: int) -> Iterator[Scan]:
+    """Decode file by file; declared sizes are checked first, and the pixels afterwards."""
+    for name, data in zip(files, _read_ahead(source, files), strict=True):
         reader = _reader_for(reader_name, data, name)
         header = reader.read_header(io.BytesIO(data), name)
-        _check_size(header.num_bytes * (len(files) if index == 0 else 1), max_bytes, name)
+        _check_size(header.num_bytes * len(files), max_bytes, name)
         part = reader.read_slices(data, name)
         _check_finite(part.pixels, name)
-        if first is None:
-            first = part
-            if len(files) > 1 and part.num_slices == 1:
-                stack = np.empty((len(files), *part.pixels.shape[1:]), part.pixels.dtype)
-        _check_same(part.pixels, first.pixels, name, files[0])
-        if stack is not None and part.num_slices == 1:
-            stack[index] = part.pixels[0]
-        elif stack is not None:
-            raise SliceMismatchError(f"{show_name(name)} holds {part.num_slices} slices, {show_name(files[0])} one.")
-        else:
-            parts.append(part.pixels)
-    assert first is not None
-    pixels = stack if stack is not None else parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return Scan(np.ascontiguousarray(pixels), first.spacing_mm, first.affine)
+        yield part
 
 
 def _read_ahead(source: str, files: tuple[str, ...]) -> Iterator[bytes]:

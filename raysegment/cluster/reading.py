@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,10 +40,10 @@ class ReadSettings:
 
 
 def read_blocks(planned: list[PlannedBlock], settings: ReadSettings, *, store_bytes: int) -> Iterator[Any]:
-    """Read the plan's blocks with Ray Data, ahead of their use but never more than `store_bytes`.
+    """Start to read the plan's blocks with Ray Data, ahead of their use but never more than `store_bytes`.
 
-    Yields:
-        References to blocks; the pixels stay in Ray's object store.
+    Returns:
+        References to blocks, as they come; the pixels stay in Ray's object store.
     """
     import ray.data
     from ray.data import DataContext, ExecutionResources
@@ -51,22 +52,20 @@ def read_blocks(planned: list[PlannedBlock], settings: ReadSettings, *, store_by
     context.target_max_block_size = MAX_BLOCK_BYTES // 2
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=store_bytes)
     rows = [pa.table({"file": [block.file], "row_group": [block.row_group]}) for block in planned]
-    with DataContext.current(context):
+    # Ray 2.60 says that `max_retries` goes away with 2.64; until then nothing else bounds its retries.
+    with DataContext.current(context), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         dataset = ray.data.from_arrow(rows).map_batches(
             read_planned,
             batch_size=None,
             batch_format="pyarrow",
             fn_kwargs={"settings": settings},
             num_cpus=READ_CPUS,
-            ray_remote_args_fn=limit_retries,
+            max_retries=MAX_READ_RETRIES,
+            retry_exceptions=False,
         )
-    for bundle in dataset.iter_internal_ref_bundles():
-        yield from bundle.block_refs
-
-
-def limit_retries() -> dict[str, Any]:
-    """Bounds for a reading task; Ray Data's own default is to try for ever."""
-    return {"max_retries": MAX_READ_RETRIES, "retry_exceptions": False}
+    bundles = dataset.iter_internal_ref_bundles()
+    return (reference for bundle in bundles for reference in bundle.block_refs)
 
 
 def read_planned(batch: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:

@@ -24,7 +24,7 @@ from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 
-from raysegment.errors import UnknownFormatError
+from raysegment.errors import UnknownFormatError, UsageError
 from raysegment.scan import Scan, Spacing
 
 READERS_VARIABLE = "RAYSEGMENT_READERS"
@@ -99,8 +99,13 @@ def recognise(head: bytes) -> str | None:
 @lru_cache(maxsize=8)
 def _load_readers(extra: str) -> dict[str, Reader]:
     names = [f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)]
-    names += [name.strip() for name in extra.split(",") if name.strip()]
-    return {name.rpartition(".")[2]: cast(Reader, importlib.import_module(name)) for name in names}
+    found = {name.rpartition(".")[2]: cast(Reader, importlib.import_module(name)) for name in names}
+    for name in filter(None, (part.strip() for part in extra.split(","))):
+        try:
+            found[name.rpartition(".")[2]] = cast(Reader, importlib.import_module(name))
+        except ImportError as error:
+            raise UsageError(f"{READERS_VARIABLE} names {name!r}, which cannot be imported: {error}.") from error
+    return found
 
 
 @lru_cache(maxsize=8)

@@ -1,0 +1,5 @@
+"""`python -m raysegment`."""
+
+from raysegment.cli import main
+
+main()

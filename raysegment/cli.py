@@ -1,0 +1,210 @@
+"""The command line: parse, call one function, print. Options are generated from the classes in `options`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
+from typing import Annotated, Any
+
+import typer
+
+from raysegment.errors import EXIT_FAILED, EXIT_INTERRUPTED, InterruptedRunError, RaysegmentError
+from raysegment.options import (
+    CommandOptions,
+    DemoOptions,
+    EvaluateOptions,
+    ExportOptions,
+    IndexOptions,
+    InferOptions,
+    ReportOptions,
+    TrainOptions,
+    load_options,
+    option_name,
+    recipe_names,
+    unwrap_optional,
+)
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Trains U-Nets and segments archives of medical scans, on one machine or a Ray cluster. Research use, not a "
+    "medical device.",
+)
+
+Command = Callable[[Any], int]
+
+
+def main() -> None:
+    """Run the command line; the one place where errors become a line and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except RaysegmentError as error:
+        _say_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say_error(InterruptedRunError("interrupted; the same command goes on."))
+        sys.exit(EXIT_INTERRUPTED)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except typer.Abort:
+        sys.exit(EXIT_FAILED)
+    except Exception as error:
+        _say_usage_error(error)
+    sys.exit(code or 0)
+
+
+def command(kind: type[Any], *, recipes: bool = False) -> Callable[[Command], Command]:
+    """Register a function of loaded options as a command with the class's fields as its options."""
+
+    def register(run: Command) -> Command:
+        def call(**given: Any) -> int:
+            recipe, job = given.pop("recipe", None), given.pop("job", None)
+            return run(load_options(kind, given, recipe=recipe, job=job))
+
+        call.__signature__ = inspect.Signature(_parameters(kind, recipes))  # type: ignore[attr-defined]
+        call.__doc__ = inspect.getdoc(run)
+        app.command(run.__name__)(call)
+        return run
+
+    return register
+
+
+def _parameters(kind: type[Any], recipes: bool) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(kind)
+    general = {item.name for item in fields(CommandOptions)}
+    chosen = sorted(
+        fields(kind), key=lambda item: (not item.metadata["positional"], item.name != "out", item.name in general)
+    )
+    parameters = [_parameter(item, hints[item.name]) for item in chosen]
+    job = typer.Option(None, "--job", metavar="FILE.yaml", help="YAML file with options, named as here")
+    parameters.append(_keyword("job", str | None, job))
+    if recipes:
+        help = f"options shipped with raysegment: {', '.join(recipe_names())}"
+        parameters.append(_keyword("recipe", str | None, typer.Option(None, "--recipe", metavar="NAME", help=help)))
+    return parameters
+
+
+def _parameter(item: Field[Any], hint: Any) -> inspect.Parameter:
+    """A field as typer sees it; None means that the user did not type it."""
+    inner, _ = unwrap_optional(hint)
+    help = _help_of(item)
+    if item.metadata["positional"]:
+        return _keyword(item.name, str | None, typer.Argument(None, metavar=item.name.upper(), help=help))
+    if inner is bool:
+        name = option_name(item.name)
+        return _keyword(item.name, bool | None, typer.Option(None, f"{name}/--no-{name[2:]}", help=help))
+    words = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else ()
+    metavar = "|".join(map(str, words)) if words else {int: "INT", float: "NUMBER"}.get(inner, "TEXT")
+    return _keyword(item.name, str | None, typer.Option(None, option_name(item.name), metavar=metavar, help=help))
+
+
+def _keyword(name: str, hint: Any, info: Any) -> inspect.Parameter:
+    default, info.default = None, ...
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
+    )
+
+
+def _help_of(item: Field[Any]) -> str:
+    unit = f" ({item.metadata['unit']})" if item.metadata["unit"] else ""
+    required = item.default is MISSING
+    default = "" if required or item.default is None or item.default is False else f" [default: {_show(item.default)}]"
+    return f"{item.metadata['help']}{unit}{default}{' [required]' if required else ''}"
+
+
+def _show(value: Any) -> str:
+    return {True: "on", False: "off"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+@command(DemoOptions)
+def demo(options: DemoOptions) -> int:
+    """Make scans up, train on them, segment and report: no download, under two minutes."""
+    from raysegment.cluster.demo import demo as run
+
+    return run(options).exit_code
+
+
+@command(IndexOptions)
+def index(options: IndexOptions) -> int:
+    """Find the scans of an archive, say what looks wrong, and write the manifest."""
+    from raysegment.archive.index import index as run
+    from raysegment.listing import print_index
+
+    result = run(options)
+    print_index(result, as_json=options.json)
+    return 0
+
+
+@command(TrainOptions, recipes=True)
+def train(options: TrainOptions) -> int:
+    """Train a network on scans with references and write its bundle; goes on where it was stopped."""
+    from raysegment.cluster.train import train as run
+
+    result = run(options)
+    if result.already_done:
+        _say(options.json, f"{result.folder} is finished: {result.epochs} epochs, bundle in {result.bundle}")
+    return result.exit_code
+
+
+@command(InferOptions)
+def infer(options: InferOptions) -> int:
+    """Segment an archive into Parquet tables of masks and metrics; goes on where it was stopped."""
+    from raysegment.cluster.infer import infer as run
+
+    return run(options).exit_code
+
+
+@command(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> int:
+    """Segment scans that have a reference and summarise how well masks and references agree."""
+    from raysegment.cluster.infer import evaluate as run
+
+    return run(options).exit_code
+
+
+@command(ExportOptions)
+def export(options: ExportOptions) -> int:
+    """Write masks as image files under the names of their sources."""
+    from raysegment.store.export import export_masks
+
+    result = export_masks(options)
+    _say(options.json, f"{result.files} masks of {result.scans} scans written to {options.out}")
+    return 0
+
+
+@command(ReportOptions)
+def report(options: ReportOptions) -> int:
+    """Draw the figures of a training or inference run anew."""
+    from raysegment.pipeline.illustrate import report as run
+
+    for path in run(options):
+        _say(options.json, str(path))
+    return 0
+
+
+def _say(as_json: bool, text: str) -> None:
+    print(json.dumps({"message": text}) if as_json else text)
+
+
+def _say_error(error: RaysegmentError) -> None:
+    text = " ".join(str(error).split())
+    print(f"raysegment: {type(error).__name__}: {text}", file=sys.stderr)
+
+
+def _say_usage_error(error: Exception) -> None:
+    """Errors of the parser become one line and exit code 2; others are bugs and keep their traceback."""
+    show = getattr(error, "format_message", None)
+    if show is None:
+        raise error
+    print(f"raysegment: UsageError: {' '.join(show().split())} Try `raysegment --help`.", file=sys.stderr)
+    sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()

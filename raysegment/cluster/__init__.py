@@ -1,0 +1,1 @@
+"""The only room that imports Ray: it distributes what `pipeline` does, and never imports Keras."""

@@ -1,0 +1,281 @@
+"""Training data on the cluster: scans kept once in Ray's object store, epochs streamed to each rank in plan order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+
+from raysegment.archive.decoder import Decoder
+from raysegment.archive.manifest import entry_of
+from raysegment.errors import ScanError, UnreadableReferenceError
+from raysegment.imaging.augment import Augmentation
+from raysegment.options import Preprocessing, TrainOptions, pick
+from raysegment.pipeline.plan import Sampling, count_steps, plan_epoch, take_share
+from raysegment.pipeline.samples import KeptScan, keep_scan, make_batch, pack_scan, unpack_scan
+
+if TYPE_CHECKING:
+    from raysegment.model.fit import Batch
+
+DATA_CPU_SHARE = 0.25
+"""Logical CPUs of one data task; see `cluster.train` for how the CPUs are shared out."""
+
+SLICES_PER_TASK = 32
+TASKS_PER_EXECUTION = 2000
+TASKS_AT_ONCE = 2
+PREFETCH_BYTES = 512 * 1024**2
+BUFFERS = ("pixels", "reference")
+READ_MEMORY_MB = 8192
+READ_TIMEOUT_SECONDS = 300.0
+
+KEPT_SCHEMA = pa.schema(
+    [
+        ("scan_id", pa.string()),
+        ("split", pa.string()),
+        ("shape", pa.list_(pa.int64())),
+        ("dtype", pa.string()),
+        ("pixels", pa.large_binary()),
+        ("reference", pa.large_binary()),
+        ("has_lesion", pa.list_(pa.bool_())),
+        ("extras", pa.large_binary()),
+        ("error_type", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSet:
+    """All kept scans of one split.
+
+    Attributes:
+        blocks: References to Arrow tables in Ray's object store, owned by the driver.
+        scan_ids: In the manifest's order.
+        places: (scans, 2): the block of each scan and the row in it.
+        slices: (slices, 2): scan index and slice index of every slice.
+        has_lesion: bool, (slices,).
+    """
+
+    blocks: list[Any]
+    scan_ids: list[str]
+    places: npt.NDArray[np.int64]
+    slices: npt.NDArray[np.int64]
+    has_lesion: npt.NDArray[np.bool_]
+
+    @property
+    def slices_per_scan(self) -> list[int]:
+        return list(np.bincount(self.slices[:, 0], minlength=len(self.scan_ids)))
+
+    def fetch(self, scan: int) -> KeptScan:
+        """The kept scan of an index; its pixels stay in shared memory."""
+        block, row = self.places[scan]
+        table: pa.Table = ray.get(self.blocks[block]).slice(row, 1)
+        columns = {
+            name: table[name].chunk(0)[0].as_buffer() if name in BUFFERS else table[name][0].as_py()
+            for name in ("scan_id", "shape", "dtype", "pixels", "reference", "extras")
+        }
+        return unpack_scan(columns)
+
+
+def keep_scans(manifest: pa.Table, options: TrainOptions, num_channels: int | None) -> tuple[KeptSet, dict[str, Any]]:
+    """Read, check and keep all scans of a split, in parallel.
+
+    Args:
+        manifest: Rows of one split.
+        options: The run's choices.
+        num_channels: Channels that every scan must have.
+
+    Returns:
+        The kept scans, and the errors (type, message) of the others by scan_id.
+    """
+    preprocessing = pick(Preprocessing, options)
+
+    def keep(batch: pa.Table) -> pa.Table:
+        return keep_rows(batch, preprocessing, num_channels)
+
+    blocks = ray.data.from_arrow([manifest.slice(i, 1) for i in range(manifest.num_rows)])
+    kept = blocks.map_batches(
+        keep, batch_size=None, batch_format="pyarrow", num_cpus=DATA_CPU_SHARE
+    ).materialize()
+    references = [reference for bundle in kept.iter_internal_ref_bundles() for reference in bundle.block_refs]
+    described = ray.get([describe_block.remote(reference) for reference in references])
+    found = {
+        row["scan_id"]: (block, index, row)
+        for block, rows in enumerate(described)
+        for index, row in enumerate(rows)
+    }
+    errors = {
+        scan_id: (row["error_type"], row["error_message"])
+        for scan_id, (_, _, row) in found.items()
+        if row["error_type"] is not None
+    }
+    scan_ids = [scan_id for scan_id in manifest["scan_id"].to_pylist() if scan_id not in errors]
+    lesions = [np.array(found[scan_id][2]["has_lesion"], bool) for scan_id in scan_ids]
+    kept_set = KeptSet(
+        blocks=references,
+        scan_ids=scan_ids,
+        places=np.array([found[scan_id][:2] for scan_id in scan_ids], np.int64).reshape(-1, 2),
+        slices=np.array([(scan, i) for scan, flags in enumerate(lesions) for i in range(len(flags))]).reshape(-1, 2),
+        has_lesion=np.concatenate([np.zeros(0, bool), *lesions]),
+    )
+    return kept_set, errors
+
+
+def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int | None) -> pa.Table:
+    """Read and keep the scans of some manifest rows; a bad scan becomes a row with its error."""
+    rows = []
+    for manifest_row in batch.to_pylist():
+        entry = entry_of(manifest_row)
+        row: dict[str, Any] = {"scan_id": entry.scan_id, "split": entry.split}
+        try:
+            decoded = open_decoder().read(entry, with_reference=True)
+            if decoded.reference is None:
+                raise UnreadableReferenceError(decoded.reference_error or "the scan has no reference.")
+            kept = keep_scan(
+                entry.scan_id,
+                decoded.scan,
+                decoded.reference,
+                preprocessing,
+                num_channels=num_channels,
+                for_validation=entry.split == "val",
+            )
+            row |= pack_scan(kept)
+        except ScanError as error:
+            row |= {"error_type": type(error).__name__, "error_message": str(error)}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=KEPT_SCHEMA)
+
+
+@lru_cache(maxsize=1)
+def open_decoder() -> Decoder:
+    """This process's decoder, kept alive for the next scan."""
+    return Decoder(READ_MEMORY_MB, READ_TIMEOUT_SECONDS)
+
+
+@ray.remote(num_cpus=0.05, max_retries=3)
+def describe_block(block: pa.Table) -> list[dict[str, Any]]:
+    """What the driver needs to know of kept scans: everything but pixels."""
+    return list(block.select(["scan_id", "has_lesion", "error_type", "error_message"]).to_pylist())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharePlan:
+    """Which samples one rank gets, in which order.
+
+    Attributes:
+        kept: The scans to train on.
+        options: The run's choices.
+        rank: This rank.
+        num_workers: All ranks.
+    """
+
+    kept: KeptSet
+    options: TrainOptions
+    rank: int
+    num_workers: int
+
+    @property
+    def sampling(self) -> Sampling:
+        options = self.options
+        return Sampling(
+            seed=options.seed,
+            batch_size=options.batch_size,
+            lesion_fraction=options.lesion_fraction,
+            slices_per_epoch=options.slices_per_epoch,
+        )
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        return pick(Augmentation, self.options) if self.options.augment else None
+
+    @property
+    def num_steps(self) -> int:
+        return count_steps(len(self.kept.has_lesion), self.sampling)
+
+    @property
+    def steps_per_task(self) -> int:
+        return max(1, SLICES_PER_TASK * self.num_workers // self.options.batch_size)
+
+    @property
+    def tasks_per_epoch(self) -> int:
+        return -(-self.num_steps // self.steps_per_task)
+
+    def make_task(self, epoch: int, task: int) -> pa.Table:
+        """The steps of one task of an epoch, one row each."""
+        plan = plan_epoch(self.kept.has_lesion, self.sampling, epoch)
+        chunk = plan[task * self.steps_per_task : (task + 1) * self.steps_per_task]
+        find_scan = lru_cache(maxsize=None)(self.kept.fetch)
+        rows = []
+        for step in take_share(chunk, self.rank, self.num_workers):
+            pixels, reference = make_batch(
+                [(int(scan), int(index)) for scan, index in self.kept.slices[step]],
+                find_scan,
+                self.augmentation,
+                context_slices=self.options.context_slices,
+                seed=self.options.seed,
+                epoch=epoch,
+            )
+            row = {"shape": list(pixels.shape), "pixels": pixels.tobytes(), "reference": reference.tobytes()}
+            rows.append(row)
+        return pa.Table.from_pylist(rows, schema=STEP_SCHEMA)
+
+
+def stream_batches(plan: SharePlan, first_epoch: int) -> Iterator[Batch]:
+    """This rank's steps, epoch after epoch, made ahead of time in Ray Data tasks.
+
+    One execution of Ray Data covers as many epochs as make about `TASKS_PER_EXECUTION` tasks, so that the next epoch is
+    already being augmented while this one is validated.
+    """
+    configure_execution()
+    per_epoch = plan.tasks_per_epoch
+    epochs_at_once = max(1, TASKS_PER_EXECUTION // per_epoch)
+    for start in range(first_epoch, plan.options.epochs, epochs_at_once):
+        epochs = range(start, min(plan.options.epochs, start + epochs_at_once))
+        tasks = [{"epoch": epoch, "task": task} for epoch in epochs for task in range(per_epoch)]
+        # Unlike from_arrow or range, from_items starts no task of its own, which would wait for a whole CPU.
+        steps = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+            make_tasks,
+            fn_args=(plan,),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=DATA_CPU_SHARE,
+            compute=TaskPoolStrategy(size=TASKS_AT_ONCE),
+        )
+        for table in steps.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
+            for row in range(table.num_rows):
+                yield unpack_step(table.slice(row, 1))
+
+
+def make_tasks(batch: pa.Table, plan: SharePlan) -> pa.Table:
+    """The steps of the tasks in a batch."""
+    return pa.concat_tables([plan.make_task(row["epoch"], row["task"]) for row in batch.to_pylist()])
+
+
+STEP_SCHEMA = pa.schema(
+    [("shape", pa.list_(pa.int64())), ("pixels", pa.large_binary()), ("reference", pa.large_binary())]
+)
+
+
+def unpack_step(row: pa.Table) -> Batch:
+    """Arrays of one step; they share memory with the row."""
+    shape = tuple(row["shape"][0].as_py())
+    pixels = np.frombuffer(row["pixels"].chunk(0)[0].as_buffer(), np.float32).reshape(shape)
+    reference = np.frombuffer(row["reference"].chunk(0)[0].as_buffer(), np.uint8).reshape(shape[:3])
+    return pixels, reference
+
+
+def configure_execution() -> None:
+    """Keep the plan's order and bound what is made ahead."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources(object_store_memory=PREFETCH_BYTES)
+

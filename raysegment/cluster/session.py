@@ -1,0 +1,152 @@
+"""Starting, joining and leaving Ray."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from raysegment.errors import ClusterError, InterruptedRunError, UsageError
+
+MIN_FREE_BYTES = 2 * 1024**3
+
+
+@contextmanager
+def ray_session(address: str | None, temp_dir: str | None) -> Iterator[None]:
+    """Start Ray here, or join the cluster at an address, for as long as the block runs.
+
+    A session that the caller already has is used and left as it is.
+
+    Args:
+        address: `auto`, `host:port` or `ray://…`; None starts Ray on this machine.
+        temp_dir: Folder for Ray's session and spilled objects.
+
+    Raises:
+        UsageError: The folder has less than 2 GB free or cannot be written.
+        ClusterError: The cluster does not answer.
+    """
+    check_free_space(temp_dir)
+    set_environment(address)
+    import ray
+
+    if ray.is_initialized():
+        with interruptible():
+            yield
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        arguments |= {"address": "local", "include_dashboard": False}
+        if temp_dir is not None:
+            arguments["_temp_dir"] = str(Path(temp_dir).resolve())
+    else:
+        arguments["address"] = address
+    try:
+        ray.init(**arguments)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        asked = f"--address {address}" if address else "a local Ray"
+        raise ClusterError(f"{asked} does not answer: {' '.join(str(error).split())[:300]}") from error
+    silence_ray_data()
+    try:
+        with interruptible():
+            yield
+    finally:
+        ray.shutdown()
+
+
+def set_environment(address: str | None) -> None:
+    """Set what Ray reads from the environment, before it is first imported.
+
+    A Ray started here asks for a token that only this process and its children know; for an existing cluster the user's
+    own `RAY_AUTH_MODE` counts.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "50")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if "RAY_AUTH_MODE" not in os.environ:
+        os.environ["RAY_AUTH_MODE"] = "disabled" if address else "token"
+    if os.environ["RAY_AUTH_MODE"] == "token" and address is None:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def silence_ray_data() -> None:
+    """Leave the terminal to raysegment's own progress."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.train", "ray"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_free_space(temp_dir: str | None) -> None:
+    """Refuse a temporary folder that spilling would fill at once.
+
+    Raises:
+        UsageError: Less than 2 GB free, or the folder cannot be made.
+    """
+    folder = Path(temp_dir) if temp_dir else Path(tempfile.gettempdir())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UsageError(f"--temp-dir {folder} cannot be used: {error.strerror}.") from None
+    if free < MIN_FREE_BYTES:
+        raise UsageError(
+            f"--temp-dir {folder} has {free / 1024**3:.1f} GB free; Ray's session and spilling need at least 2 GB."
+        )
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turn Ctrl-C and SIGTERM into one InterruptedRunError inside the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}; the same command goes on.")
+
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """The nodes that are alive now, each with `NodeID`, `NodeManagerAddress` and `Resources`."""
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+
+
+def resolve_on_cluster(precision: str) -> str:
+    """The precision that all nodes will use, resolved once on the hardware of one that has a GPU if any has."""
+    if precision != "auto":
+        return precision
+    import ray
+
+    has_gpu = any(node["Resources"].get("GPU", 0) for node in live_nodes())
+    task = ray.remote(num_cpus=0, num_gpus=0.01 if has_gpu else 0)(_resolve_precision)
+    return str(ray.get(task.remote(precision)))
+
+
+def _resolve_precision(precision: str) -> str:
+    from raysegment.model.predictor import resolve_precision
+
+    return resolve_precision(precision)

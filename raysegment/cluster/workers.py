@@ -1,0 +1,347 @@
+"""Training workers: how many CPUs and GPUs each gets, what each does, and what happens when one dies."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+from raysegment.cluster.backend import CollectiveConfig
+from raysegment.cluster.samples import KeptSet, SharePlan, stream_batches
+from raysegment.cluster.session import live_nodes
+from raysegment.cluster.training_log import TrainingLog
+from raysegment.errors import ClusterError, RunError
+from raysegment.options import TrainOptions
+from raysegment.pipeline.learn import Progress, run_epochs
+from raysegment.pipeline.plan import deal_scans
+
+DATA_CPUS = 0.5
+"""Logical CPUs of each node that training workers leave to data tasks."""
+
+SECONDS_BETWEEN_TRIES = 3.0
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_FOR_NODES = 45.0
+"""How long to wait for nodes that may still join, before saying that a request cannot be met."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerShare:
+    """What each training worker gets.
+
+    Attributes:
+        num_workers: Workers.
+        cpus: Logical CPUs of each, for scheduling only.
+        threads: TensorFlow threads of each.
+        use_gpu: One GPU each.
+    """
+
+    num_workers: int
+    cpus: float
+    threads: int
+    use_gpu: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerTask:
+    """What the training function of each worker gets.
+
+    Attributes:
+        options: The run's choices, precision resolved.
+        folder: The run, absolute.
+        train: Scans to train on.
+        validation: Scans to validate on.
+        num_inputs: Channels of the network's input.
+        threads: TensorFlow threads.
+        mailbox: Actor that takes messages for the driver.
+    """
+
+    options: TrainOptions
+    folder: str
+    train: KeptSet
+    validation: KeptSet
+    num_inputs: int
+    threads: int
+    mailbox: Any
+
+
+@ray.remote(num_cpus=0, max_concurrency=4)
+class Mailbox:
+    """Carries small messages from the first worker to the driver."""
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+
+    def post(self, message: dict[str, Any]) -> None:
+        self._messages.append(message)
+
+    def take(self) -> list[dict[str, Any]]:
+        messages, self._messages = self._messages, []
+        return messages
+
+
+def share_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
+    """Divide the nodes that are there now among workers.
+
+    Raises:
+        ClusterError: More workers than CPUs, or than GPUs where there are any.
+    """
+    nodes = [node["Resources"] for node in live_nodes()]
+    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    use_gpu = num_gpus > 0
+    available = num_gpus if use_gpu else sum(int(node["CPU"]) for node in nodes)
+    if num_workers > available:
+        kind = "GPUs" if use_gpu else "CPUs"
+        raise ClusterError(
+            f"--workers {num_workers} need one of the cluster's {kind} each; it has {available} on {len(nodes)} nodes."
+        )
+    for per_node in range(1, num_workers + 1):
+        hosts = [node for node in nodes if node["CPU"] >= per_node and (not use_gpu or node.get("GPU", 0) >= per_node)]
+        if len(hosts) * per_node < num_workers:
+            continue
+        cpus = sorted((node["CPU"] for node in hosts), reverse=True)[: -(-num_workers // per_node)]
+        return WorkerShare(
+            num_workers=num_workers,
+            cpus=round((cpus[-1] - DATA_CPUS) / per_node, 3),
+            threads=options.threads or max(1, int(cpus[-1] // per_node)),
+            use_gpu=use_gpu,
+        )
+    raise ClusterError(f"--workers {num_workers} need one CPU each; no node of the cluster has room for its share.")
+
+
+def wait_for_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
+    """As `share_hardware`, after giving nodes of a cluster some time to join.
+
+    Raises:
+        ClusterError: Within a minute, if the request cannot be met.
+    """
+    deadline = time.monotonic() + (SECONDS_FOR_NODES if options.address else 0.0)
+    while True:
+        try:
+            return share_hardware(num_workers, options)
+        except ClusterError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progress:
+    """Run the workers until training is over, starting anew from the last checkpoint when some die.
+
+    After a lost node as many workers go on as the cluster has room for and the global batch divides by.
+
+    Raises:
+        RunError: More failures than `max_failures`; names the last cause.
+        ClusterError: No worker fits any more.
+    """
+    failures = 0
+    while True:
+        try:
+            return run_workers(task, share, log)
+        except ray.train.TrainingFailedError as error:
+            cause = find_cause(error)
+            failures += 1
+            if failures > task.options.max_failures:
+                raise RunError(
+                    f"training failed {failures} times, --max-failures is {task.options.max_failures}; last: {cause}"
+                ) from error
+            log.say(f"training stopped ({cause}); going on from the last checkpoint, failure {failures} of "
+                    f"{task.options.max_failures}")
+            time.sleep(SECONDS_BETWEEN_TRIES)
+            share = shrink(task.options)
+            task = replace(task, threads=share.threads)
+
+
+def shrink(options: TrainOptions) -> WorkerShare:
+    """The largest number of workers, up to the one asked for, that fits now and divides the global batch."""
+    deadline = time.monotonic() + SECONDS_FOR_NODES
+    while True:
+        for num_workers in range(options.workers, 0, -1):
+            if options.batch_size % num_workers:
+                continue
+            try:
+                return share_hardware(num_workers, options)
+            except ClusterError:
+                continue
+        if time.monotonic() > deadline:
+            raise ClusterError("no node of the cluster has room for a training worker any more.")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def run_workers(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progress:
+    """One Ray Train run: all workers from the newest checkpoint to the end.
+
+    Raises:
+        ray.train.TrainingFailedError: A worker or node was lost, or the training function raised.
+    """
+    mailbox = Mailbox.remote()
+    storage = Path(task.folder) / ".ray_train"
+    shutil.rmtree(storage, ignore_errors=True)
+    trainer = DataParallelTrainer(
+        train_on_worker,
+        train_loop_config={"task": replace(task, mailbox=mailbox)},
+        backend_config=CollectiveConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=share.num_workers,
+            use_gpu=share.use_gpu,
+            resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name="train",
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    )
+    reader = MailReader(mailbox, log, task.options)
+    try:
+        with reader:
+            trainer.fit()
+    finally:
+        shutil.rmtree(storage, ignore_errors=True)
+        ray.kill(mailbox)
+    if reader.progress is None:
+        raise RunError("training ended without a word from its first worker.")
+    return reader.progress
+
+
+class MailReader:
+    """Prints what the first worker posts, while training runs."""
+
+    def __init__(self, mailbox: Any, log: TrainingLog, options: TrainOptions) -> None:
+        self.progress: Progress | None = None
+        self._mailbox, self._log, self._options = mailbox, log, options
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+
+    def __enter__(self) -> MailReader:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._log.close()
+
+    def _read(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            try:
+                messages = ray.get(self._mailbox.take.remote(), timeout=30)
+            except ray.exceptions.RayError:
+                messages = []
+            for message in messages:
+                self._show(message)
+            if stopping:
+                return
+            self._stop.wait(SECONDS_BETWEEN_LOOKS)
+
+    def _show(self, message: dict[str, Any]) -> None:
+        if "steps" in message:
+            self._log.steps_done(message["epoch"], message["steps"], message["total"])
+            return
+        before = self.progress.epoch if self.progress else None
+        self.progress = message["progress"]
+        if message["is_new"] and self.progress.epoch != before:
+            self._log.epoch_done(self.progress.history[-1], self._options.epochs, self.progress.best_epoch)
+
+
+def train_on_worker(config: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    from raysegment.pipeline.learn import find_checkpoints
+
+    task: WorkerTask = config["task"]
+    context = ray.train.get_context()
+    rank, num_workers = context.get_world_rank(), context.get_world_size()
+    plan = SharePlan(kept=task.train, options=task.options, rank=rank, num_workers=num_workers)
+    fitter = make_fitter(task, plan)
+    checkpoints = Path(task.folder) / "checkpoints"
+    found = find_checkpoints(checkpoints)
+    first_epoch = int(found[-1].name.removeprefix("epoch-")) if found else 0
+    mine = deal_scans(task.validation.slices_per_scan, num_workers)[rank]
+    posted = time.monotonic()
+
+    def on_step(epoch: int, done: int) -> None:
+        nonlocal posted
+        if rank == 0 and time.monotonic() - posted > SECONDS_BETWEEN_LOOKS:
+            posted = time.monotonic()
+            task.mailbox.post.remote({"epoch": epoch, "steps": done, "total": plan.num_steps})
+
+    def on_epoch(progress: Progress) -> None:
+        if rank == 0:
+            write_history(Path(task.folder), progress)
+            ray.get(task.mailbox.post.remote({"progress": progress, "is_new": True}))
+        ray.train.report({"epoch": progress.epoch})
+
+    progress = run_epochs(
+        fitter,
+        stream_batches(plan, first_epoch),
+        {scan: task.validation.fetch(scan) for scan in mine},
+        len(task.validation.scan_ids),
+        checkpoints,
+        on_epoch,
+        on_step,
+    )
+    if rank == 0:
+        ray.get(task.mailbox.post.remote({"progress": progress, "is_new": False}))
+
+
+def make_fitter(task: WorkerTask, plan: SharePlan) -> Any:
+    """This rank's network; imports TensorFlow in the worker only."""
+    from raysegment.model.fit import FitTask, Fitter
+
+    return Fitter(
+        FitTask(
+            options=task.options,
+            num_channels=task.num_inputs,
+            steps_per_epoch=plan.num_steps,
+            rank=plan.rank,
+            num_workers=plan.num_workers,
+            threads=task.threads,
+        )
+    )
+
+
+def write_history(folder: Path, progress: Progress) -> None:
+    """Replace `history.parquet` and append to the TensorBoard logs."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    partial = folder / ".history.parquet.partial"
+    pq.write_table(pa.Table.from_pylist(progress.history), partial)
+    partial.replace(folder / "history.parquet")
+    from raysegment.model.tensorboard import log_epoch
+
+    log_epoch(folder / "tensorboard", progress.history[-1])
+
+
+def find_cause(error: BaseException) -> str:
+    """The innermost message of a Ray failure, on one line."""
+    failures = getattr(error, "worker_failures", None) or {}
+    messages = [str(item) for item in failures.values()] or [str(error.__cause__ or error)]
+    lines = [line.strip() for line in messages[0].splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]
+
+
+def finish_on_worker(
+    task: WorkerTask, share: WorkerShare, progress: Progress, facts: dict[str, Any]
+) -> dict[str, float]:
+    """Write the bundle in a Ray task with as much hardware as a training worker had."""
+    finish = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.use_gpu else 0, max_retries=3)(write_bundle_of)
+    return dict(ray.get(finish.remote(replace(task, mailbox=None), progress, facts)))
+
+
+def write_bundle_of(task: WorkerTask, progress: Progress, facts: dict[str, Any]) -> dict[str, float]:
+    """The last step of training: best weights, threshold, bundle."""
+    from raysegment.model.predictor import set_threads
+    from raysegment.pipeline.finish import write_bundle
+
+    set_threads(task.threads)
+    validation = [task.validation.fetch(scan) for scan in range(len(task.validation.scan_ids))]
+    return write_bundle(Path(task.folder), task.options, progress, validation, facts)

@@ -1,0 +1,314 @@
+"""Fitting one worker's copy of the network: optimisation steps, validation passes, checkpoints.
+
+Keras 3 and `MultiWorkerMirroredStrategy` do not meet in `Model.fit` (keras issues 20329 and 20585), so the steps are written
+out: each rank sums the per-slice losses of its share, divided by the global batch, and the optimizer sums gradients over
+ranks. With one worker there is no strategy at all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from raysegment.model.losses import make_loss
+from raysegment.model.unet import build_network
+from raysegment.options import TrainOptions
+
+Batch = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+"""Normalized pixels (slices, rows, columns, channels) and reference (slices, rows, columns) of one step."""
+
+POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTask:
+    """What one worker must know to fit.
+
+    Attributes:
+        options: The run's choices; `precision` already resolved.
+        num_channels: Channels of the network's input.
+        steps_per_epoch: Optimisation steps in an epoch, the same on all ranks.
+        rank: This worker, counted from 0.
+        num_workers: All workers; N > 1 needs `TF_CONFIG` in the environment.
+        threads: TensorFlow threads of this worker.
+    """
+
+    options: TrainOptions
+    num_channels: int
+    steps_per_epoch: int
+    rank: int = 0
+    num_workers: int = 1
+    threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochStatistics:
+    """What an epoch of training was like, over all ranks.
+
+    Attributes:
+        loss: Mean over slices.
+        dice: Hard Dice at 0.5, pooled over all pixels of the epoch's slices as augmented.
+        num_slices: Slices used, all ranks.
+        seconds: Wall-clock time of the training steps.
+        wait_seconds: Of these, the time this rank waited for data.
+    """
+
+    loss: float
+    dice: float
+    num_slices: int
+    seconds: float
+    wait_seconds: float
+
+
+class Fitter:
+    """One rank's network, optimizer and moving average, and the compiled steps over them."""
+
+    def __init__(self, task: FitTask) -> None:
+        self.task = task
+        options = task.options
+        set_threads(task.threads)
+        self.strategy = join_workers(task.num_workers)
+        keras.utils.set_random_seed(options.seed)
+        keras.config.set_dtype_policy(POLICIES[options.precision])
+        with self.strategy.scope() if self.strategy else nullcontext():
+            self.model = build_network(
+                network=options.network,
+                input_shape=(options.image_size, options.image_size, task.num_channels),
+                filters=options.filters,
+                depth=options.depth,
+                dropout=options.dropout,
+                norm=options.norm,
+                norm_momentum=options.norm_momentum,
+                synchronized=task.num_workers > 1,
+            )
+            self.optimizer = make_optimizer(options, task.steps_per_epoch)
+            self.optimizer.build(self.model.trainable_variables)
+        self.average = _copy_variables(self.model.trainable_variables) if options.ema else []
+        self._train = tf.function(self._train_steps, reduce_retracing=True)
+        self._infer = tf.function(lambda pixels: self.model(pixels, training=False), reduce_retracing=True)
+        self._sum = tf.function(self._sum_over_ranks, reduce_retracing=True)
+        self._loss = make_loss(options.loss)
+
+    def train_epoch(self, batches: Iterator[Batch], on_step: Any = None) -> EpochStatistics:
+        """Take one epoch's steps.
+
+        Args:
+            batches: This rank's share of each step; exactly `steps_per_epoch` are taken.
+            on_step: Called with the number of steps done, after each execution.
+        """
+        start, wait_seconds, done = time.monotonic(), 0.0, 0
+        totals = np.zeros(5, np.float64)
+        while done < self.task.steps_per_epoch:
+            waiting = time.monotonic()
+            count = min(self.task.options.steps_per_execution, self.task.steps_per_epoch - done)
+            taken = [next(batches) for _ in range(count)]
+            wait_seconds += time.monotonic() - waiting
+            pixels = np.stack([batch[0] for batch in taken]) if count > 1 else taken[0][0][None]
+            reference = np.stack([batch[1] for batch in taken]) if count > 1 else taken[0][1][None]
+            totals += self._train(tf.constant(pixels), tf.constant(reference)).numpy()
+            done += count
+            if on_step:
+                on_step(done)
+        loss, true_positives, mask, reference_total, num_slices = self.sum_over_ranks(totals)
+        return EpochStatistics(
+            loss=loss / num_slices,
+            dice=2 * true_positives / (mask + reference_total) if mask + reference_total else float("nan"),
+            num_slices=round(num_slices),
+            seconds=time.monotonic() - start,
+            wait_seconds=wait_seconds,
+        )
+
+    def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Probability of normalized pixels, (slices, rows, columns, channels) to (slices, rows, columns).
+
+        Done in batches of the training size, the last one padded; no rank waits for another.
+        """
+        size = max(1, self.task.options.batch_size // self.task.num_workers)
+        padded = np.zeros((-(-len(pixels) // size) * size, *pixels.shape[1:]), np.float32)
+        padded[: len(pixels)] = pixels
+        parts = [self._infer(tf.constant(padded[i : i + size])).numpy() for i in range(0, len(padded), size)]
+        return np.concatenate(parts)[: len(pixels), ..., 0]
+
+    def slice_losses(
+        self, reference: npt.NDArray[np.uint8], probability: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """The training loss of each slice, from (slices, rows, columns) arrays on the network's grid."""
+        return np.asarray(self._loss(reference[..., None], probability[..., None]))
+
+    def sum_over_ranks(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Add a vector over all ranks; each rank gets the sum."""
+        if self.strategy is None:
+            return values
+        return self._sum(tf.constant(values)).numpy()
+
+    @contextmanager
+    def averaged_weights(self) -> Iterator[None]:
+        """Use the moving average of the weights, where there is one, inside the block."""
+        if not self.average:
+            yield
+            return
+        current = [variable.numpy() for variable in self.model.trainable_variables]
+        for variable, average in zip(self.model.trainable_variables, self.average, strict=True):
+            variable.assign(average.numpy())
+        try:
+            yield
+        finally:
+            for variable, value in zip(self.model.trainable_variables, current, strict=True):
+                variable.assign(value)
+
+    def plain_model(self) -> keras.Model:
+        """The network in float32, without strategy or synchronization, for the bundle."""
+        return build_plain(self.task.options, self.task.num_channels, self.model.get_weights())
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """Write weights, optimizer, moving average and a small state into an existing folder."""
+        arrays = {f"{group}_{i}": value for group, values in self._groups() for i, value in enumerate(values)}
+        np.savez(folder / "arrays.npz", **arrays)
+        (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
+
+    def restore(self, folder: Path) -> dict[str, Any]:
+        """Load what `save` wrote and return the state."""
+        with np.load(folder / "arrays.npz") as arrays:
+            for group, variables in self._variables():
+                for i, variable in enumerate(variables):
+                    variable.assign(arrays[f"{group}_{i}"])
+        return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+
+    def _variables(self) -> list[tuple[str, list[Any]]]:
+        return [("model", self.model.variables), ("optimizer", self.optimizer.variables), ("average", self.average)]
+
+    def _groups(self) -> list[tuple[str, list[npt.NDArray[Any]]]]:
+        return [(group, [variable.numpy() for variable in variables]) for group, variables in self._variables()]
+
+    def _train_steps(self, pixels: Any, reference: Any) -> Any:
+        """Steps over (steps, slices, rows, columns[, channels]) without Python between them."""
+        if pixels.shape[0] == 1:
+            return self._run_step(pixels[0], reference[0])
+        totals = tf.zeros([5], tf.float64)
+        for i in tf.range(tf.shape(pixels)[0]):
+            totals += self._run_step(pixels[i], reference[i])
+        return totals
+
+    def _run_step(self, pixels: Any, reference: Any) -> Any:
+        if self.strategy:
+            sums = self.strategy.run(self._train_step, (pixels, reference))
+            sums = self.strategy.experimental_local_results(sums)[0]
+        else:
+            sums = self._train_step(pixels, reference)
+        self._update_average()
+        return sums
+
+    def _train_step(self, pixels: Any, reference: Any) -> Any:
+        expected = tf.cast(reference[..., None], tf.float32)
+        with tf.GradientTape() as tape:
+            probability = self.model(pixels, training=True)
+            losses = self._loss(expected, probability)
+            objective = tf.reduce_sum(losses) / self.task.options.batch_size
+            if self.task.options.precision == "float16":
+                objective = self.optimizer.scale_loss(objective)
+        variables = self.model.trainable_variables
+        self.optimizer.apply(tape.gradient(objective, variables), variables)
+        mask = tf.cast(probability > 0.5, tf.float32)
+        sums = [losses, mask * expected, mask, expected, tf.ones_like(losses)]
+        return tf.stack([tf.cast(tf.reduce_sum(value), tf.float64) for value in sums])
+
+    def _update_average(self) -> None:
+        """Move the average towards the weights; early on faster, so that it forgets the first random ones."""
+        step = tf.cast(self.optimizer.iterations, tf.float32)
+        momentum = tf.minimum(self.task.options.ema, (1 + step) / (10 + step))
+        for average, variable in zip(self.average, self.model.trainable_variables, strict=bool(self.average)):
+            average.assign(momentum * average + (1 - momentum) * tf.cast(variable.value, tf.float32))
+
+    def _sum_over_ranks(self, values: Any) -> Any:
+        def reduce(local: Any) -> Any:
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local)
+
+        return self.strategy.experimental_local_results(self.strategy.run(reduce, (values,)))[0]
+
+
+def set_threads(threads: int | None) -> None:
+    """Bound TensorFlow's threads; only before its first operation, later calls change nothing."""
+    if threads is None:
+        return
+    try:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(max(1, min(2, threads)))
+    except RuntimeError:
+        return
+
+
+def join_workers(num_workers: int) -> Any:
+    """The strategy that sums gradients over workers, or None for one worker."""
+    if num_workers == 1:
+        return None
+    has_gpus = bool(tf.config.list_physical_devices("GPU"))
+    implementation = tf.distribute.experimental.CommunicationImplementation
+    return tf.distribute.MultiWorkerMirroredStrategy(
+        communication_options=tf.distribute.experimental.CommunicationOptions(
+            implementation=implementation.NCCL if has_gpus else implementation.RING
+        )
+    )
+
+
+def make_optimizer(options: TrainOptions, steps_per_epoch: int) -> Any:
+    """Optimizer with its learning-rate schedule over the whole run."""
+    rate: Any = options.learning_rate
+    warmup = round(options.warmup_epochs * steps_per_epoch)
+    total = options.epochs * steps_per_epoch
+    if options.schedule == "cosine":
+        rate = keras.optimizers.schedules.CosineDecay(
+            initial_learning_rate=options.learning_rate * (0.02 if warmup else 1.0),
+            decay_steps=max(1, total - warmup),
+            alpha=0.01,
+            warmup_target=options.learning_rate if warmup else None,
+            warmup_steps=warmup,
+        )
+    if options.optimizer == "sgd":
+        optimizer = keras.optimizers.SGD(rate)
+    elif options.optimizer == "adam":
+        optimizer = keras.optimizers.Adam(rate)
+    else:
+        optimizer = keras.optimizers.AdamW(rate, weight_decay=options.weight_decay)
+        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    if options.precision == "float16":
+        return keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
+
+
+def build_plain(options: TrainOptions, num_channels: int, weights: list[npt.NDArray[Any]]) -> keras.Model:
+    """The run's network in float32 with given weights, as the bundle holds it."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        model = build_network(
+            network=options.network,
+            input_shape=(options.image_size, options.image_size, num_channels),
+            filters=options.filters,
+            depth=options.depth,
+            dropout=options.dropout,
+            norm=options.norm,
+            norm_momentum=options.norm_momentum,
+        )
+    finally:
+        keras.config.set_dtype_policy(policy)
+    model.set_weights(weights)
+    return model
+
+
+def current_learning_rate(optimizer: Any) -> float:
+    """The rate of the next step."""
+    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
+
+
+def _copy_variables(variables: list[Any]) -> list[Any]:
+    return [tf.Variable(variable.numpy(), dtype=tf.float32, trainable=False) for variable in variables]

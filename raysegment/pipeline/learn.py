@@ -1,0 +1,201 @@
+"""The training run of one rank, epoch by epoch: train, validate, remember the best, checkpoint, decide whether to go on."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raysegment.options import TrainOptions
+from raysegment.pipeline.samples import KeptScan, score_scan
+
+if TYPE_CHECKING:
+    from raysegment.model.fit import Batch, Fitter
+
+VALUES_PER_SCAN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a training run has come; stored with each checkpoint.
+
+    Attributes:
+        epoch: Epochs done.
+        best_epoch: The epoch, counted from 1, whose weights are the best; 0 before the first.
+        best_score: Its score; larger is better.
+        minutes: Wall-clock time spent in epochs.
+        history: One row per epoch done.
+    """
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    minutes: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def is_over(self, options: TrainOptions) -> bool:
+        """Whether the run has reached its epochs, its patience or its time."""
+        if self.epoch >= options.epochs:
+            return True
+        if options.early_stopping and self.epoch - self.best_epoch >= options.early_stopping and self.epoch:
+            return True
+        if options.max_minutes is None or not self.epoch:
+            return False
+        longest = max(row["minutes"] for row in self.history)
+        return self.minutes + longest > options.max_minutes
+
+
+def run_epochs(
+    fitter: Fitter,
+    batches: Iterator[Batch],
+    validation: Mapping[int, KeptScan],
+    num_validation_scans: int,
+    folder: Path,
+    on_epoch: Callable[[Progress], None],
+    on_step: Callable[[int, int], None] | None = None,
+) -> Progress:
+    """Train from the newest checkpoint on until the run is over.
+
+    Args:
+        fitter: This rank's network.
+        batches: This rank's steps from the next epoch on, in order.
+        validation: This rank's validation scans by index; all ranks together hold each index once.
+        num_validation_scans: Over all ranks.
+        folder: The run's checkpoints.
+        on_epoch: Called after each epoch with its checkpoint written.
+        on_step: Called with epoch and steps done.
+    """
+    options = fitter.task.options
+    progress = restore_newest(fitter, folder)
+    while not progress.is_over(options):
+        start = time.monotonic()
+        epoch = progress.epoch
+        rate = _learning_rate(fitter)
+        trained = fitter.train_epoch(batches, (lambda done: on_step(epoch, done)) if on_step else None)
+        with fitter.averaged_weights():
+            scores = validate(fitter, validation, num_validation_scans, options.context_slices)
+            row = {
+                "epoch": epoch + 1,
+                "loss": trained.loss,
+                "dice": trained.dice,
+                **summarise_scores(scores),
+                "learning_rate": rate,
+                "seconds": time.monotonic() - start,
+                "slices_per_second": trained.num_slices / trained.seconds,
+                "data_wait_share": trained.wait_seconds / trained.seconds,
+                "num_slices": trained.num_slices,
+                "num_validation_slices": int(scores[:, 4].sum()),
+            }
+            row = _agree_on_clock(fitter, row)
+            score = score_of(row, options.best_by)
+            improved = score > progress.best_score or not progress.best_epoch
+            if improved and fitter.task.rank == 0:
+                save_best(folder, fitter.model.get_weights())
+        progress = replace(
+            progress,
+            epoch=epoch + 1,
+            best_epoch=epoch + 1 if improved else progress.best_epoch,
+            best_score=score if improved else progress.best_score,
+            minutes=progress.minutes + row["minutes"],
+            history=[*progress.history, row],
+        )
+        if fitter.task.rank == 0:
+            save_checkpoint(fitter, folder, progress)
+        on_epoch(progress)
+    return progress
+
+
+def validate(
+    fitter: Fitter, validation: Mapping[int, KeptScan], num_scans: int, context_slices: int
+) -> npt.NDArray[np.float64]:
+    """Score every validation scan once: each rank its own, added up at the end.
+
+    Returns:
+        (scans, 5): true positives, mask voxels, reference voxels, loss sum, slices.
+    """
+    scores = np.zeros((num_scans, VALUES_PER_SCAN), np.float64)
+    for index, kept in validation.items():
+        scores[index] = score_scan(kept, fitter.predict, fitter.slice_losses, context_slices).as_vector()
+    return fitter.sum_over_ranks(scores.ravel()).reshape(scores.shape)
+
+
+def summarise_scores(scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Mean loss per slice, and mean hard Dice over scans whose reference is not empty."""
+    counted = scores[:, 2] > 0
+    dice = 2 * scores[counted, 0] / (scores[counted, 1] + scores[counted, 2])
+    return {
+        "val_loss": float(scores[:, 3].sum() / scores[:, 4].sum()),
+        "val_dice": float(dice.mean()) if len(dice) else math.nan,
+    }
+
+
+def score_of(row: Mapping[str, float], best_by: str) -> float:
+    """What is compared between epochs; larger is better, NaN counts as worst."""
+    score = -row["val_loss"] if best_by == "val_loss" else row["val_dice"]
+    return -math.inf if math.isnan(score) else score
+
+
+def save_checkpoint(fitter: Fitter, folder: Path, progress: Progress) -> None:
+    """Write a checkpoint under its final name at once, then remove the oldest beyond what is kept."""
+    final = folder / f"epoch-{progress.epoch:05d}"
+    partial = folder / f"{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    fitter.save(partial, asdict(progress))
+    _flush(partial)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in find_checkpoints(folder)[: -fitter.task.options.keep_checkpoints]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, the newest last."""
+    return sorted(path for path in folder.glob("epoch-*") if path.suffix != ".partial")
+
+
+def restore_newest(fitter: Fitter, folder: Path) -> Progress:
+    """Go on from the newest checkpoint; from the start where there is none."""
+    found = find_checkpoints(folder)
+    return Progress(**fitter.restore(found[-1])) if found else Progress()
+
+
+def save_best(folder: Path, weights: list[npt.NDArray[Any]]) -> None:
+    """Keep the best weights so far; the file is whole at every moment."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "best.partial.npz"
+    np.savez(partial, **{f"weight_{i:05d}": value for i, value in enumerate(weights)})
+    partial.rename(folder / "best.npz")
+
+
+def load_best(folder: Path) -> list[npt.NDArray[Any]]:
+    """The weights that `save_best` kept."""
+    with np.load(folder / "best.npz") as arrays:
+        return [arrays[name] for name in sorted(arrays.files)]
+
+
+def _learning_rate(fitter: Fitter) -> float:
+    from raysegment.model.fit import current_learning_rate
+
+    return current_learning_rate(fitter.optimizer)
+
+
+def _agree_on_clock(fitter: Fitter, row: dict[str, Any]) -> dict[str, Any]:
+    """Give all ranks the first rank's time, so that they stop after the same epoch."""
+    own = row["seconds"] / 60 if fitter.task.rank == 0 else 0.0
+    return {**row, "minutes": float(fitter.sum_over_ranks(np.array([own]))[0])}
+
+
+def _flush(folder: Path) -> None:
+    """Make a folder's files survive a power cut."""
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())

@@ -1,0 +1,202 @@
+"""From a scan with its reference to training samples: kept once on the network's grid, augmented again in each epoch."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from raysegment.errors import ChannelMismatchError, EmptyFileError
+from raysegment.imaging.augment import Augmentation, augment_slice
+from raysegment.imaging.geometry import Geometry, resize_reference, restore_grid
+from raysegment.imaging.preprocess import Intensity, normalize, prepare_scan, stack_context
+from raysegment.options import Preprocessing
+from raysegment.scan import Pixels, Scan
+
+Sample = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
+"""Normalized pixels (rows, columns, channels) and reference (rows, columns) of one slice."""
+
+
+@dataclass(frozen=True, eq=False)
+class KeptScan:
+    """A scan ready for training, as compact as it came.
+
+    Attributes:
+        scan_id: As in the manifest.
+        pixels: (slices, image_size, image_size, channels), type as stored.
+        reference: uint8 0 or 1, (slices, image_size, image_size).
+        grid_reference: bool, the reference on the scan's own grid; None for scans to train on.
+        intensity: Normalization of the whole scan.
+        geometry: The way back to the scan's own grid.
+    """
+
+    scan_id: str
+    pixels: Pixels
+    reference: npt.NDArray[np.uint8]
+    grid_reference: npt.NDArray[np.bool_] | None
+    intensity: Intensity
+    geometry: Geometry
+
+    @property
+    def has_lesion(self) -> npt.NDArray[np.bool_]:
+        """bool, (slices,)."""
+        return np.asarray(self.reference.any(axis=(1, 2)))
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """What validating one scan gives: voxel counts on its own grid, and the summed loss of its slices."""
+
+    true_positives: int
+    mask_voxels: int
+    reference_voxels: int
+    loss_sum: float
+    num_slices: int
+
+    def as_vector(self) -> list[float]:
+        return [self.true_positives, self.mask_voxels, self.reference_voxels, self.loss_sum, self.num_slices]
+
+
+def keep_scan(
+    scan_id: str,
+    scan: Scan,
+    reference: npt.NDArray[np.bool_],
+    preprocessing: Preprocessing,
+    *,
+    num_channels: int | None,
+    for_validation: bool,
+) -> KeptScan:
+    """Bring a scan and its reference to the network's grid.
+
+    Args:
+        scan_id: As in the manifest.
+        scan: As read.
+        reference: bool, the scan's grid.
+        preprocessing: The run's choices.
+        num_channels: Channels that every scan of the run has; None where that is not known.
+        for_validation: Keep the reference on the scan's own grid too.
+
+    Raises:
+        ScanError: The scan does not fit the others, or its pixels are unusable.
+    """
+    if num_channels is not None and scan.pixels.shape[-1] != num_channels:
+        raise ChannelMismatchError(
+            f"the scan has {scan.pixels.shape[-1]} channels, most scans of this archive have {num_channels}."
+        )
+    if not scan.num_slices:
+        raise EmptyFileError("the scan has no slices.")
+    prepared = prepare_scan(scan.pixels, preprocessing)
+    return KeptScan(
+        scan_id=scan_id,
+        pixels=prepared.pixels,
+        reference=resize_reference(reference, prepared.geometry).astype(np.uint8),
+        grid_reference=reference if for_validation else None,
+        intensity=prepared.intensity,
+        geometry=prepared.geometry,
+    )
+
+
+def pack_scan(kept: KeptScan) -> dict[str, Any]:
+    """A kept scan as one row of plain columns: pixels as bytes with shape and type."""
+    extras = (kept.intensity, kept.geometry, kept.grid_reference)
+    return {
+        "scan_id": kept.scan_id,
+        "shape": list(kept.pixels.shape),
+        "dtype": kept.pixels.dtype.str,
+        "pixels": np.ascontiguousarray(kept.pixels).tobytes(),
+        "reference": np.ascontiguousarray(kept.reference).tobytes(),
+        "has_lesion": kept.has_lesion.tolist(),
+        "extras": pickle.dumps(extras),
+    }
+
+
+def unpack_scan(row: dict[str, Any]) -> KeptScan:
+    """The kept scan of a row from `pack_scan`; its arrays share memory with the row and are read-only."""
+    shape = tuple(row["shape"])
+    intensity, geometry, grid_reference = pickle.loads(row["extras"])
+    return KeptScan(
+        scan_id=row["scan_id"],
+        pixels=np.frombuffer(row["pixels"], np.dtype(row["dtype"])).reshape(shape),
+        reference=np.frombuffer(row["reference"], np.uint8).reshape(shape[:3]),
+        grid_reference=grid_reference,
+        intensity=intensity,
+        geometry=geometry,
+    )
+
+
+def make_batch(
+    rows: Sequence[tuple[int, int]],
+    find_scan: Callable[[int], KeptScan],
+    augmentation: Augmentation | None,
+    *,
+    context_slices: int,
+    seed: int,
+    epoch: int,
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Make the samples of one step, in order.
+
+    Args:
+        rows: (scan index, slice index) of each sample.
+        find_scan: The kept scan of an index.
+        augmentation: Largest random changes; None for none.
+        context_slices: Neighbours on each side that become channels.
+        seed: Of the run.
+        epoch: Counted from 0.
+
+    Returns:
+        Normalized pixels (samples, rows, columns, channels) and reference (samples, rows, columns).
+    """
+    samples = []
+    for scan_index, slice_index in rows:
+        kept = find_scan(scan_index)
+        pixels = stack_neighbours(kept.pixels, slice_index, context_slices)
+        reference = kept.reference[slice_index]
+        if augmentation is None:
+            samples.append((normalize(pixels, kept.intensity), reference))
+        else:
+            samples.append(
+                augment_slice(
+                    pixels,
+                    reference,
+                    kept.intensity,
+                    augmentation,
+                    seed=seed,
+                    epoch=epoch,
+                    scan_index=scan_index,
+                    slice_index=slice_index,
+                )
+            )
+    return np.stack([sample[0] for sample in samples]), np.stack([sample[1] for sample in samples])
+
+
+def stack_neighbours(pixels: Pixels, slice_index: int, context_slices: int) -> Pixels:
+    """One slice with its neighbours as channels, as `stack_context` gives it for all slices."""
+    if context_slices == 0:
+        return pixels[slice_index]
+    first, last = slice_index - context_slices, slice_index + context_slices
+    chosen = np.clip(np.arange(first, last + 1), 0, len(pixels) - 1)
+    return np.concatenate([pixels[index] for index in chosen], axis=-1)
+
+
+def score_scan(
+    kept: KeptScan,
+    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    slice_losses: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    context_slices: int,
+) -> ValidationScore:
+    """Validate one whole scan: loss on the network's grid, counts at 0.5 on the scan's own."""
+    probability = predict(normalize(stack_context(kept.pixels, context_slices), kept.intensity))
+    losses = slice_losses(kept.reference, probability)
+    mask = restore_grid(probability, kept.geometry) >= 0.5
+    reference = kept.grid_reference if kept.grid_reference is not None else kept.reference != 0
+    return ValidationScore(
+        true_positives=int(np.count_nonzero(mask & reference)),
+        mask_voxels=int(np.count_nonzero(mask)),
+        reference_voxels=int(np.count_nonzero(reference)),
+        loss_sum=float(np.sum(losses, dtype=np.float64)),
+        num_slices=len(losses),
+    )
