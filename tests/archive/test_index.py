@@ -42,9 +42,10 @@ def test_lgg_folders_are_scans_with_references_in_natural_order(tmp_path, write_
 def test_a_folder_above_all_scans_names_no_patient(tmp_path, write_series):
     for patient in ("a", "b"):
         write_series(tmp_path / "kaggle_3m" / patient, f"{patient}_")
+    write_image(tmp_path / "overview.png")
     table = find_scans(str(tmp_path))
-    assert column(table, "scan_id") == ["kaggle_3m/a", "kaggle_3m/b"]
-    assert column(table, "patient_id") == ["a", "b"]
+    assert column(table, "scan_id") == ["kaggle_3m/a", "kaggle_3m/b", "overview.png"]
+    assert column(table, "patient_id") == ["a", "b", "overview.png"]
 
 
 def test_two_series_of_one_patient_share_the_patient(tmp_path, write_series):
@@ -160,6 +161,19 @@ def test_broken_links_are_rows_with_a_problem(tmp_path, write_series):
         "b": "b is a link to nowhere",
         "c.tif": "c.tif is a link to nowhere",
     }
+
+
+def test_what_is_no_regular_file_is_never_opened(tmp_path, write_series):
+    write_series(tmp_path / "a", "a_")
+    os.mkfifo(tmp_path / "pipe.tif")
+    assert dict(summarise(find_scans(str(tmp_path))).problems) == {"pipe.tif": "pipe.tif is no regular file"}
+
+
+def test_a_reader_that_cannot_be_imported_is_wrong_usage(tmp_path, write_series, monkeypatch):
+    write_series(tmp_path / "a", "a_")
+    monkeypatch.setenv("RAYSEGMENT_READERS", "no_such_reader")
+    with pytest.raises(UsageError, match="RAYSEGMENT_READERS names 'no_such_reader'"):
+        find_scans(str(tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysegment.archive.names import decode_name, encode_name, natural_key, show_name
@@ -12,6 +12,7 @@ RAW_NAMES = st.binary(min_size=1, max_size=40) | st.text(min_size=1, max_size=20
 )
 
 
+@settings(deadline=None)
 @given(RAW_NAMES)
 def test_every_file_name_survives_encoding(raw):
     name = os.fsdecode(raw)
@@ -20,11 +21,13 @@ def test_every_file_name_survives_encoding(raw):
     assert os.fsencode(decode_name(text)) == raw
 
 
+@settings(deadline=None)
 @given(RAW_NAMES)
 def test_shown_names_are_one_printable_line(raw):
     assert show_name(encode_name(os.fsdecode(raw))).isprintable()
 
 
+@settings(deadline=None)
 @given(st.text("_\U0010fe80\U0010fec3a", max_size=8))
 def test_names_that_look_escaped_survive_too(name):
     assert decode_name(encode_name(name)) == name

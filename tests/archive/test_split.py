@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysegment.archive.manifest import to_table
@@ -25,6 +25,7 @@ def split_of(table, **changes):
     return assign_splits(table, **choices)
 
 
+@settings(deadline=None)
 @given(
     num_patients=st.integers(3, 300),
     train=st.floats(0.05, 0.9),
