@@ -113,7 +113,7 @@ class Bundle:
         """The Keras model, uncompiled, float32. Imports Keras.
 
         Raises:
-            UsageError: model.keras holds anything but Keras' own layers, or cannot be loaded.
+            UsageError: model.keras holds other layers or weights than were saved, or cannot be loaded.
         """
         import keras
 
@@ -186,7 +186,8 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         path: A bundle, or the folder of a training run that holds one as `model/`.
 
     Raises:
-        UsageError: Missing, not a bundle, from another version, damaged, or its network was exchanged.
+        UsageError: Missing, not a bundle, from another version, damaged, its network exchanged, or with layers that
+            raysegment does not build.
     """
     folder = _find_bundle(Path(path))
     content = _read_description(folder / DESCRIPTION_FILE)
@@ -210,6 +211,7 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
             f"{folder / NETWORK_FILE} is damaged or not the network this bundle was saved with: its SHA-256 does not "
             f"match {DESCRIPTION_FILE}. Save or copy the bundle again."
         )
+    check_network_file(network_bytes, folder / NETWORK_FILE)
     return bundle
 
 

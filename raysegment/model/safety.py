@@ -29,9 +29,7 @@ ALLOWED_LAYERS = frozenset(
 )
 """Layers that `build_network` uses."""
 
-ALLOWED_MODULES = frozenset(
-    {"builtins", "keras", "keras.initializers", "keras.layers", "keras.models", "keras.regularizers"}
-)
+ALLOWED_MODULES = frozenset({"keras", "keras.initializers", "keras.layers", "keras.models"})
 
 EXPECTED_MEMBERS = frozenset({"metadata.json", "config.json", "model.weights.h5"})
 

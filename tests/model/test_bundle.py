@@ -179,6 +179,10 @@ def save_bytes(model, tmp_path):
     return (tmp_path / "foreign.keras").read_bytes()
 
 
+def run_foreign_code(features):
+    return features
+
+
 @keras.saving.register_keras_serializable(package="foreign")
 class Foreign(keras.layers.Layer):
     def call(self, inputs):
@@ -190,6 +194,7 @@ class Foreign(keras.layers.Layer):
     [
         (lambda: keras.layers.Lambda(lambda x: x), "Lambda"),
         (Foreign, "Foreign"),
+        (lambda: keras.layers.Conv2D(1, 1, activation=run_foreign_code), "function"),
         (lambda: keras.layers.Dense(1), "Dense"),
     ],
 )
@@ -197,7 +202,7 @@ def test_layers_that_raysegment_does_not_build_are_refused(bundle_folder, tmp_pa
     inputs = keras.Input((16, 16, 2))
     exchange_network(bundle_folder, save_bytes(keras.Model(inputs, layer()(inputs)), tmp_path))
     with pytest.raises(UsageError, match=said):
-        load_bundle(bundle_folder).load_network()
+        load_bundle(bundle_folder)
 
 
 def test_a_network_with_other_weights_is_refused_even_with_its_own_hash(bundle_folder, tmp_path):
