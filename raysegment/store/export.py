@@ -81,7 +81,8 @@ def write_mask(path: Path, mask: Mask, *, num_labels: int = 1) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{os.getpid()}.partial")
         try:
-            tifffile.imwrite(temporary, shown, compression="zlib", photometric="minisblack", metadata={"axes": "ZYX"})
+            pages, axes = (shown[0], "YX") if len(shown) == 1 else (shown, "ZYX")
+            tifffile.imwrite(temporary, pages, compression="zlib", photometric="minisblack", metadata={"axes": axes})
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raysegment.imaging.phantom import make_phantom
+from raysegment.options import Postprocessing, Preprocessing
+from raysegment.pipeline.blocks import ReadScan
+from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings, round_up_batch
+from raysegment.scan import Labels, Scan
+from raysegment.store.masks import decode_mask
+
+
+def settings_with(**changes) -> SegmentSettings:
+    preprocessing = changes.pop("preprocessing", Preprocessing(image_size=64, normalization="scale"))
+    postprocessing = changes.pop("postprocessing", Postprocessing(threshold=0.5))
+    return SegmentSettings(
+        preprocessing=preprocessing,
+        postprocessing=postprocessing,
+        labels=Labels(),
+        num_channels=changes.pop("num_channels", 3),
+        grid_factor=4,
+        **changes,
+    )
+
+
+def read_of(scan_id: str, pixels: np.ndarray, **known) -> ReadScan:
+    return ReadScan(scan_id, "p", "/archive", "f", Scan(pixels, known.pop("spacing_mm", None)), **known)
+
+
+def brightness(batch: np.ndarray) -> np.ndarray:
+    """A network that sees lesion where channel 1 is bright, so masks are known without training."""
+    return batch[..., 1].astype(np.float32)
+
+
+class Watcher:
+    """A network that remembers the shapes of its batches."""
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __call__(self, batch: np.ndarray) -> np.ndarray:
+        self.shapes.append(batch.shape)
+        return brightness(batch)
+
+
+def segment(reads: list[ReadScan], settings: SegmentSettings, predict=brightness):
+    return {rows.scan_id: rows for rows in ScanSegmenter(predict, settings).segment(reads)}
+
+
+def bright_square(slices: int = 6, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    reference = np.zeros((slices, size, size), np.bool_)
+    reference[1:3, 20:30, 40:50] = True
+    pixels = np.full((slices, size, size, 3), 40, np.uint8)
+    pixels[reference] = 250
+    return pixels, reference
+
+
+def test_the_mask_lies_where_the_lesion_is():
+    pixels, reference = bright_square()
+    rows = segment([read_of("a", pixels, reference=reference, spacing_mm=(5.0, 1.0, 2.0))], settings_with())["a"]
+    np.testing.assert_array_equal(decode_mask(rows.mask), reference)
+    metric = rows.metrics[0]
+    assert (metric["label"], metric["dice"], metric["true_positives"]) == ("lesion", 1.0, 200)
+    assert metric["volume_ml"] == pytest.approx(200 * 10 / 1000)
+    assert (rows.scan["num_slices"], rows.scan["height"], rows.scan["status"]) == (6, 64, "ok")
+
+
+def test_the_mask_is_on_the_scans_own_grid():
+    pixels, reference = bright_square()
+    large = np.repeat(np.repeat(pixels, 3, axis=1), 2, axis=2)
+    rows = segment([read_of("a", large)], settings_with(foreground_box=False))["a"]
+    mask = decode_mask(rows.mask)
+    expected = np.repeat(np.repeat(reference, 3, axis=1), 2, axis=2)
+    assert mask.shape == (6, 192, 128)
+    assert 2 * (mask & expected).sum() / (mask.sum() + expected.sum()) > 0.9
+    assert rows.metrics[0]["dice"] is None
+
+
+def test_spacing_is_never_made_up():
+    pixels, _ = bright_square()
+    unknown = segment([read_of("a", pixels)], settings_with())["a"]
+    assert unknown.scan["spacing_mm"] is None
+    assert unknown.mask["spacing_mm"] is None
+    assert np.isnan(unknown.metrics[0]["volume_ml"])
+    given = segment([read_of("a", pixels)], settings_with(spacing_mm=(5.0, 1.0, 1.0)))["a"]
+    assert given.scan["spacing_mm"] == [5.0, 1.0, 1.0]
+
+
+def test_a_foreground_box_changes_no_mask_of_a_local_network_and_saves_pixels():
+    pixels, reference = make_phantom(3, image_size=128, slices=8)
+    framed = np.pad(pixels, ((0, 0), (64, 64), (64, 64), (0, 0)))
+    drawn = np.pad(reference, ((0, 0), (64, 64), (64, 64)))
+    large = Preprocessing(image_size=256, normalization="zscore")
+    watcher = Watcher()
+    with_box = segment([read_of("a", framed, reference=drawn)], settings_with(preprocessing=large), watcher)["a"]
+    without = segment(
+        [read_of("a", framed, reference=drawn)], settings_with(preprocessing=large, foreground_box=False)
+    )["a"]
+    assert with_box.metrics[0]["dice"] == pytest.approx(without.metrics[0]["dice"], abs=1e-9)
+    assert all(rows * columns <= 0.5 * 256 * 256 for _, rows, columns, _ in watcher.shapes)
+    assert all(rows % 32 == columns % 32 == 0 for _, rows, columns, _ in watcher.shapes)
+
+
+def test_slices_that_hold_nothing_are_not_shown_to_the_network():
+    pixels, _ = bright_square(slices=9)
+    pixels[6:] = 0
+    watcher = Watcher()
+    rows = segment([read_of("a", pixels)], settings_with(), watcher)["a"]
+    assert [shape[0] for shape in watcher.shapes] == [4]
+    assert decode_mask(rows.mask).shape == (9, 64, 64)
+
+
+@pytest.mark.parametrize(("num_slices", "expected"), [(1, 4), (4, 4), (5, 8), (9, 16), (16, 16)])
+def test_the_last_batch_of_a_scan_has_one_of_a_few_sizes(num_slices, expected):
+    assert round_up_batch(num_slices, 16) == expected
+
+
+def test_batches_depend_on_the_scan_alone():
+    scans = {f"s{n}": make_phantom(n, image_size=64, slices=n)[0] for n in (1, 2, 4, 5, 17, 23)}
+    alone, together = Watcher(), Watcher()
+    settings = settings_with(foreground_box=False)
+    for name, pixels in scans.items():
+        segment([read_of(name, pixels)], settings, alone)
+    segment([read_of(name, pixels) for name, pixels in scans.items()], settings, together)
+    own = [shape[0] for shape in alone.shapes if shape[0] != 16]
+    assert own == [8, 4, 8]
+    assert {shape[0] for shape in together.shapes} == {16, 8, 4}
+
+
+def test_small_scans_share_full_batches_and_get_their_own_masks():
+    scans = {f"s{n}": bright_square(slices=1 + n % 3)[0] * (n % 2) for n in range(40)}
+    watcher = Watcher()
+    rows = segment([read_of(name, pixels) for name, pixels in scans.items()], settings_with(), watcher)
+    assert {shape[0] for shape in watcher.shapes} == {16}
+    assert len(rows) == 40
+    for name, pixels in scans.items():
+        np.testing.assert_array_equal(decode_mask(rows[name].mask), pixels[..., 1] == 250)
+
+
+def test_context_slices_are_channels_in_order():
+    pixels = np.zeros((6, 64, 64, 1), np.uint8)
+    pixels[:, 0, 0, 0] = np.arange(6) * 10
+    pixels[:, 1, 1, 0] = 255
+    seen = []
+
+    def look(batch: np.ndarray) -> np.ndarray:
+        seen.extend((batch[:, 0, 0] * 255).round().astype(int).tolist())
+        return batch[..., 0]
+
+    choices = Preprocessing(image_size=64, normalization="scale", context_slices=1)
+    segment([read_of("a", pixels)], settings_with(preprocessing=choices, num_channels=1, foreground_box=False), look)
+    assert seen[:3] == [[0, 0, 10], [0, 10, 20], [10, 20, 30]]
+    assert seen[5] == [40, 50, 50]
+
+
+def test_one_bad_scan_is_a_row_and_its_neighbours_go_on():
+    pixels, _ = bright_square()
+    reads = [
+        ReadScan("lost", "p", "/archive", "f", None, error=("TruncatedFileError", "lost.tif ends early")),
+        read_of("grey", pixels[..., :1]),
+        read_of("nan", np.full((6, 64, 64, 3), np.nan, np.float32)),
+        read_of("good", pixels),
+    ]
+    rows = segment(reads, settings_with())
+    errors = {name: row.scan.get("error_type") for name, row in rows.items()}
+    assert errors == {
+        "lost": "TruncatedFileError",
+        "grey": "ChannelMismatchError",
+        "nan": "NonFinitePixelsError",
+        "good": None,
+    }
+    assert rows["lost"].scan["error_message"] == "lost.tif ends early"
+    assert (rows["grey"].mask, rows["grey"].metrics) == (None, ())
+
+
+def test_what_nobody_foresaw_fails_one_scan_only():
+    pixels, _ = bright_square()
+
+    def break_on_empty(batch: np.ndarray) -> np.ndarray:
+        if batch.max() < 0.5:
+            raise RuntimeError("out of memory")
+        return brightness(batch)
+
+    dark = pixels // 10
+    rows = segment([read_of("dark", dark), read_of("good", pixels)], settings_with(), break_on_empty)
+    assert rows["dark"].scan["error_type"] == "WorkerCrashedError"
+    assert "out of memory" in rows["dark"].scan["error_message"]
+    assert rows["good"].scan["status"] == "ok"
+
+
+def test_a_bad_reference_fails_a_scan_only_where_one_is_needed():
+    pixels, _ = bright_square()
+    read = read_of("a", pixels, reference_error="GridMismatchError: reference is (1, 2, 3)")
+    kept = segment([read], settings_with())["a"]
+    assert (kept.scan["status"], kept.scan["reference_error"]) == ("ok", "GridMismatchError: reference is (1, 2, 3)")
+    failed = segment([read], settings_with(needs_reference=True))["a"]
+    assert (failed.scan["error_type"], failed.scan["error_message"]) == ("GridMismatchError", "reference is (1, 2, 3)")
+
+
+def test_postprocessing_works_in_three_dimensions():
+    pixels, reference = bright_square()
+    pixels[5, 2:4, 2:4] = 250
+    choices = Postprocessing(threshold=0.5, min_component_voxels=10)
+    rows = segment([read_of("a", pixels)], settings_with(postprocessing=choices))["a"]
+    np.testing.assert_array_equal(decode_mask(rows.mask), reference)
