@@ -231,7 +231,7 @@ class Fitter:
 
     def _sum_over_ranks(self, values: Any) -> Any:
         def reduce(local: Any) -> Any:
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, local)
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(local))
 
         return self.strategy.experimental_local_results(self.strategy.run(reduce, (values,)))[0]
 
