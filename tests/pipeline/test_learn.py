@@ -1,0 +1,61 @@
+import math
+
+import numpy as np
+import pytest
+
+from raysegment.options import TrainOptions
+from raysegment.pipeline.finish import THRESHOLDS, choose_threshold
+from raysegment.pipeline.learn import Progress, load_best, save_best, score_of, summarise_scores
+
+
+def options(**choices: object) -> TrainOptions:
+    return TrainOptions(source="scans", out="run", **choices)
+
+
+def progress(minutes: list[float], best_epoch: int) -> Progress:
+    history = [{"epoch": i + 1, "minutes": value} for i, value in enumerate(minutes)]
+    return Progress(epoch=len(minutes), best_epoch=best_epoch, minutes=sum(minutes), history=history)
+
+
+def test_a_run_is_over_after_its_epochs() -> None:
+    assert not progress([1, 1], 2).is_over(options(epochs=3))
+    assert progress([1, 1, 1], 3).is_over(options(epochs=3))
+
+
+def test_a_run_is_over_after_as_many_epochs_without_a_better_one_as_it_has_patience() -> None:
+    assert not progress([1, 1, 1], 2).is_over(options(epochs=9, early_stopping=2))
+    assert progress([1, 1, 1, 1], 2).is_over(options(epochs=9, early_stopping=2))
+
+
+def test_a_run_is_over_before_the_epoch_that_would_pass_its_time() -> None:
+    assert not progress([4, 5], 2).is_over(options(epochs=9, max_minutes=14.0))
+    assert progress([4, 5], 2).is_over(options(epochs=9, max_minutes=13.9))
+
+
+def test_validation_dice_is_the_mean_over_scans_whose_reference_is_not_empty() -> None:
+    # true positives, mask voxels, reference voxels, loss sum, slices
+    scores = np.array([[10, 20, 20, 6.0, 3], [0, 5, 0, 2.0, 1], [0, 0, 7, 4.0, 2]])
+    found = summarise_scores(scores)
+    assert found["val_dice"] == pytest.approx((0.5 + 0.0) / 2)
+    assert found["val_loss"] == pytest.approx(12.0 / 6)
+
+
+def test_validation_dice_without_any_lesion_is_nan_and_counts_as_worst() -> None:
+    row = summarise_scores(np.array([[0, 0, 0, 1.0, 1]]))
+    assert math.isnan(row["val_dice"])
+    assert score_of(row, "val_dice") == -math.inf
+    assert score_of(row, "val_loss") == -1.0
+
+
+def test_the_threshold_is_the_best_one_and_nearest_to_one_half_among_equals() -> None:
+    dice = np.full(len(THRESHOLDS), 0.5)
+    dice[14:17] = 0.8
+    assert choose_threshold(dice) == pytest.approx(0.75)
+    assert choose_threshold(np.full(len(THRESHOLDS), np.nan)) == 0.5
+
+
+def test_best_weights_come_back_in_their_order(tmp_path) -> None:
+    weights = [np.full((i + 1,), i, np.float32) for i in range(12)]
+    save_best(tmp_path / "checkpoints", weights)
+    for saved, loaded in zip(weights, load_best(tmp_path / "checkpoints"), strict=True):
+        assert np.array_equal(saved, loaded)
