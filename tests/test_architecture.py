@@ -1,0 +1,105 @@
+"""The rooms, what they may import, and what the package exports."""
+
+from __future__ import annotations
+
+import ast
+import json
+import tomllib
+from importlib.metadata import distribution
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import raysegment
+from raysegment.options import InferOptions, TrainOptions, load_options
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "raysegment").rglob("*.py"))
+PUBLIC = [
+    "DemoOptions",
+    "EvaluateOptions",
+    "ExportOptions",
+    "IndexOptions",
+    "InferOptions",
+    "RaysegmentError",
+    "ReportOptions",
+    "Scan",
+    "ScanEntry",
+    "TrainOptions",
+    "__version__",
+    "demo",
+    "evaluate",
+    "export",
+    "index",
+    "infer",
+    "load_bundle",
+    "load_options",
+    "report",
+    "train",
+]
+
+
+def test_rooms_import_only_what_lies_below_them(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert lint_imports(no_cache=True) == EXIT_STATUS_SUCCESS
+
+
+def test_the_public_names_are_the_documented_ones():
+    assert raysegment.__all__ == PUBLIC
+    assert dir(raysegment) == PUBLIC
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_can_be_imported(name):
+    assert getattr(raysegment, name) is not None
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(AttributeError, match="has no attribute 'segment'"):
+        raysegment.segment  # noqa: B018
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_module_is_short_and_says_what_it_is(path):
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text))
+    assert len(text.splitlines()) <= 400 or path.name == "options.py"
+
+
+def test_no_room_is_a_drawer_for_everything():
+    assert not {path.stem for path in MODULES} & {"utils", "util", "helpers", "common", "manager", "misc"}
+
+
+def test_the_constraints_lie_within_the_declared_bounds():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines())
+    declared = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["test"]]
+    assert [str(need) for need in declared if not need.specifier.contains(pins[canonicalize_name(need.name)])] == []
+
+
+def test_the_version_is_written_once_and_in_the_changelog():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert project["version"] == raysegment.__version__
+    assert f"## {raysegment.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_the_cluster_file_fits_rays_schema_and_the_pinned_ray():
+    path = next(file for file in distribution("ray").files if file.name == "ray-schema.json")
+    cluster = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+    jsonschema.validate(cluster, json.loads(Path(path.locate()).read_text(encoding="utf-8")))
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    version = cluster["docker"]["image"].split(":")[1].split("-")[0]
+    assert f"\nray=={version}\n" in pinned
+
+
+def test_the_example_jobs_hold_valid_choices():
+    kinds = {"train": TrainOptions, "infer": InferOptions}
+    jobs = sorted((ROOT / "jobs").glob("*.yaml"))
+    assert jobs
+    for job in jobs:
+        load_options(kinds[job.stem.split("-")[0]], {}, job=str(job))

@@ -1,0 +1,145 @@
+"""The choices: checks, merging, identity."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from raysegment.errors import UsageError
+from raysegment.options import (
+    DemoOptions,
+    EvaluateOptions,
+    ExportOptions,
+    IndexOptions,
+    InferOptions,
+    Postprocessing,
+    Preprocessing,
+    ReportOptions,
+    TrainOptions,
+    changed_result,
+    hash_choices,
+    load_options,
+    pick,
+)
+
+ALL = (DemoOptions, EvaluateOptions, ExportOptions, IndexOptions, InferOptions, ReportOptions, TrainOptions)
+TRAIN = {"source": "archive", "out": "run"}
+INFER = {"model": "run", "source": "archive", "out": "masks"}
+
+
+def train(**given):
+    return load_options(TrainOptions, {**TRAIN, **given})
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_every_choice_has_help(kind):
+    assert [item.name for item in fields(kind) if not item.metadata["help"]] == []
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"epochs": "0"}, "--epochs is 0; expected at least 1"),
+        ({"epochs": "-3"}, "--epochs is -3; expected at least 1"),
+        ({"epochs": "ten"}, "--epochs is 'ten'; expected a whole number"),
+        ({"epochs": 2.5}, "--epochs is 2.5; expected a whole number"),
+        ({"epochs": True}, "--epochs is True; expected a whole number"),
+        ({"learning_rate": "-0.1"}, "--learning-rate is -0.1; expected at least 0"),
+        ({"learning_rate": "nan"}, "--learning-rate is nan; expected a finite number"),
+        ({"learning_rate": "inf"}, "--learning-rate is inf; expected a finite number"),
+        ({"dropout": 0.95}, "--dropout is 0.95; expected at most 0.9"),
+        ({"loss": "hinge"}, "--loss 'hinge' is unknown; expected one of dice, bce, dice_bce, focal, tversky"),
+        ({"augment": "yes"}, "--augment is 'yes'; expected true or false"),
+        ({"channels": "0,x"}, "--channels is '0,x'; expected"),
+        ({"source": None}, "SOURCE is missing"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(given, said):
+    with pytest.raises(UsageError) as refused:
+        train(**given)
+    assert said in str(refused.value)
+
+
+def test_an_image_size_that_cannot_be_halved_names_the_nearest_two():
+    with pytest.raises(UsageError) as refused:
+        train(image_size=250, depth=4)
+    assert "240" in str(refused.value)
+    assert "256" in str(refused.value)
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_sizes():
+    with pytest.raises(UsageError) as refused:
+        train(batch_size=16, workers=3)
+    assert "15" in str(refused.value)
+    assert "18" in str(refused.value)
+
+
+def test_fractions_above_one_are_refused():
+    with pytest.raises(UsageError, match="add to more than 1"):
+        train(train_fraction=0.9, val_fraction=0.2)
+
+
+@pytest.mark.parametrize("spacing", ["1,1", "0,1,1", "1,1,-1"])
+def test_a_spacing_must_be_three_positive_numbers(spacing):
+    with pytest.raises(UsageError, match="slices,rows,columns"):
+        load_options(InferOptions, {**INFER, "spacing_mm": spacing})
+
+
+def test_lists_are_typed_with_commas():
+    assert train(channels="1,2").channels == (1, 2)
+    assert load_options(InferOptions, {**INFER, "spacing_mm": "5,0.5,0.5"}).spacing_mm == (5.0, 0.5, 0.5)
+
+
+def test_later_sources_win(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("recipe: lgg-dice-256\nepochs: 4\nlearning-rate: 0.01\n")
+    options = load_options(TrainOptions, {**TRAIN, "epochs": 2}, job=str(job))
+    assert (options.image_size, options.learning_rate, options.epochs) == (256, 0.01, 2)
+    assert options.batch_size == 32
+
+
+def test_the_recipe_typed_wins_over_that_of_the_job_file(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("recipe: lgg-dice-256\n")
+    assert load_options(TrainOptions, TRAIN, recipe="tif-bce-128", job=str(job)).image_size == 128
+
+
+def test_an_unknown_key_names_the_known_ones(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("epoch: 4\n")
+    with pytest.raises(UsageError, match=r"unknown key 'epoch'; known are .*epochs"):
+        load_options(TrainOptions, TRAIN, job=str(job))
+
+
+@pytest.mark.parametrize("text", ["- a\n", "a: [\n", "just words"])
+def test_a_job_file_that_holds_no_choices_is_refused(tmp_path, text):
+    job = tmp_path / "job.yaml"
+    job.write_text(text)
+    with pytest.raises(UsageError, match="job.yaml"):
+        load_options(TrainOptions, TRAIN, job=str(job))
+
+
+def test_a_missing_job_file_is_named():
+    with pytest.raises(UsageError, match=r"--job nowhere\.yaml does not exist"):
+        load_options(TrainOptions, TRAIN, job="nowhere.yaml")
+
+
+def test_what_does_not_change_the_result_is_not_part_of_its_identity():
+    same = [train(), train(workers=2, threads=1, max_failures=9)]
+    assert hash_choices(changed_result(same[0])) == hash_choices(changed_result(same[1]))
+    masks = [load_options(InferOptions, {**INFER, **more}) for more in ({}, {"batch_size": 4, "part_mb": 1, "limit": 2})]
+    assert hash_choices(changed_result(masks[0])) == hash_choices(changed_result(masks[1]))
+
+
+@pytest.mark.parametrize("given", [{"threshold": 0.4}, {"fill_holes": True}, {"precision": "float32"}])
+def test_what_changes_masks_is_part_of_their_identity(given):
+    before, after = load_options(InferOptions, INFER), load_options(InferOptions, {**INFER, **given})
+    assert hash_choices(changed_result(before)) != hash_choices(changed_result(after))
+
+
+def test_the_bundle_gets_its_part_of_the_choices():
+    assert pick(Preprocessing, train(image_size=128, crop="foreground")) == Preprocessing(
+        image_size=128, crop="foreground"
+    )
+    assert pick(Postprocessing, load_options(InferOptions, {**INFER, "threshold": 0.3})) == Postprocessing(threshold=0.3)

@@ -1,0 +1,44 @@
+"""The recipes shipped with the package."""
+
+from __future__ import annotations
+
+import pytest
+
+from raysegment.options import TrainOptions, load_options, read_recipe, recipe_names
+
+PLACES = {"source": "archive", "out": "run"}
+
+
+def test_every_ancestor_project_has_its_recipe():
+    assert {"folders-report", "lgg-best", "lgg-dice-256", "tif-bce-128"} <= set(recipe_names())
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_holds_only_valid_choices(name):
+    options = load_options(TrainOptions, PLACES, recipe=name)
+    assert {key: getattr(options, key) for key in read_recipe(name)} == pytest.approx(read_recipe(name))
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_a_recipe_can_be_trained_by_two_workers(name):
+    assert load_options(TrainOptions, {**PLACES, "workers": 2}, recipe=name).batch_size % 2 == 0
+
+
+def test_the_command_line_wins_over_the_recipe():
+    assert load_options(TrainOptions, {**PLACES, "epochs": 3}, recipe="lgg-dice-256").epochs == 3
+
+
+def test_lgg_dice_256_is_what_its_author_ran():
+    options = load_options(TrainOptions, PLACES, recipe="lgg-dice-256")
+    chosen = (options.image_size, options.loss, options.optimizer, options.learning_rate, options.batch_size)
+    assert chosen == (256, "dice", "adam", 1e-4, 32)
+    assert (options.epochs, options.train_fraction, options.val_fraction, options.best_by) == (10, 0.9, 0.05, "val_loss")
+    assert min(options.rotation, options.shift, options.zoom, options.shear) > 0
+    assert options.flip
+
+
+def test_tif_bce_128_is_what_its_author_ran():
+    options = load_options(TrainOptions, PLACES, recipe="tif-bce-128")
+    assert (options.image_size, options.loss, options.batch_size, options.epochs) == (128, "bce", 8, 20)
+    assert [options.filters * 2**level for level in range(options.depth + 1)] == [64, 128, 256]
+    assert options.dropout > 0
