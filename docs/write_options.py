@@ -40,7 +40,7 @@ def fill_tables(text: str) -> str:
         mark = re.compile(rf"(<!-- options {command} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, found = mark.subn(lambda match, name=command: match[1] + make_table(name) + match[2], text)
         if found != 1:
-            raise ValueError(f"README.md must hold `<!-- options {command} -->` … `<!-- end -->` once, not {found} times")
+            raise ValueError(f"README.md must hold `<!-- options {command} -->` … `<!-- end -->` once, not {found}x.")
     return text
 
 

@@ -49,8 +49,8 @@ def blocks(language: str) -> list[str]:
 
 def raysegment_lines(text: str) -> list[str]:
     """Arguments of each `raysegment COMMAND …` line, prompts taken off, continuation lines joined."""
-    lines = text.replace("\\\n", " ").splitlines()
-    found = [re.match(r"(?:[#$]\s*)*(?:.*&& )?(?:\.venv/bin/)?raysegment ([a-z]+ ?.*)$", line.strip()) for line in lines]
+    command = re.compile(r"\s*(?:[#$] )?(?:.*&& )?(?:\.venv/bin/)?raysegment ([a-z]+ ?.*)$")
+    found = [command.match(line) for line in text.replace("\\\n", " ").splitlines()]
     return [match[1] for match in found if match]
 
 
