@@ -7,8 +7,8 @@ import json
 import sys
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields
-from typing import Annotated, Any
+from dataclasses import MISSING, Field, asdict, fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,11 @@ from raysegment.options import (
     recipe_names,
     unwrap_optional,
 )
+
+if TYPE_CHECKING:
+    from raysegment.archive.index import IndexSummary
+
+MAX_LISTED_PROBLEMS = 20
 
 app = typer.Typer(
     add_completion=False,
@@ -106,9 +111,7 @@ def _parameter(item: Field[Any], hint: Any) -> inspect.Parameter:
 
 def _keyword(name: str, hint: Any, info: Any) -> inspect.Parameter:
     default, info.default = None, ...
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info]
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, info])
 
 
 def _help_of(item: Field[Any]) -> str:
@@ -134,10 +137,8 @@ def demo(options: DemoOptions) -> int:
 def index(options: IndexOptions) -> int:
     """Find the scans of an archive, say what looks wrong, and write the manifest."""
     from raysegment.archive.index import index as run
-    from raysegment.listing import print_index
 
-    result = run(options)
-    print_index(result, as_json=options.json)
+    _print_summary(run(options).summary, options)
     return 0
 
 
@@ -174,8 +175,8 @@ def export(options: ExportOptions) -> int:
     from raysegment.store.export import export_masks
 
     result = export_masks(options)
-    _say(options.json, f"{result.files} masks of {result.scans} scans written to {options.out}")
-    return 0
+    _say(options.json, f"{result.num_files} masks written to {result.out}")
+    return result.exit_code
 
 
 @command(ReportOptions)
@@ -183,9 +184,44 @@ def report(options: ReportOptions) -> int:
     """Draw the figures of a training or inference run anew."""
     from raysegment.pipeline.illustrate import report as run
 
-    for path in run(options):
-        _say(options.json, str(path))
-    return 0
+    result = run(options)
+    for path in result.figures:
+        _say(options.json, path)
+    return result.exit_code
+
+
+def _print_summary(summary: IndexSummary, options: IndexOptions) -> None:
+    """What was found and what looks wrong: a table, or one JSON object."""
+    if options.json:
+        print(json.dumps({**asdict(summary), "manifest": options.out}))
+        return
+    rows = {
+        "scans": summary.scans,
+        "patients": summary.patients,
+        "files": f"{summary.files} ({summary.bytes / 2**20:.1f} MB)",
+        "scans with reference": summary.with_reference,
+        "scans with some references": summary.with_partial_reference,
+        "readers": _list_counts(summary.readers),
+        "height x width x channels": _list_counts(summary.shapes),
+        "splits": _list_counts(summary.splits) or "none given",
+        "masks without image": summary.masks_without_image,
+        "scans with problems": len(summary.problems),
+    }
+    for name, value in rows.items():
+        print(f"{name:<28}{value}")
+    if summary.own_patients:
+        print(f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern.")
+    for scan_id, problem in summary.problems[:MAX_LISTED_PROBLEMS]:
+        print(f"  {scan_id!r}: {problem}")
+    if len(summary.problems) > MAX_LISTED_PROBLEMS:
+        print(f"  … and {len(summary.problems) - MAX_LISTED_PROBLEMS} more, in the manifest's column `problem`")
+    if options.out:
+        print(f"manifest written to {options.out}")
+
+
+def _list_counts(counts: dict[str, int]) -> str:
+    parts = [f"{name}: {count}" for name, count in list(counts.items())[:MAX_LISTED_PROBLEMS]]
+    return ", ".join(parts) + (" …" if len(counts) > MAX_LISTED_PROBLEMS else "")
 
 
 def _say(as_json: bool, text: str) -> None:

@@ -1,20 +1,20 @@
 """The tree of errors, and the exit code that each of them means.
 
-    RaysegmentError                 exit 1: the run failed
-    ├── UsageError                  exit 2: wrong option, path, model or job file
-    │   └── MissingExtraError       an optional package is not installed
-    ├── RunError                    exit 1
-    │   ├── LockedError             another run owns the output folder
-    │   ├── DiskFullError           no space left; what is published stays valid
-    │   ├── ClusterError            the cluster cannot meet the request, or lost its nodes
-    │   └── TooManyFailuresError    most scans fail: wrong archive or wrong model
-    ├── InterruptedRunError         exit 130: Ctrl-C or SIGTERM
-    └── ScanError                   one scan is bad; the run goes on
-        ├── content: UnknownFormatError, TruncatedFileError, EmptyFileError, OversizedScanError,
-        │   NonFinitePixelsError, ChannelMismatchError, SliceMismatchError, UnreadableFileError,
-        │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, WorkerCrashedError
-        ├── reference: GridMismatchError, UnreadableReferenceError
-        └── access: AccessError     permission, I/O, time-out; every later run tries it again
+RaysegmentError                 exit 1: the run failed
+├── UsageError                  exit 2: wrong option, path, model or job file
+│   └── MissingExtraError       an optional package is not installed
+├── RunError                    exit 1
+│   ├── LockedError             another run owns the output folder
+│   ├── DiskFullError           no space left; what is published stays valid
+│   ├── ClusterError            the cluster cannot meet the request, or lost its nodes
+│   └── TooManyFailuresError    most scans fail: wrong archive or wrong model
+├── InterruptedRunError         exit 130: Ctrl-C or SIGTERM
+└── ScanError                   one scan is bad; the run goes on
+    ├── content: UnknownFormatError, TruncatedFileError, EmptyFileError, OversizedScanError,
+    │   NonFinitePixelsError, ChannelMismatchError, SliceMismatchError, UnreadableFileError,
+    │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, WorkerCrashedError
+    ├── reference: GridMismatchError, UnreadableReferenceError
+    └── access: AccessError     permission, I/O, time-out; every later run tries it again
 """
 
 from __future__ import annotations

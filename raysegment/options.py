@@ -1,7 +1,7 @@
 """Every choice a user has: name, type, default, help, unit, and whether it changes the result.
 
-The command line is generated from these classes; a recipe or a `--job` file holds the same keys. One loader merges them:
-defaults < recipe < job file < command line.
+The command line is generated from these classes; a recipe or a `--job` file holds the same keys. One loader merges
+them: defaults < recipe < job file < command line.
 """
 
 from __future__ import annotations
@@ -136,9 +136,7 @@ class TrainOptions(Preprocessing, CommandOptions):
 
     source: str = choice(MISSING, "folder, manifest or bucket with scans and references", positional=True)
     out: str = choice(MISSING, "folder of the run; an unfinished run there goes on")
-    split_file: str | None = choice(
-        None, 'JSON {"train": [patient, …], "val": […], "test": […]}', affects_result=True
-    )
+    split_file: str | None = choice(None, 'JSON {"train": [patient, …], "val": […], "test": […]}', affects_result=True)
     train_fraction: float = choice(
         0.9, "share of patients to train on, where no other split is given", affects_result=True, minimum=0, maximum=1
     )
@@ -176,9 +174,7 @@ class TrainOptions(Preprocessing, CommandOptions):
         minimum=0,
         maximum=0.99999,
     )
-    best_by: Literal["val_dice", "val_loss"] = choice(
-        "val_dice", "what chooses the best epoch", affects_result=True
-    )
+    best_by: Literal["val_dice", "val_loss"] = choice("val_dice", "what chooses the best epoch", affects_result=True)
     early_stopping: int = choice(
         0, "stop after this many epochs without a better one; 0: never", unit="epochs", affects_result=True, minimum=0
     )
@@ -194,9 +190,7 @@ class TrainOptions(Preprocessing, CommandOptions):
     )
     augment: bool = choice(True, "augment training slices", affects_result=True)
     rotation: float = choice(15.0, "largest rotation", unit="degrees", affects_result=True, minimum=0, maximum=180)
-    shift: float = choice(
-        0.05, "largest shift", unit="share of the side", affects_result=True, minimum=0, maximum=0.5
-    )
+    shift: float = choice(0.05, "largest shift", unit="share of the side", affects_result=True, minimum=0, maximum=0.5)
     zoom: float = choice(0.1, "largest change of size", unit="share", affects_result=True, minimum=0, maximum=0.9)
     shear: float = choice(0.1, "largest shear", unit="share of the side", affects_result=True, minimum=0, maximum=1)
     flip: bool = choice(True, "flip half of the slices left to right", affects_result=True)
@@ -210,7 +204,9 @@ class TrainOptions(Preprocessing, CommandOptions):
     seed: int = choice(0, "seed of everything random", affects_result=True, minimum=0)
     precision: Precision = choice("auto", "precision of the network's arithmetic; auto: what the hardware is fast in")
     workers: int = choice(1, "training workers", minimum=1)
-    threads: int | None = choice(None, "TensorFlow threads of each worker; its share of the CPUs if not given", minimum=1)
+    threads: int | None = choice(
+        None, "TensorFlow threads of each worker; its share of the CPUs if not given", minimum=1
+    )
     max_failures: int = choice(3, "lost workers or nodes after which the run gives up", minimum=0)
     keep_checkpoints: int = choice(2, "checkpoints kept, the newest; the best model is kept besides", minimum=1)
     steps_per_execution: int = choice(1, "optimisation steps without Python between them; pays on GPUs", minimum=1)
@@ -261,8 +257,12 @@ class InferOptions(Postprocessing, CommandOptions):
         "auto", "precision of the network's arithmetic; auto: what the hardware is fast in", affects_result=True
     )
     batch_size: int = choice(16, "slices in one forward pass", unit="slices", minimum=1)
-    workers: int | None = choice(None, "inference workers on each node; as the CPUs or GPUs allow if not given", minimum=1)
-    threads: int | None = choice(None, "TensorFlow threads of each worker; its share of the CPUs if not given", minimum=1)
+    workers: int | None = choice(
+        None, "inference workers on each node; as the CPUs or GPUs allow if not given", minimum=1
+    )
+    threads: int | None = choice(
+        None, "TensorFlow threads of each worker; its share of the CPUs if not given", minimum=1
+    )
     max_attempts: int = choice(3, "times a scan is tried when workers die on it", minimum=1)
     read_timeout_seconds: float = choice(60.0, "time limit for decoding one scan", unit="seconds", minimum=1)
     read_memory_mb: int = choice(4096, "memory limit for decoding one scan", unit="MB", minimum=64)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-
 Spacing = tuple[float, float, float]
 """Distance of voxel centres in millimetres, (slices, rows, columns)."""
 

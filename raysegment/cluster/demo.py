@@ -11,22 +11,10 @@ from raysegment.cluster.session import ray_session
 from raysegment.cluster.train import train
 from raysegment.errors import EXIT_DONE
 from raysegment.imaging.phantom import write_archive
-from raysegment.options import DemoOptions, EvaluateOptions, TrainOptions
+from raysegment.options import DemoOptions, EvaluateOptions, TrainOptions, load_options
 
 IMAGE_SIZE = 96
-TRAINING = {
-    "image_size": IMAGE_SIZE,
-    "network": "unet",
-    "filters": 12,
-    "depth": 3,
-    "loss": "dice_bce",
-    "batch_size": 12,
-    "epochs": 6,
-    "learning_rate": 0.003,
-    "lesion_fraction": 0.6,
-    "train_fraction": 0.7,
-    "val_fraction": 0.1,
-}
+"""Side of the made-up slices; the recipe `demo` trains at the same size."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +44,11 @@ def demo(options: DemoOptions) -> DemoResult:
         write_archive(partial, patients=options.patients, seed=options.seed, image_size=IMAGE_SIZE)
         partial.rename(scans)
     general = {"address": options.address, "temp_dir": options.temp_dir, "json": options.json}
+    training = {"source": str(scans), "out": str(run), "seed": options.seed, **general}
+    testing = {"model": str(run), "source": str(scans), "out": str(tables), "split": "test", **general}
     with ray_session(options.address, options.temp_dir):
-        train(TrainOptions(source=str(scans), out=str(run), seed=options.seed, **TRAINING, **general))
-        evaluate(EvaluateOptions(model=str(run), source=str(scans), out=str(tables), split="test", **general))
+        train(load_options(TrainOptions, training, recipe="demo"))
+        evaluate(load_options(EvaluateOptions, testing))
     summary = json.loads((tables / "summary.json").read_text(encoding="utf-8"))
     result = DemoResult(scans=scans, run=run, tables=tables, dice_mean=summary["dice_mean"])
     print(describe_demo(result) if not options.json else json.dumps({"dice_mean": result.dice_mean}))

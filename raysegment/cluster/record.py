@@ -17,7 +17,16 @@ from raysegment.errors import InterruptedRunError, UsageError
 from raysegment.options import as_plain
 
 RECORD_FILE = "run.json"
-REPORTED_PACKAGES = ("raysegment", "ray", "keras", "tensorflow", "numpy", "opencv-python-headless", "pyarrow", "tifffile")
+REPORTED_PACKAGES = (
+    "raysegment",
+    "ray",
+    "keras",
+    "tensorflow",
+    "numpy",
+    "opencv-python-headless",
+    "pyarrow",
+    "tifffile",
+)
 
 
 def open_record(folder: Path, command: str, identity: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +91,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def describe_machine() -> dict[str, Any]:
     """Versions and hardware of this machine, without its name."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in REPORTED_PACKAGES:
         try:
             versions[package] = version(package)

@@ -102,15 +102,11 @@ def keep_scans(manifest: pa.Table, options: TrainOptions, num_channels: int | No
         return keep_rows(batch, preprocessing, num_channels)
 
     blocks = ray.data.from_arrow([manifest.slice(i, 1) for i in range(manifest.num_rows)])
-    kept = blocks.map_batches(
-        keep, batch_size=None, batch_format="pyarrow", num_cpus=DATA_CPU_SHARE
-    ).materialize()
+    kept = blocks.map_batches(keep, batch_size=None, batch_format="pyarrow", num_cpus=DATA_CPU_SHARE).materialize()
     references = [reference for bundle in kept.iter_internal_ref_bundles() for reference in bundle.block_refs]
     described = ray.get([describe_block.remote(reference) for reference in references])
     found = {
-        row["scan_id"]: (block, index, row)
-        for block, rows in enumerate(described)
-        for index, row in enumerate(rows)
+        row["scan_id"]: (block, index, row) for block, rows in enumerate(described) for index, row in enumerate(rows)
     }
     errors = {
         scan_id: (row["error_type"], row["error_message"])
@@ -278,4 +274,3 @@ def configure_execution() -> None:
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=PREFETCH_BYTES)
-

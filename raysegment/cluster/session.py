@@ -9,15 +9,19 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from raysegment.errors import ClusterError, InterruptedRunError, UsageError
+from raysegment.options import Precision
 
 MIN_FREE_BYTES = 2 * 1024**3
+SECONDS_BETWEEN_LOOKS = 0.2
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -128,6 +132,32 @@ def interruptible() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def run_interruptibly(function: Callable[[], Result]) -> Result:
+    """Run a function in a thread while the main thread waits where a signal can reach it.
+
+    Inside Ray's compiled calls an exception raised by a signal handler gets lost.
+
+    Raises:
+        InterruptedRunError: A signal came; the thread is left behind and ends with Ray.
+    """
+    outcome: list[Result] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(function())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(SECONDS_BETWEEN_LOOKS)
+    if failure:
+        raise failure[0]
+    return outcome[0]
+
+
 def live_nodes() -> list[dict[str, Any]]:
     """The nodes that are alive now, each with `NodeID`, `NodeManagerAddress` and `Resources`."""
     import ray
@@ -135,7 +165,7 @@ def live_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
 
 
-def resolve_on_cluster(precision: str) -> str:
+def resolve_on_cluster(precision: Precision) -> Precision:
     """The precision that all nodes will use, resolved once on the hardware of one that has a GPU if any has."""
     if precision != "auto":
         return precision
@@ -143,7 +173,7 @@ def resolve_on_cluster(precision: str) -> str:
 
     has_gpu = any(node["Resources"].get("GPU", 0) for node in live_nodes())
     task = ray.remote(num_cpus=0, num_gpus=0.01 if has_gpu else 0)(_resolve_precision)
-    return str(ray.get(task.remote(precision)))
+    return cast(Precision, ray.get(task.remote(precision)))
 
 
 def _resolve_precision(precision: str) -> str:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from raysegment.archive.index import find_scans
 from raysegment.archive.split import SplitResult, assign_splits
 from raysegment.cluster.record import describe_choices, describe_machine, finish_record, open_record
-from raysegment.cluster.session import ray_session, resolve_on_cluster
+from raysegment.cluster.session import ray_session, resolve_on_cluster, run_interruptibly
 from raysegment.cluster.training_log import TrainingLog
 from raysegment.errors import (
     EXIT_DONE,
@@ -95,8 +95,7 @@ def train(options: TrainOptions) -> TrainResult:
     with RunLock(Place(str(folder))), finish_record(folder, record):
         log.say(describe_split(split, found.num_rows), left_out=list(split.left_out))
         with ray_session(options.address, options.temp_dir):
-            train_in_session(options, split.table, folder, record, log)
-            draw_pictures(folder, log)
+            run_interruptibly(lambda: train_in_session(options, split.table, folder, record, log))
     return build_result(folder, record)
 
 
@@ -122,7 +121,8 @@ def train_in_session(
     log.say(
         f"{len(train_set.has_lesion)} slices of {len(train_set.scan_ids)} scans to train on, "
         f"{len(validation_set.has_lesion)} of {len(validation_set.scan_ids)} to validate on, read in "
-        f"{time.monotonic() - start:.1f} s; {share.num_workers} workers with {share.threads} threads, {options.precision}"
+        f"{time.monotonic() - start:.1f} s; {share.num_workers} workers with {share.threads} threads each, "
+        f"{options.precision}"
     )
     record |= {
         **describe_machine(),
@@ -147,6 +147,7 @@ def train_in_session(
     scores = finish_on_worker(task, share, progress, describe_data(options, manifest, errors, num_channels, record))
     record |= {"scores": scores, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
     log.say(describe_end(progress, scores, folder), **scores)
+    draw_pictures(folder, log)
 
 
 def check_splits(manifest: pa.Table, source: str) -> None:

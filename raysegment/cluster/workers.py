@@ -72,7 +72,6 @@ class WorkerTask:
     mailbox: Any
 
 
-@ray.remote(num_cpus=0, max_concurrency=4)
 class Mailbox:
     """Carries small messages from the first worker to the driver."""
 
@@ -152,8 +151,10 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> 
                 raise RunError(
                     f"training failed {failures} times, --max-failures is {task.options.max_failures}; last: {cause}"
                 ) from error
-            log.say(f"training stopped ({cause}); going on from the last checkpoint, failure {failures} of "
-                    f"{task.options.max_failures}")
+            log.say(
+                f"training stopped ({cause}); going on from the last checkpoint, failure {failures} of "
+                f"{task.options.max_failures}"
+            )
             time.sleep(SECONDS_BETWEEN_TRIES)
             share = shrink(task.options)
             task = replace(task, threads=share.threads)
@@ -181,7 +182,7 @@ def run_workers(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progr
     Raises:
         ray.train.TrainingFailedError: A worker or node was lost, or the training function raised.
     """
-    mailbox = Mailbox.remote()
+    mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     storage = Path(task.folder) / ".ray_train"
     shutil.rmtree(storage, ignore_errors=True)
     trainer = DataParallelTrainer(

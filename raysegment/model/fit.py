@@ -1,8 +1,8 @@
 """Fitting one worker's copy of the network: optimisation steps, validation passes, checkpoints.
 
-Keras 3 and `MultiWorkerMirroredStrategy` do not meet in `Model.fit` (keras issues 20329 and 20585), so the steps are written
-out: each rank sums the per-slice losses of its share, divided by the global batch, and the optimizer sums gradients over
-ranks. With one worker there is no strategy at all.
+Keras 3 and `MultiWorkerMirroredStrategy` do not meet in `Model.fit` (keras issues 20329 and 20585), so the steps are
+written out: each rank sums the per-slice losses of its share, divided by the global batch, and the optimizer sums
+gradients over ranks. With one worker there is no strategy at all.
 """
 
 from __future__ import annotations
@@ -99,6 +99,11 @@ class Fitter:
         self._sum = tf.function(self._sum_over_ranks, reduce_retracing=True)
         self._loss = make_loss(options.loss)
 
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+
     def train_epoch(self, batches: Iterator[Batch], on_step: Any = None) -> EpochStatistics:
         """Take one epoch's steps.
 
@@ -172,7 +177,9 @@ class Fitter:
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Write weights, optimizer, moving average and a small state into an existing folder."""
-        arrays = {f"{group}_{i}": value for group, values in self._groups() for i, value in enumerate(values)}
+        arrays: dict[str, Any] = {
+            f"{group}_{i}": value for group, values in self._groups() for i, value in enumerate(values)
+        }
         np.savez(folder / "arrays.npz", **arrays)
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
@@ -303,11 +310,6 @@ def build_plain(options: TrainOptions, num_channels: int, weights: list[npt.NDAr
         keras.config.set_dtype_policy(policy)
     model.set_weights(weights)
     return model
-
-
-def current_learning_rate(optimizer: Any) -> float:
-    """The rate of the next step."""
-    return float(keras.ops.convert_to_numpy(optimizer.learning_rate))
 
 
 def _copy_variables(variables: list[Any]) -> list[Any]:

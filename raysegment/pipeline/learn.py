@@ -1,4 +1,4 @@
-"""The training run of one rank, epoch by epoch: train, validate, remember the best, checkpoint, decide whether to go on."""
+"""The training run of one rank, epoch by epoch: train, validate, remember the best, checkpoint, go on or stop."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,41 +77,57 @@ def run_epochs(
     options = fitter.task.options
     progress = restore_newest(fitter, folder)
     while not progress.is_over(options):
-        start = time.monotonic()
-        epoch = progress.epoch
-        rate = _learning_rate(fitter)
-        trained = fitter.train_epoch(batches, (lambda done: on_step(epoch, done)) if on_step else None)
-        with fitter.averaged_weights():
-            scores = validate(fitter, validation, num_validation_scans, options.context_slices)
-            row = {
-                "epoch": epoch + 1,
-                "loss": trained.loss,
-                "dice": trained.dice,
-                **summarise_scores(scores),
-                "learning_rate": rate,
-                "seconds": time.monotonic() - start,
-                "slices_per_second": trained.num_slices / trained.seconds,
-                "data_wait_share": trained.wait_seconds / trained.seconds,
-                "num_slices": trained.num_slices,
-                "num_validation_slices": int(scores[:, 4].sum()),
-            }
-            row = _agree_on_clock(fitter, row)
-            score = score_of(row, options.best_by)
-            improved = score > progress.best_score or not progress.best_epoch
-            if improved and fitter.task.rank == 0:
-                save_best(folder, fitter.model.get_weights())
+        watch = partial(on_step, progress.epoch) if on_step else None
+        row = run_epoch(fitter, batches, validation, num_validation_scans, progress.epoch, watch)
+        score = score_of(row, options.best_by)
+        improved = score > progress.best_score or not progress.best_epoch
         progress = replace(
             progress,
-            epoch=epoch + 1,
-            best_epoch=epoch + 1 if improved else progress.best_epoch,
+            epoch=progress.epoch + 1,
+            best_epoch=progress.epoch + 1 if improved else progress.best_epoch,
             best_score=score if improved else progress.best_score,
             minutes=progress.minutes + row["minutes"],
             history=[*progress.history, row],
         )
         if fitter.task.rank == 0:
+            if improved:
+                with fitter.averaged_weights():
+                    save_best(folder, fitter.model.get_weights())
             save_checkpoint(fitter, folder, progress)
         on_epoch(progress)
     return progress
+
+
+def run_epoch(
+    fitter: Fitter,
+    batches: Iterator[Batch],
+    validation: Mapping[int, KeptScan],
+    num_validation_scans: int,
+    epoch: int,
+    on_step: Callable[[int], None] | None,
+) -> dict[str, float]:
+    """Train and validate once; the row of the history."""
+    start = time.monotonic()
+    rate = fitter.learning_rate
+    trained = fitter.train_epoch(batches, on_step)
+    with fitter.averaged_weights():
+        scores = validate(fitter, validation, num_validation_scans, fitter.task.options.context_slices)
+    seconds = time.monotonic() - start
+    # All ranks take the first one's time, so that they stop after the same epoch.
+    minutes = fitter.sum_over_ranks(np.array([seconds / 60 if fitter.task.rank == 0 else 0.0]))
+    return {
+        "epoch": epoch + 1,
+        "loss": trained.loss,
+        "dice": trained.dice,
+        **summarise_scores(scores),
+        "learning_rate": rate,
+        "seconds": seconds,
+        "slices_per_second": trained.num_slices / trained.seconds,
+        "data_wait_share": trained.wait_seconds / trained.seconds,
+        "num_slices": trained.num_slices,
+        "num_validation_slices": int(scores[:, 4].sum()),
+        "minutes": float(minutes[0]),
+    }
 
 
 def validate(
@@ -146,13 +163,13 @@ def score_of(row: Mapping[str, float], best_by: str) -> float:
 def save_checkpoint(fitter: Fitter, folder: Path, progress: Progress) -> None:
     """Write a checkpoint under its final name at once, then remove the oldest beyond what is kept."""
     final = folder / f"epoch-{progress.epoch:05d}"
-    partial = folder / f"{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    fitter.save(partial, asdict(progress))
-    _flush(partial)
+    unfinished = folder / f"{final.name}.partial"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    fitter.save(unfinished, asdict(progress))
+    _flush(unfinished)
     shutil.rmtree(final, ignore_errors=True)
-    partial.rename(final)
+    unfinished.rename(final)
     for old in find_checkpoints(folder)[: -fitter.task.options.keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
 
@@ -171,27 +188,16 @@ def restore_newest(fitter: Fitter, folder: Path) -> Progress:
 def save_best(folder: Path, weights: list[npt.NDArray[Any]]) -> None:
     """Keep the best weights so far; the file is whole at every moment."""
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "best.partial.npz"
-    np.savez(partial, **{f"weight_{i:05d}": value for i, value in enumerate(weights)})
-    partial.rename(folder / "best.npz")
+    unfinished = folder / "best.partial.npz"
+    arrays: dict[str, Any] = {f"weight_{i:05d}": value for i, value in enumerate(weights)}
+    np.savez(unfinished, **arrays)
+    unfinished.rename(folder / "best.npz")
 
 
 def load_best(folder: Path) -> list[npt.NDArray[Any]]:
     """The weights that `save_best` kept."""
     with np.load(folder / "best.npz") as arrays:
         return [arrays[name] for name in sorted(arrays.files)]
-
-
-def _learning_rate(fitter: Fitter) -> float:
-    from raysegment.model.fit import current_learning_rate
-
-    return current_learning_rate(fitter.optimizer)
-
-
-def _agree_on_clock(fitter: Fitter, row: dict[str, Any]) -> dict[str, Any]:
-    """Give all ranks the first rank's time, so that they stop after the same epoch."""
-    own = row["seconds"] / 60 if fitter.task.rank == 0 else 0.0
-    return {**row, "minutes": float(fitter.sum_over_ranks(np.array([own]))[0])}
 
 
 def _flush(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""From a scan with its reference to training samples: kept once on the network's grid, augmented again in each epoch."""
+"""From scans with references to training samples: kept once on the network's grid, augmented anew in each epoch."""
 
 from __future__ import annotations
 

@@ -3,7 +3,6 @@ import pytest
 from sklearn.metrics import log_loss
 
 from raysegment.model.losses import make_loss
-from raysegment.model.metrics import TrainingDice
 
 REFERENCE = np.array([[[1, 1], [0, 0]], [[0, 0], [0, 0]]], np.float32)[..., None]
 PROBABILITY = np.array([[[0.9, 0.5], [0.2, 0.4]], [[0.1, 0.1], [0.1, 0.1]]], np.float32)[..., None]
@@ -52,11 +51,3 @@ def test_a_slices_loss_does_not_depend_on_its_batch_and_is_float32(name):
 @pytest.mark.parametrize("name", ["dice", "bce", "dice_bce", "focal", "tversky"])
 def test_a_perfect_prediction_costs_next_to_nothing(name):
     assert loss_of(name, REFERENCE, REFERENCE).max() < 1e-5
-
-
-def test_training_dice_averages_batches_and_leaves_out_empty_ones():
-    metric = TrainingDice()
-    metric.update_state(REFERENCE[:1], PROBABILITY[:1])  # 0.5 is not above the threshold: Dice 2·1 / (2 + 1)
-    metric.update_state(REFERENCE[1:], PROBABILITY[1:])  # neither reference nor mask
-    metric.update_state(REFERENCE[:1], REFERENCE[:1])
-    assert float(metric.result()) == pytest.approx((2 / 3 + 1) / 2)

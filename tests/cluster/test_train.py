@@ -1,0 +1,132 @@
+"""Training on real Ray workers: the same result for any number of them."""
+
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from raysegment.cluster.train import train
+from raysegment.errors import ClusterError, TooManyFailuresError, UsageError
+from raysegment.imaging.phantom import write_archive
+from raysegment.options import TrainOptions
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
+
+SMALL = {
+    "image_size": 32,
+    "filters": 8,
+    "depth": 2,
+    "lesion_fraction": 0.6,
+    "batch_size": 8,
+    "train_fraction": 0.7,
+    "val_fraction": 0.3,
+    "precision": "float32",
+    "learning_rate": 0.01,
+}
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("archive") / "phantoms"
+    write_archive(folder, patients=10, seed=2, image_size=64, slices=7)
+    return folder
+
+
+def make_options(scans: Path, out: Path, **choices: object) -> TrainOptions:
+    return TrainOptions(source=str(scans), out=str(out), **{**SMALL, **choices})
+
+
+def history_of(run: Path) -> dict[str, list[float]]:
+    return pq.read_table(run / "history.parquet").to_pydict()
+
+
+@pytest.fixture(scope="module")
+def two_runs(ray_here: None, scans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same training with one worker and with two."""
+    out = tmp_path_factory.mktemp("runs")
+    for workers in (1, 2):
+        train(make_options(scans, out / str(workers), epochs=4, workers=workers, optimizer="adam"))
+    return out / "1", out / "2"
+
+
+def test_one_and_two_workers_learn_the_same(two_runs: tuple[Path, Path]) -> None:
+    one, two = map(history_of, two_runs)
+    assert one["loss"] == pytest.approx(two["loss"], rel=0.01)
+    assert one["val_dice"] == pytest.approx(two["val_dice"], rel=0.01, abs=1e-4)
+
+
+def test_every_slice_is_used_and_validated_once_where_nothing_divides(two_runs: tuple[Path, Path]) -> None:
+    manifest = pq.read_table(two_runs[0] / "manifest.parquet").to_pylist()
+    counts = {"train": 0, "val": 0}
+    for row in manifest:
+        counts[row["split"]] += len(row["files"])
+    assert counts["train"] % SMALL["batch_size"] != 0
+    filled = -(-counts["train"] // SMALL["batch_size"]) * SMALL["batch_size"]
+    for run in two_runs:
+        history = history_of(run)
+        assert history["num_slices"] == [filled] * 4
+        assert history["num_validation_slices"] == [counts["val"]] * 4
+
+
+def test_the_bundle_of_two_workers_is_a_plain_model(two_runs: tuple[Path, Path]) -> None:
+    check = (
+        "import sys, keras; model = keras.saving.load_model(sys.argv[1]);"
+        "assert 'raysegment' not in sys.modules;"
+        "assert not any(getattr(layer, 'synchronized', False) for layer in model.layers);"
+        "assert model.optimizer is None; print(model.output_shape)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", check, str(two_runs[1] / "model" / "model.keras")], capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "(None, 32, 32, 1)", done.stderr
+
+
+def test_a_finished_run_says_so_and_other_choices_are_refused(scans: Path, two_runs: tuple[Path, Path]) -> None:
+    same = {"epochs": 4, "optimizer": "adam"}
+    assert train(make_options(scans, two_runs[0], **same)).already_done
+    with pytest.raises(UsageError, match="epochs was 4, is 5"):
+        train(make_options(scans, two_runs[0], **{**same, "epochs": 5}))
+
+
+def test_the_same_seed_gives_the_same_curve(scans: Path, two_runs: tuple[Path, Path], tmp_path: Path) -> None:
+    train(make_options(scans, tmp_path / "again", epochs=4, optimizer="adam"))
+    assert history_of(tmp_path / "again")["loss"] == pytest.approx(history_of(two_runs[0])["loss"], rel=1e-5)
+
+
+def test_more_workers_than_cpus_fail_at_once_with_both_numbers(scans: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match=r"--workers 512 .* has \d+ on 1 nodes"):
+        train(make_options(scans, tmp_path / "run", workers=512, batch_size=512))
+    assert time.monotonic() - start < 60
+
+
+def test_a_bad_scan_is_left_out_and_counted(scans: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    shutil.copytree(scans, archive)
+    bad = archive / "PHANTOM_0003" / "PHANTOM_0003_2.tif"
+    bad.write_bytes(bad.read_bytes()[:200])
+    for number in range(20, 30):
+        shutil.copytree(scans / "PHANTOM_0001", archive / f"PHANTOM_00{number}")
+    result = train(make_options(archive, tmp_path / "run", epochs=1))
+    assert result.exit_code == 3
+    row = next(
+        row
+        for row in pq.read_table(tmp_path / "run" / "manifest.parquet").to_pylist()
+        if row["scan_id"] == "PHANTOM_0003"
+    )
+    assert row["status"] == "failed"
+    assert row["error_type"] == "TruncatedFileError"
+    assert "PHANTOM_0003_2.tif" in row["error_message"]
+
+
+def test_more_than_a_tenth_of_bad_scans_fails_the_run(scans: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    shutil.copytree(scans, archive)
+    for number in (2, 5):
+        (archive / f"PHANTOM_000{number}" / f"PHANTOM_000{number}_1.tif").write_bytes(b"no image")
+    with pytest.raises(TooManyFailuresError, match="2 of 10 scans"):
+        train(make_options(archive, tmp_path / "run", epochs=1))
