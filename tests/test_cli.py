@@ -79,7 +79,7 @@ def test_help_shows_every_option(command, monkeypatch, capsys):
         ((*TRAIN, "--image-size", "100"), "the nearest are 96 or 112"),
         ((*TRAIN, "--image-size", "24", "--depth", "5"), "the nearest are 32"),
         ((*TRAIN, "--batch-size", "10", "--workers", "4"), "the nearest are 8 or 12"),
-        ((*TRAIN, "--recipe", "mine"), "expected one of folders-report, lgg-best"),
+        ((*TRAIN, "--recipe", "mine"), "lgg-best, lgg-dice-256"),
         ((*TRAIN, "--job", "nowhere.yaml"), "nowhere.yaml does not exist"),
         (("train", "--out", "run"), "SOURCE is missing"),
         (("train", "archive"), "--out is missing"),
@@ -111,7 +111,7 @@ def test_an_unknown_job_key_is_wrong_usage(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("error", "expected"),
-    [(DiskFullError("no space left."), 1), (InterruptedRunError("stopped."), 130), (KeyboardInterrupt(), 130)],
+    [(DiskFullError("no space left."), 1), (InterruptedRunError("stopped."), 130)],
 )
 def test_an_error_ends_in_its_exit_code_and_one_line(error, expected, monkeypatch, capsys):
     def fail(options):
@@ -121,6 +121,16 @@ def test_an_error_ends_in_its_exit_code_and_one_line(error, expected, monkeypatc
     code, _, err = run(monkeypatch, capsys, "report", "run")
     assert code == expected
     assert len(err.splitlines()) == 1
+
+
+def test_ctrl_c_outside_of_a_run_ends_with_130_and_no_traceback(monkeypatch, capsys):
+    def interrupt(options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raysegment.pipeline.illustrate.report", interrupt)
+    code, _, err = run(monkeypatch, capsys, "report", "run")
+    assert code == 130
+    assert "Traceback" not in err
 
 
 def test_index_lists_an_archive_and_writes_its_manifest(monkeypatch, capsys, tmp_path, phantom_archive: Path):
