@@ -29,6 +29,7 @@ class TrainingLog:
         self._console = Console(stderr=False, highlight=False, soft_wrap=True)
         self._bar: RichProgress | None = None
         self._task: Any = None
+        self._epochs_seen = 0
 
     def say(self, text: str, **facts: Any) -> None:
         """One line; `facts` are what a program gets with `--json`."""
@@ -76,7 +77,9 @@ class TrainingLog:
             f"{row['seconds']:.0f} s",
             **row,
         )
-        if row["data_wait_share"] > MAX_WAIT_SHARE:
+        self._epochs_seen += 1
+        # The first epoch also waits for Ray Data to start.
+        if row["data_wait_share"] > MAX_WAIT_SHARE and self._epochs_seen > 1:
             self.say(
                 f"warning: {row['data_wait_share']:.0%} of the time went into waiting for data; give Ray more CPUs, "
                 "lower --threads, or switch off costly augmentation (--noise 0)."
