@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+# Ray reads its way of authentication once in a process, so all tests share one; outside of tests a token is asked for.
+os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
