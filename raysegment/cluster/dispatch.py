@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from raysegment.cluster.segmenter import CALLS_AT_ONCE, Receipt
 from raysegment.errors import ClusterError, RaysegmentError
 
 WAIT_SECONDS = 0.05
+SECONDS_TO_STOP = 10.0
 MAX_DEATHS_UNTOLD = 2
 """Workers that may die on a block before they tell its scans; then it is read again in the next round."""
 
@@ -22,11 +23,11 @@ class BlockFeed:
     """Pulls block references from Ray Data in a thread of its own, a few ahead.
 
     Args:
-        blocks: Iterator over references.
+        blocks: Iterable of references, with a method `close`.
         num_ahead: References to hold ready.
     """
 
-    def __init__(self, blocks: Iterator[Any], num_ahead: int) -> None:
+    def __init__(self, blocks: Any, num_ahead: int) -> None:
         self.is_done = False
         self.error: BaseException | None = None
         self._blocks = blocks
@@ -45,8 +46,10 @@ class BlockFeed:
             return None
 
     def close(self) -> None:
-        """Stop pulling."""
+        """Stop pulling and reading."""
         self._stop.set()
+        self._blocks.close()
+        self._thread.join(timeout=SECONDS_TO_STOP)
 
     def _pull(self) -> None:
         try:
@@ -85,7 +88,8 @@ class Dispatcher:
         on_receipt: Called with each receipt, in this thread.
         part_seconds: Time after which a worker that waits for blocks is asked to close its part.
         on_lost: Called with the number of scans whose receipts came but whose part died with its worker.
-        calls_at_once: Blocks that a worker may have in hand.
+        calls_at_once: Blocks that a worker may have in hand. With one, it gets the next when its part is staged, so that
+            a block of one scan is all that it can lose.
         on_tick: Called in every turn of the loop.
     """
 
@@ -141,8 +145,12 @@ class Dispatcher:
     def _hand_out(self) -> None:
         for num_calls in range(self.calls_at_once):
             for worker in self.pool.workers:
-                if worker.is_ready and len(worker.calls) == num_calls and not self._give_block(worker):
+                if self._may_take(worker, num_calls) and not self._give_block(worker):
                     return
+
+    def _may_take(self, worker: Worker, num_calls: int) -> bool:
+        is_alone = self.calls_at_once == 1
+        return worker.is_ready and len(worker.calls) == num_calls and not (is_alone and worker.waiting)
 
     def _give_block(self, worker: Worker) -> bool:
         if self._returned:
@@ -194,8 +202,8 @@ class Dispatcher:
         kind, worker, block = self._pending.pop(reference)
         try:
             answer = ray.get(reference)
-        except ray.exceptions.RayActorError:
-            self._bury(worker)
+        except ray.exceptions.RayActorError as error:
+            self._bury(worker, str(error))
         except ray.exceptions.RayTaskError as error:
             self._judge(error, kind, worker, reference)
         except ray.exceptions.RayError:
@@ -241,7 +249,7 @@ class Dispatcher:
             return
         raise ClusterError(f"an inference worker failed: {type(cause).__name__}: {cause}") from error
 
-    def _bury(self, worker: Worker) -> None:
+    def _bury(self, worker: Worker, cause: str) -> None:
         """A worker died: remember what it had in hand, give untold blocks to another one."""
         for reference in [key for key, (_, owner, _) in self._pending.items() if owner is worker]:
             self._collect_last_words(reference)
@@ -254,7 +262,7 @@ class Dispatcher:
                 block.num_deaths += 1
                 self._returned.append(block)
         if worker in self.pool.workers:
-            self.pool.remove(worker)
+            self.pool.remove(worker, cause)
 
     def _collect_last_words(self, reference: Any) -> None:
         """An answer may have arrived before its worker died."""

@@ -110,7 +110,7 @@ class WorkerPool:
             for _ in range(0 if node_id in self._refused else missing):
                 self._start(node)
 
-    def remove(self, worker: Worker) -> None:
+    def remove(self, worker: Worker, cause: str) -> None:
         """Forget a worker that died, and make sure it is dead.
 
         Raises:
@@ -123,8 +123,8 @@ class WorkerPool:
         self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
         if self._failed_starts > MAX_FAILED_STARTS:
             raise ClusterError(
-                f"{self._failed_starts} inference workers in a row died while loading the network; most often memory "
-                "is too small. Try --workers 1 or a smaller --batch-size."
+                f"{self._failed_starts} inference workers in a row died while loading the network. If memory is too "
+                f"small, try --workers 1 or a smaller --batch-size. The last one: {' '.join(cause.split())[:300]}"
             )
         self._next_look = 0.0
 

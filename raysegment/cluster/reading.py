@@ -39,12 +39,34 @@ class ReadSettings:
     timeout_seconds: float
 
 
-def read_blocks(planned: list[PlannedBlock], settings: ReadSettings, *, store_bytes: int) -> Iterator[Any]:
-    """Start to read the plan's blocks with Ray Data, ahead of their use but never more than `store_bytes`.
+class BlockStream:
+    """Blocks of pixels that Ray Data reads ahead of their use; iterate over it once, and close it while Ray runs.
 
-    Returns:
-        References to blocks, as they come; the pixels stay in Ray's object store.
+    Ray Data ends an execution that nobody finished when it is garbage-collected. If Ray is gone by then it starts a new
+    one and hangs, so `close` ends it before.
+
+    Args:
+        planned: The plan's blocks.
+        settings: For the reading tasks.
+        store_bytes: Room in Ray's object store for what is read ahead.
     """
+
+    def __init__(self, planned: list[PlannedBlock], settings: ReadSettings, *, store_bytes: int) -> None:
+        self._dataset = build_dataset(planned, settings, store_bytes)
+        self._executor = self._dataset._create_executor()
+
+    def __iter__(self) -> Iterator[Any]:
+        """References to blocks, as they come; the pixels stay in Ray's object store."""
+        for bundle in self._dataset._build_bundle_iterator(self._executor):
+            yield from bundle.block_refs
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._executor.shutdown(force=True)
+
+
+def build_dataset(planned: list[PlannedBlock], settings: ReadSettings, store_bytes: int) -> Any:
+    """The reading of the plan as a Ray Data set, not started yet."""
     import ray.data
     from ray.data import DataContext, ExecutionResources
 
@@ -55,7 +77,7 @@ def read_blocks(planned: list[PlannedBlock], settings: ReadSettings, *, store_by
     # Ray 2.60 says that `max_retries` goes away with 2.64; until then nothing else bounds its retries.
     with DataContext.current(context), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dataset = ray.data.from_arrow(rows).map_batches(
+        return ray.data.from_arrow(rows).map_batches(
             read_planned,
             batch_size=None,
             batch_format="pyarrow",
@@ -64,8 +86,6 @@ def read_blocks(planned: list[PlannedBlock], settings: ReadSettings, *, store_by
             max_retries=MAX_READ_RETRIES,
             retry_exceptions=False,
         )
-    bundles = dataset.iter_internal_ref_bundles()
-    return (reference for bundle in bundles for reference in bundle.block_refs)
 
 
 def read_planned(batch: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:

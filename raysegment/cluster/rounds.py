@@ -13,7 +13,7 @@ from raysegment.cluster.dispatch import BlockFeed, Dispatcher, RoundOutcome
 from raysegment.cluster.nodes import check_nodes, describe_versions
 from raysegment.cluster.plan import MAX_BLOCK_SCANS, write_plan
 from raysegment.cluster.pool import WorkerPool
-from raysegment.cluster.reading import ReadSettings, read_blocks
+from raysegment.cluster.reading import BlockStream, ReadSettings
 from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.segmenter import CALLS_AT_ONCE, Receipt, WorkerSettings
 from raysegment.cluster.session import live_nodes
@@ -100,7 +100,7 @@ class Rounds:
         blocks = write_plan(self.place, folder, plan, num_cpus=num_cpus, max_scans=max_scans)
         settings = ReadSettings(self.options.out, self.options.read_memory_mb, self.options.read_timeout_seconds)
         room = STORE_BYTES_PER_WORKER * max(1, len(pool.workers))
-        feed = BlockFeed(read_blocks(blocks, settings, store_bytes=room), num_ahead=max(1, len(pool.workers)))
+        feed = BlockFeed(BlockStream(blocks, settings, store_bytes=room), num_ahead=max(1, len(pool.workers)))
         try:
             outcome = Dispatcher(
                 pool,

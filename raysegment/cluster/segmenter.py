@@ -133,7 +133,15 @@ class Segmenter:
         return {"pid": os.getpid(), "time": time.time()}
 
 
-def start_segmenter(bundle: Any, settings: WorkerSettings, *, node_id: str, num_cpus: float, num_gpus: float) -> Any:
+def start_segmenter(
+    bundle: Any,
+    settings: WorkerSettings,
+    *,
+    node_id: str,
+    num_cpus: float,
+    num_gpus: float,
+    kind: type[Segmenter] = Segmenter,
+) -> Any:
     """Start a Segmenter on a node of the Ray cluster; it never restarts by itself.
 
     Args:
@@ -142,6 +150,7 @@ def start_segmenter(bundle: Any, settings: WorkerSettings, *, node_id: str, num_
         node_id: Ray's id of the node.
         num_cpus: Logical CPUs.
         num_gpus: GPUs.
+        kind: The actor's class.
 
     Returns:
         The actor's handle.
@@ -149,7 +158,7 @@ def start_segmenter(bundle: Any, settings: WorkerSettings, *, node_id: str, num_
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    actor = ray.remote(concurrency_groups={"blocks": CALLS_AT_ONCE, "questions": 1})(Segmenter)
+    actor = ray.remote(concurrency_groups={"blocks": CALLS_AT_ONCE, "questions": 1})(kind)
     return actor.options(
         num_cpus=num_cpus,
         num_gpus=num_gpus,

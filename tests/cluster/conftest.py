@@ -54,7 +54,7 @@ def ray_here() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAYSEGMENT_READERS", "hostile_reader")
-        patch.setenv("PYTHONPATH", HOSTILE_READERS, prepend=os.pathsep)
+        patch.setenv("PYTHONPATH", os.pathsep.join((HOSTILE_READERS, str(Path(__file__).parent))), prepend=os.pathsep)
         patch.syspath_prepend(HOSTILE_READERS)
         with ray_session(None, None):
             yield

@@ -1,0 +1,19 @@
+"""A worker that dies on one scan, like a library that a certain scan crashes; Ray's workers import it."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pyarrow as pa
+
+from raysegment.cluster.segmenter import Receipt, Segmenter
+
+
+class PoisonedSegmenter(Segmenter):
+    """Dies on PHANTOM_0011."""
+
+    def segment(self, block: pa.Table) -> Receipt:
+        if "PHANTOM_0011" in block["scan_id"].to_pylist():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().segment(block)

@@ -1,0 +1,168 @@
+"""Drivers, workers and nodes that die: the tables end as those of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from poison import PoisonedSegmenter
+from tables import assert_equal_tables, assert_whole
+
+from raysegment.cluster import pool
+from raysegment.cluster.infer import infer
+from raysegment.cluster.segmenter import start_segmenter
+from raysegment.cluster.session import set_environment
+from raysegment.options import InferOptions
+
+pytestmark = pytest.mark.cluster
+
+DRIVER = """
+import sys
+from raysegment.cluster.infer import infer
+from raysegment.options import InferOptions
+print(infer(InferOptions(model=sys.argv[1], source=sys.argv[2], out=sys.argv[3], part_seconds=0.0)).scans_now)
+"""
+
+
+def start_driver(bundle: Path, archive: Path, out: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", DRIVER, str(bundle), str(archive), str(out)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def count_parts(out: Path) -> int:
+    return len(list((out / "scans").glob("*.parquet")))
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, tiny_bundle, phantom_archive) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed") / "out"
+    driver = start_driver(tiny_bundle, phantom_archive, out)
+    assert driver.communicate()[0].split()[-1] == "24"
+    return out
+
+
+def test_a_driver_killed_three_times_ends_with_the_tables_of_an_undisturbed_run(
+    tmp_path, tiny_bundle, phantom_archive, undisturbed
+):
+    draw = random.Random(os.environ.get("PYTEST_RANDOM_SEED", "kills"))
+    out = tmp_path / "out"
+    for first, last in ((0, 0), (1, 7), (10, 16)):
+        driver = start_driver(tiny_bundle, phantom_archive, out)
+        wanted = draw.randint(first, last)
+        wait_for(lambda wanted=wanted: count_parts(out) >= wanted)
+        time.sleep(draw.uniform(0, 3.0 if wanted == 0 else 0.05))
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
+        assert_whole(out)
+    done = assert_whole(out)
+    driver = start_driver(tiny_bundle, phantom_archive, out)
+    output = driver.communicate()[0]
+    assert driver.returncode == 0
+    assert int(output.split()[-1]) == 24 - done
+    assert_equal_tables(out, undisturbed)
+
+
+def test_a_terminated_run_leaves_whole_tables_and_resumes(tmp_path, tiny_bundle, phantom_archive, undisturbed):
+    out = tmp_path / "out"
+    driver = start_driver(tiny_bundle, phantom_archive, out)
+    wait_for(lambda: count_parts(out) >= 3)
+    driver.send_signal(signal.SIGTERM)
+    driver.communicate(timeout=60)
+    done = assert_whole(out)
+    assert not (out / "_staging").exists()
+    assert '"status": "interrupted"' in (out / "run.json").read_text()
+    resumed = start_driver(tiny_bundle, phantom_archive, out)
+    assert int(resumed.communicate()[0].split()[-1]) == 24 - done
+    assert_equal_tables(out, undisturbed)
+
+
+def kill_a_worker(out: Path) -> None:
+    wait_for(lambda: count_parts(out) >= 2)
+    workers = [process for process in psutil.process_iter(["cmdline"]) if is_worker(process)]
+    workers[0].send_signal(signal.SIGKILL)
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Ray names an actor's process after its class; only our own children count."""
+    try:
+        ours = any(parent.pid == os.getpid() for parent in process.parents())
+        return ours and " ".join(process.info["cmdline"] or ()).startswith("ray::Segmenter")
+    except psutil.Error:
+        return False
+
+
+def test_a_killed_worker_costs_nothing_but_time(tmp_path, ray_here, tiny_bundle, phantom_archive, undisturbed):
+    out = tmp_path / "out"
+    killer = threading.Thread(target=kill_a_worker, args=(out,))
+    killer.start()
+    options = InferOptions(model=str(tiny_bundle), source=str(phantom_archive), out=str(out), part_seconds=0.0)
+    result = infer(options)
+    killer.join()
+    assert (result.scans_ok, result.scans_failed) == (24, 0)
+    assert "an inference worker died" in (out / "log.txt").read_text()
+    assert_equal_tables(out, undisturbed)
+
+
+def test_a_scan_that_kills_its_worker_fails_alone(
+    tmp_path, ray_here, tiny_bundle, phantom_archive, undisturbed, monkeypatch
+):
+    def start_poisoned(bundle, settings, **place):
+        return start_segmenter(bundle, settings, kind=PoisonedSegmenter, **place)
+
+    monkeypatch.setattr(pool, "start_segmenter", start_poisoned)
+    out = tmp_path / "out"
+    result = infer(
+        InferOptions(
+            model=str(tiny_bundle), source=str(phantom_archive), out=str(out), part_seconds=5.0, max_attempts=2
+        )
+    )
+    assert (result.scans_ok, result.scans_failed, result.exit_code) == (23, 1, 3)
+    assert (result.failures[0].scan_id, result.failures[0].error_type) == ("PHANTOM_0011", "WorkerCrashedError")
+    assert assert_whole(out) == 24
+
+
+def test_the_loss_of_a_node_costs_only_its_unfinished_scans(tmp_path, tiny_bundle, phantom_archive, undisturbed):
+    set_environment("auto")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    lost = cluster.add_node(num_cpus=2)
+    out = tmp_path / "out"
+
+    def lose_node() -> None:
+        wait_for(lambda: count_parts(out) >= 2)
+        cluster.remove_node(lost, allow_graceful=False)
+
+    loser = threading.Thread(target=lose_node)
+    loser.start()
+    try:
+        result = infer(
+            InferOptions(
+                model=str(tiny_bundle),
+                source=str(phantom_archive),
+                out=str(out),
+                part_seconds=0.0,
+                address=cluster.address,
+            )
+        )
+    finally:
+        loser.join()
+        cluster.shutdown()
+    assert (result.scans_ok, result.scans_failed) == (24, 0)
+    assert_equal_tables(out, undisturbed)
