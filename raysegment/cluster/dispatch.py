@@ -88,8 +88,8 @@ class Dispatcher:
         on_receipt: Called with each receipt, in this thread.
         part_seconds: Time after which a worker that waits for blocks is asked to close its part.
         on_lost: Called with the number of scans whose receipts came but whose part died with its worker.
-        calls_at_once: Blocks that a worker may have in hand. With one, it gets the next when its part is staged, so that
-            a block of one scan is all that it can lose.
+        calls_at_once: Blocks that a worker may have in hand. With one, it gets the next when its part is staged, so
+            that a block of one scan is all that it can lose.
         on_tick: Called in every turn of the loop.
     """
 

@@ -12,6 +12,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 HOSTILE_READERS = str(Path(__file__).parents[1] / "archive")
 NUM_SCANS = 24
+BUCKET_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "x",
+    "AWS_SECRET_ACCESS_KEY": "x",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""For the local S3 server of the tests."""
 
 
 @pytest.fixture(scope="session")
@@ -56,5 +63,7 @@ def ray_here() -> Iterator[None]:
         patch.setenv("RAYSEGMENT_READERS", "hostile_reader")
         patch.setenv("PYTHONPATH", os.pathsep.join((HOSTILE_READERS, str(Path(__file__).parent))), prepend=os.pathsep)
         patch.syspath_prepend(HOSTILE_READERS)
+        for name, value in BUCKET_CREDENTIALS.items():
+            patch.setenv(name, value)
         with ray_session(None, None):
             yield
