@@ -6,7 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import read_manifest
+from raysegment.cluster.closing import describe_failures, describe_nothing_to_do, describe_run
 from raysegment.cluster.output import append_log, check_identity, read_record, write_record
 from raysegment.cluster.plan import Todo, find_todo
 from raysegment.cluster.record import as_json, describe_choices, describe_machine
 from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.rounds import Rounds
 from raysegment.cluster.segmenter import WorkerSettings
-from raysegment.cluster.session import ray_session
+from raysegment.cluster.session import ray_session, resolve_on_cluster
 from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, InterruptedRunError
 from raysegment.model.bundle import Bundle, load_bundle
 from raysegment.model.predictor import resolve_precision
@@ -122,7 +123,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     summary = summarise_metrics(
         metrics,
         scans_failed=inference.scans_failed,
-        threshold=float(resolve_options(options, bundle).threshold or 0.0),
+        threshold=bundle.threshold if options.threshold is None else options.threshold,
         training_patients=patients,
     )
     place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
@@ -140,7 +141,13 @@ def run_inference(options: InferOptions, bundle: Bundle, manifest: pa.Table, *, 
         command: `infer`, or `evaluate`, which fails scans without a usable reference.
     """
     started = time.monotonic()
-    options = resolve_options(options, bundle)
+    with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
+        return _run_in_folder(resolve_options(options, bundle), bundle, manifest, command, started)
+
+
+def _run_in_folder(
+    options: InferOptions, bundle: Bundle, manifest: pa.Table, command: str, started: float
+) -> InferResult:
     manifest = manifest.slice(0, options.limit) if options.limit else manifest
     place = Place(options.out)
     identity = describe_identity(options, bundle, command)
@@ -151,6 +158,8 @@ def run_inference(options: InferOptions, bundle: Bundle, manifest: pa.Table, *, 
         prepare_tables(place)
         todo = find_todo(manifest, read_finished(place), retry_failed=options.retry_failed)
         if todo.plan.num_rows == 0 and record.get("status") == "done":
+            reporter = ScanReporter(0, as_json=options.json)
+            reporter.say(describe_nothing_to_do(manifest.num_rows, todo.num_failed, options.out))
             return InferResult(
                 out=options.out, scans_total=manifest.num_rows, scans_ok=todo.num_ok, scans_failed=todo.num_failed
             )
@@ -159,7 +168,7 @@ def run_inference(options: InferOptions, bundle: Bundle, manifest: pa.Table, *, 
         with run.recorded(started):
             if todo.plan.num_rows:
                 run.segment_all()
-        return run.result(started)
+        return run.conclude(started)
 
 
 def resolve_options(options: InferOptions, bundle: Bundle) -> InferOptions:
@@ -177,7 +186,8 @@ def resolve_options(options: InferOptions, bundle: Bundle) -> InferOptions:
     }
     given = {name: getattr(options, name) for name in chosen}
     filled = {name: chosen[name] if value is None else value for name, value in given.items()}
-    return replace(options, precision=resolve_precision(options.precision), **filled)  # type: ignore[arg-type]
+    resolve = resolve_on_cluster if options.address else resolve_precision
+    return replace(options, precision=resolve(options.precision), **filled)  # type: ignore[arg-type]
 
 
 def describe_identity(options: InferOptions, bundle: Bundle, command: str) -> dict[str, Any]:
@@ -286,15 +296,19 @@ class _Run:
             self.record |= {"ended": _now(), **self._numbers(started)}
             write_record(self.place, self.record)
 
-    def result(self, started: float) -> InferResult:
-        """What to show at the end."""
+    def conclude(self, started: float) -> InferResult:
+        """Show how it ended."""
         numbers = self._numbers(started)
         rounds = self.rounds
+        scans_now = rounds.num_published if rounds else 0
+        failed, failures = (dict(rounds.failed), tuple(rounds.failures)) if rounds else ({}, ())
+        for line in describe_run(numbers, scans_now) + describe_failures(failed, failures, self.options.out):
+            self.reporter.say(line)
         return InferResult(
             out=self.options.out,
-            scans_now=rounds.num_published if rounds else 0,
-            failed_by_type=dict(rounds.failed) if rounds else {},
-            failures=tuple(rounds.failures) if rounds else (),
+            scans_now=scans_now,
+            failed_by_type=failed,
+            failures=failures,
             exit_code=EXIT_SOME_SCANS_FAILED if numbers["scans_failed"] else EXIT_DONE,
             **numbers,
         )

@@ -1,0 +1,151 @@
+"""Planning and reporting of an inference run, without Ray."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, to_table
+from raysegment.cluster.closing import describe_failures, describe_run
+from raysegment.cluster.nodes import compare_versions
+from raysegment.cluster.plan import find_todo, group_scans, write_plan
+from raysegment.cluster.pool import share_node
+from raysegment.cluster.reporter import ScanReporter
+from raysegment.errors import UsageError
+from raysegment.scan import ScanEntry
+from raysegment.store.parts import Failure
+from raysegment.store.place import Place
+from raysegment.store.publish import FINISHED_COLUMNS
+from raysegment.store.schema import SCANS_SCHEMA
+
+
+def manifest_of(**fingerprints: str) -> pa.Table:
+    return to_table(
+        ScanEntry(scan_id=name, patient_id="p", source="/a", reader="tiff", files=("x.tif",), fingerprint=fingerprint)
+        for name, fingerprint in fingerprints.items()
+    )
+
+
+def finished_of(*rows: tuple[str, str, str, str | None]) -> pa.Table:
+    schema = pa.schema([SCANS_SCHEMA.field(name) for name in FINISHED_COLUMNS])
+    return pa.Table.from_pylist([dict(zip(FINISHED_COLUMNS, row, strict=True)) for row in rows], schema=schema)
+
+
+FINISHED = finished_of(
+    ("same", "1", "ok", None),
+    ("changed", "1", "ok", None),
+    ("bad", "1", "failed", "TruncatedFileError"),
+    ("refused", "1", "failed", "AccessError"),
+    ("gone", "1", "ok", None),
+)
+
+
+@pytest.mark.parametrize(
+    ("retry_failed", "planned", "counts"),
+    [(False, ["changed", "refused", "new"], (1, 1)), (True, ["changed", "bad", "refused", "new"], (1, 0))],
+)
+def test_what_is_to_do_is_the_manifest_minus_what_is_done(retry_failed, planned, counts):
+    manifest = manifest_of(same="1", changed="2", bad="1", refused="1", new="1")
+    todo = find_todo(manifest, FINISHED, retry_failed=retry_failed)
+    assert todo.plan["scan_id"].to_pylist() == planned
+    assert todo.take_out.to_pylist() == planned[:-1]
+    assert (todo.num_ok, todo.num_failed) == counts
+
+
+def test_blocks_hold_whole_scans_within_their_bounds_and_a_large_scan_is_alone():
+    sizes = np.array([5, 5, 5, 100, 1, 1, 1, 1], np.int64)
+    assert group_scans(sizes, max_bytes=10, max_scans=3) == [(0, 2), (2, 3), (3, 4), (4, 7), (7, 8)]
+    assert group_scans(sizes[:0], max_bytes=10, max_scans=3) == []
+
+
+def test_the_plan_on_disk_has_every_scan_once_in_its_blocks(tmp_path):
+    manifest = manifest_of(**{f"s{index}": "1" for index in range(700)})
+    place = Place(str(tmp_path))
+    blocks = write_plan(place, "_staging/plan", manifest, num_cpus=2, max_scans=2)
+    found = []
+    for block in blocks:
+        rows = pq.ParquetFile(place.path(block.file)).read_row_group(block.row_group)
+        assert rows.num_rows == block.num_scans == 2
+        found += [entry.scan_id for entry in entries(rows)]
+    assert found == manifest["scan_id"].to_pylist()
+    assert len({block.file for block in blocks}) == 2
+
+
+@pytest.mark.slow
+def test_a_million_scans_are_planned_within_a_minute(tmp_path):
+    count = 1_000_000
+    ids = [f"site/patient{index:07d}" for index in range(count)]
+    columns = {
+        "scan_id": ids,
+        "patient_id": ids,
+        "source": ["/archive"] * count,
+        "reader": ["tiff"] * count,
+        "files": [[f"{name}.tif"] for name in ids],
+        "reference_files": [[]] * count,
+        "num_files": np.ones(count, np.int32),
+        "bytes": np.full(count, 65_536),
+        "fingerprint": ids,
+    }
+    filled = {
+        name: columns.get(name, pa.nulls(count, MANIFEST_SCHEMA.field(name).type)) for name in MANIFEST_SCHEMA.names
+    }
+    manifest = pa.table(filled, schema=MANIFEST_SCHEMA)
+    done = pa.table(
+        {
+            "scan_id": pa.array(ids[::2]),
+            "fingerprint": pa.array(ids[::2]),
+            "status": pa.array(["ok"] * (count // 2)),
+            "error_type": pa.nulls(count // 2, pa.string()),
+        }
+    )
+    started = time.monotonic()
+    todo = find_todo(manifest, done, retry_failed=False)
+    blocks = write_plan(Place(str(tmp_path)), "_staging/plan", todo.plan, num_cpus=2)
+    assert todo.plan.num_rows == sum(block.num_scans for block in blocks) == count // 2
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("resources", "wanted", "expected"),
+    [
+        ({"CPU": 2.0}, None, (1, 2, 1.0, 0.0)),
+        ({"CPU": 32.0}, None, (4, 8, 4.0, 0.0)),
+        ({"CPU": 16.0, "GPU": 2.0}, None, (2, 8, 4.0, 1.0)),
+        ({"CPU": 2.0}, 2, (2, 1, 0.5, 0.0)),
+    ],
+)
+def test_workers_share_a_node(resources, wanted, expected):
+    assert share_node({"Resources": resources}, wanted) == expected
+
+
+def test_a_node_with_other_versions_is_named():
+    driver = {"raysegment": "0.1.0", "ray": "2.60.0"}
+    compare_versions(driver, dict(driver), "10.0.0.1")
+    with pytest.raises(UsageError, match=r"node 10\.0\.0\.2 has ray 2\.59\.0 instead of 2\.60\.0"):
+        compare_versions(driver, driver | {"ray": "2.59.0"}, "10.0.0.2")
+
+
+def test_the_closing_lines_name_failures_by_type_and_the_first_of_them():
+    lines = describe_failures({"EmptyFileError": 30}, [Failure("new\nline", "EmptyFileError", "no bytes")], "out")
+    assert lines[0].split() == ["failed", "EmptyFileError", "30"]
+    assert lines[1] == "  new\\nline: EmptyFileError: no bytes"
+    assert lines[2] == "  and 29 more in out/scans, status = 'failed'"
+    numbers = {"scans_total": 3, "scans_ok": 2, "scans_failed": 1, "slices": 20, "seconds_total": 10.0}
+    numbers |= {"seconds_startup": None, "slices_per_second": 4.0, "seconds": {"read": 1.0}}
+    text = "\n".join(describe_run(numbers, 3))
+    assert "2 ok, 1 failed of 3" in text
+    assert "2.0 slices/s and 0.30 scans/s in all, 4.0 slices/s in steady state" in text
+
+
+def test_programs_get_one_json_object_a_line(capsys):
+    with ScanReporter(10, as_json=True) as reporter:
+        reporter.advance(2, 1, 30)
+        reporter.say("hello")
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"event": "message", "text": "hello"}]
+    assert (reporter.done, reporter.failed, reporter.num_slices) == (2, 1, 30)
