@@ -1,10 +1,10 @@
 """Training speed in one sitting: plain Keras, raysegment with one and two workers, and a peer.
 
-    python benchmarks/training.py LGG_DIR [--precision bfloat16 float32] [--peer-python PYTHON --peer-script train_monai.py]
+    python benchmarks/training.py LGG_DIR [--precision bfloat16 float32] [--peer-python PYTHON --peer-script PEER.py]
 
-The network is the 7.77 M-weight U-Net at 256x256, batch 16. (a) is `Model.fit` on arrays in memory without augmentation;
-(b) and (c) are `raysegment train` with augmentation, the last epoch's rate; (d) is any script that prints
-`… : RATE slices/s`. Nothing else should run on the machine.
+The network is the 7.77 M-weight U-Net at 256x256, batch 16. (a) is `Model.fit` on arrays in memory without
+augmentation; (b) and (c) are `raysegment train` with augmentation, the mean of the epochs after the first; (d) is any
+script that prints `… : RATE slices/s`. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def measure_keras(precision: str, steps: int) -> float:
 
 
 def measure_raysegment(archive: str, precision: str, steps: int, workers: int) -> float:
-    """The best of the epochs after the first, which also traces the graph."""
+    """The mean of the epochs after the first, which also traces the graph."""
     with tempfile.TemporaryDirectory() as folder:
         words = ["train", archive, "--out", folder, "--precision", precision, "--workers", str(workers)]
         words += ["--epochs", "3", "--slices-per-epoch", str(16 * steps), "--batch-size", "16", "--image-size", "256"]
@@ -73,8 +73,8 @@ def measure_raysegment(archive: str, precision: str, steps: int, workers: int) -
             raise SystemExit(done.stdout + done.stderr)
         history = pq.read_table(Path(folder) / "history.parquet").to_pydict()
         print(
-            f"   {workers} workers: slices/s {[round(rate, 2) for rate in history['slices_per_second']]}, share of time "
-            f"waiting for data {[round(share, 3) for share in history['data_wait_share']]}",
+            f"   {workers} workers: slices/s {[round(rate, 2) for rate in history['slices_per_second']]}, share of "
+            f"time waiting for data {[round(share, 3) for share in history['data_wait_share']]}",
             flush=True,
         )
         return float(sum(history["slices_per_second"][1:]) / 2)

@@ -165,7 +165,11 @@ class TrainOptions(Preprocessing, CommandOptions):
     weight_decay: float = choice(0.01, "AdamW's weight decay", affects_result=True, minimum=0)
     schedule: Literal["constant", "cosine"] = choice("cosine", "learning-rate schedule", affects_result=True)
     warmup_epochs: float = choice(
-        1.0, "epochs over which the learning rate rises", unit="epochs", affects_result=True, minimum=0
+        1.0,
+        "epochs over which the cosine schedule's learning rate rises",
+        unit="epochs",
+        affects_result=True,
+        minimum=0,
     )
     ema: float = choice(
         0.0,
@@ -212,7 +216,7 @@ class TrainOptions(Preprocessing, CommandOptions):
     steps_per_execution: int = choice(1, "optimisation steps without Python between them; pays on GPUs", minimum=1)
     max_minutes: float | None = choice(
         None,
-        "wall-clock budget of this run; training ends after the epoch that would pass it",
+        "wall-clock budget of all epochs; training ends before the epoch that would pass it",
         unit="minutes",
         affects_result=True,
         minimum=0,

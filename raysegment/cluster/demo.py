@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def demo(options: DemoOptions) -> DemoResult:
     scans, run, tables = out / "scans", out / "run", out / "test"
     if not scans.exists():
         partial = out / "scans.partial"
+        shutil.rmtree(partial, ignore_errors=True)
         write_archive(partial, patients=options.patients, seed=options.seed, image_size=IMAGE_SIZE)
         partial.rename(scans)
     general = {"address": options.address, "temp_dir": options.temp_dir, "json": options.json}

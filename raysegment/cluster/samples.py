@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from raysegment.model.fit import Batch
 
 DATA_CPU_SHARE = 0.25
-"""Logical CPUs of one data task; see `cluster.train` for how the CPUs are shared out."""
+"""Logical CPUs of one data task; see `cluster.workers` for how the CPUs are shared out."""
 
 SLICES_PER_TASK = 32
 TASKS_PER_EXECUTION = 2000
@@ -273,4 +273,6 @@ def configure_execution() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
+    # With slow training the buffers stay full for long, which Ray Data would take for a hang.
+    context.execution_no_progress_timeout_s = -1
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=PREFETCH_BYTES)

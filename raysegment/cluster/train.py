@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.split import SplitResult, assign_splits
-from raysegment.cluster.record import describe_choices, describe_machine, finish_record, open_record
+from raysegment.cluster.record import describe_choices, describe_machine, finish_record, open_record, write_record
 from raysegment.cluster.session import ray_session, resolve_on_cluster, run_interruptibly
 from raysegment.cluster.training_log import TrainingLog
 from raysegment.errors import (
@@ -29,7 +29,7 @@ from raysegment.pipeline.finish import count_inputs
 from raysegment.pipeline.illustrate import draw_training_figures
 from raysegment.pipeline.learn import Progress
 from raysegment.store.lock import RunLock
-from raysegment.store.place import Place
+from raysegment.store.place import Place, report_full_disk
 
 MAX_BAD_SHARE = 0.1
 """Share of scans that may be unusable before the run gives up."""
@@ -74,7 +74,7 @@ def train(options: TrainOptions) -> TrainResult:
 
     Raises:
         UsageError: Wrong options, nothing to train on, or a folder that holds a different run.
-        RunError: Too many bad scans, too many lost workers, or a cluster that is too small.
+        RunError: Too many bad scans, too many lost workers, a full disk, or a cluster that is too small.
     """
     folder = Path(options.out).absolute()
     found = find_scans(options.source, patient_pattern=options.patient_pattern)
@@ -86,13 +86,15 @@ def train(options: TrainOptions) -> TrainResult:
         seed=options.seed,
     )
     check_splits(split.table, options.source)
+    check_channels(options, most_common_channels(split.table))
     identity = {"options": changed_result(options), "data_id": hash_data(split.table)}
     record = open_record(folder, "train", identity)
     if record.get("status") == "done":
         return build_result(folder, record, already_done=True)
+    check_precision(options, record)
     folder.mkdir(parents=True, exist_ok=True)
     log = TrainingLog(folder / "log.txt", as_json=options.json)
-    with RunLock(Place(str(folder))), finish_record(folder, record):
+    with report_full_disk(str(folder)), RunLock(Place(str(folder))), finish_record(folder, record):
         log.say(describe_split(split, found.num_rows), left_out=list(split.left_out))
         with ray_session(options.address, options.temp_dir):
             run_interruptibly(lambda: train_in_session(options, split.table, folder, record, log))
@@ -107,7 +109,7 @@ def train_in_session(
     from raysegment.cluster.workers import WorkerTask, finish_on_worker, fit_with_retries, wait_for_hardware
 
     start = time.monotonic()
-    options = replace(options, precision=resolve_on_cluster(options.precision))
+    options = replace(options, precision=record.get("precision") or resolve_on_cluster(options.precision))
     share = wait_for_hardware(options.workers, options)
     num_channels = most_common_channels(manifest)
     train_set, train_errors = keep_scans(select_split(manifest, "train"), options, num_channels)
@@ -134,6 +136,7 @@ def train_in_session(
         "scans_failed": len(errors),
         "errors": errors,
     }
+    write_record(folder, record)
     task = WorkerTask(
         options=options,
         folder=str(folder),
@@ -165,6 +168,34 @@ def check_splits(manifest: pa.Table, source: str) -> None:
     for split in ("train", "val"):
         if not select_split(manifest, split).num_rows:
             raise RunError(f"the {split} split holds no scan with a reference; give a --split-file or more patients.")
+
+
+def check_channels(options: TrainOptions, num_channels: int | None) -> None:
+    """Refuse a choice of channels that most scans do not have.
+
+    Raises:
+        UsageError: Names the channels there are.
+    """
+    missing = [channel for channel in options.channels or () if not 0 <= channel < (num_channels or channel + 1)]
+    if missing:
+        raise UsageError(
+            f"--channels {','.join(map(str, options.channels or ()))} asks for channel {missing[0]}; most scans in "
+            f"{options.source} have {num_channels}, counted from 0."
+        )
+
+
+def check_precision(options: TrainOptions, record: dict[str, Any]) -> None:
+    """Refuse to go on in another precision than the run began in; with `auto` it keeps its own.
+
+    Raises:
+        UsageError: Names both.
+    """
+    before = record.get("precision")
+    if before is not None and options.precision not in ("auto", before):
+        raise UsageError(
+            f"--out {options.out} holds a run in {before}, --precision is {options.precision}. Give --precision auto "
+            "or choose another --out."
+        )
 
 
 def select_split(manifest: pa.Table, split: str) -> pa.Table:

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from raysegment.cluster.record import as_json
+
 MAX_WAIT_SHARE = 0.1
 """Share of an epoch's time spent waiting for data above which a warning says what to change."""
 
@@ -37,7 +39,7 @@ class TrainingLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
         if self._as_json:
-            print(json.dumps({"message": text, **facts}), flush=True)
+            print(json.dumps(as_json({"message": text, **facts})), flush=True)
         elif self._console.is_terminal:
             self._console.print(text, markup=False)
         else:

@@ -18,7 +18,7 @@ from raysegment.cluster.backend import CollectiveConfig
 from raysegment.cluster.samples import KeptSet, SharePlan, stream_batches
 from raysegment.cluster.session import live_nodes
 from raysegment.cluster.training_log import TrainingLog
-from raysegment.errors import ClusterError, RunError
+from raysegment.errors import ClusterError, DiskFullError, RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.learn import Progress, run_epochs
 from raysegment.pipeline.plan import deal_scans
@@ -137,6 +137,7 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> 
     After a lost node as many workers go on as the cluster has room for and the global batch divides by.
 
     Raises:
+        DiskFullError: A worker found no space left; trying again would not help.
         RunError: More failures than `max_failures`; names the last cause.
         ClusterError: No worker fits any more.
     """
@@ -146,6 +147,11 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> 
             return run_workers(task, share, log)
         except ray.train.TrainingFailedError as error:
             cause = find_cause(error)
+            if "No space left" in cause:
+                raise DiskFullError(
+                    f"no space left while writing {task.folder}. The last checkpoint is whole; make room and run the "
+                    "same command."
+                ) from error
             failures += 1
             if failures > task.options.max_failures:
                 raise RunError(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.errors import RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.samples import KeptScan, score_scan
 
@@ -73,9 +74,13 @@ def run_epochs(
         folder: The run's checkpoints.
         on_epoch: Called after each epoch with its checkpoint written.
         on_step: Called with epoch and steps done.
+
+    Raises:
+        RunError: The ranks found different checkpoints.
     """
     options = fitter.task.options
     progress = restore_newest(fitter, folder)
+    check_ranks(fitter, progress, folder)
     while not progress.is_over(options):
         watch = partial(on_step, progress.epoch) if on_step else None
         row = run_epoch(fitter, batches, validation, num_validation_scans, progress.epoch, watch)
@@ -155,8 +160,12 @@ def summarise_scores(scores: npt.NDArray[np.float64]) -> dict[str, float]:
 
 
 def score_of(row: Mapping[str, float], best_by: str) -> float:
-    """What is compared between epochs; larger is better, NaN counts as worst."""
-    score = -row["val_loss"] if best_by == "val_loss" else row["val_dice"]
+    """What is compared between epochs; larger is better, NaN counts as worst.
+
+    Without any lesion to validate on there is no Dice in any epoch, and the loss decides.
+    """
+    has_dice = best_by == "val_dice" and not math.isnan(row["val_dice"])
+    score = row["val_dice"] if has_dice else -row["val_loss"]
     return -math.inf if math.isnan(score) else score
 
 
@@ -183,6 +192,21 @@ def restore_newest(fitter: Fitter, folder: Path) -> Progress:
     """Go on from the newest checkpoint; from the start where there is none."""
     found = find_checkpoints(folder)
     return Progress(**fitter.restore(found[-1])) if found else Progress()
+
+
+def check_ranks(fitter: Fitter, progress: Progress, folder: Path) -> None:
+    """Refuse to train where the ranks start from different epochs; they would wait for each other for ever.
+
+    Raises:
+        RunError: The run's folder is not the same on all nodes.
+    """
+    num_workers = fitter.task.num_workers
+    total = fitter.sum_over_ranks(np.array([float(progress.epoch)]))[0]
+    if total != progress.epoch * num_workers:
+        raise RunError(
+            f"rank {fitter.task.rank} finds {progress.epoch} epochs in {folder}, the {num_workers} ranks together "
+            f"{total:.0f}; --out must be a folder that all nodes share."
+        )
 
 
 def save_best(folder: Path, weights: list[npt.NDArray[Any]]) -> None:

@@ -91,4 +91,4 @@ def deal_scans(num_slices: list[int], num_workers: int) -> list[list[int]]:
 def _draw(pool: Indices, count: int, random: np.random.Generator) -> Indices:
     """Draw without repetition for as long as the pool lasts, then once more through it."""
     rounds = -(-count // len(pool))
-    return np.concatenate([random.permutation(pool) for _ in range(rounds)])[:count]
+    return np.concatenate([pool[:0], *(random.permutation(pool) for _ in range(rounds))])[:count]

@@ -40,11 +40,14 @@ def test_validation_dice_is_the_mean_over_scans_whose_reference_is_not_empty() -
     assert found["val_loss"] == pytest.approx(12.0 / 6)
 
 
-def test_validation_dice_without_any_lesion_is_nan_and_counts_as_worst() -> None:
+def test_validation_without_any_lesion_has_no_dice_and_is_judged_by_its_loss() -> None:
     row = summarise_scores(np.array([[0, 0, 0, 1.0, 1]]))
     assert math.isnan(row["val_dice"])
-    assert score_of(row, "val_dice") == -math.inf
-    assert score_of(row, "val_loss") == -1.0
+    assert score_of(row, "val_dice") == score_of(row, "val_loss") == -1.0
+
+
+def test_an_epoch_that_diverged_counts_as_worst() -> None:
+    assert score_of({"val_dice": 0.5, "val_loss": math.nan}, "val_loss") == -math.inf
 
 
 def test_the_threshold_is_the_best_one_and_nearest_to_one_half_among_equals() -> None:

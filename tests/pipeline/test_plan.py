@@ -48,6 +48,13 @@ def test_lesion_slices_are_repeated_evenly_when_there_are_too_few() -> None:
     assert set(counts[20:]) <= {0, 1}
 
 
+@pytest.mark.parametrize(("fraction", "share"), [(0.0, 0.0), (1.0, 1.0)])
+def test_an_epoch_may_hold_only_lesion_or_only_clean_slices(fraction: float, share: float) -> None:
+    has_lesion = lesions(7, 3)
+    plan = plan_epoch(has_lesion, Sampling(seed=0, batch_size=2, lesion_fraction=fraction), 0)
+    assert has_lesion[plan.ravel()].mean() == share
+
+
 def test_a_lesion_fraction_without_lesions_takes_slices_as_they_come() -> None:
     plan = plan_epoch(lesions(6, 0), Sampling(seed=0, batch_size=3, lesion_fraction=0.5), 0)
     assert sorted(plan.ravel()) == list(range(6))

@@ -135,7 +135,7 @@ def test_a_write_in_one_step_leaves_nothing_behind(place):
 
 
 def test_no_space_left_is_a_typed_error():
-    with pytest.raises(DiskFullError, match="part.parquet"), report_full_disk("part.parquet"):
+    with pytest.raises(DiskFullError, match=r"part\.parquet"), report_full_disk("part.parquet"):
         raise OSError(28, "No space left on device")
     with pytest.raises(PermissionError), report_full_disk("part.parquet"):
         raise PermissionError(13, "no")
