@@ -204,3 +204,20 @@ def test_postprocessing_works_in_three_dimensions():
     choices = Postprocessing(threshold=0.5, min_component_voxels=10)
     rows = segment([read_of("a", pixels)], settings_with(postprocessing=choices))["a"]
     np.testing.assert_array_equal(decode_mask(rows.mask), reference)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_mask_does_not_depend_on_its_neighbours_in_the_batch(precision):
+    from raysegment.model.predictor import Predictor
+    from raysegment.model.unet import build_network
+
+    network = build_network(
+        network="unet", input_shape=(64, 64, 3), filters=8, depth=2, dropout=0.0, norm="batch", norm_momentum=0.9
+    )
+    predict = Predictor(network, precision=precision).predict
+    scans = {f"s{n}": make_phantom(n, image_size=64, slices=1 + n % 6)[0] for n in range(20)}
+    together = segment([read_of(name, pixels) for name, pixels in scans.items()], settings_with(), predict)
+    for name, pixels in scans.items():
+        alone = segment([read_of(name, pixels)], settings_with(), predict)[name]
+        assert alone.mask == together[name].mask
+        np.testing.assert_equal(alone.metrics[0], together[name].metrics[0])
