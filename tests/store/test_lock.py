@@ -21,7 +21,9 @@ def test_a_live_lock_names_its_owner(tmp_path):
 
 
 def test_the_lock_of_a_killed_process_is_stale_at_once(tmp_path):
-    code = f"import time; from raysegment.store.lock import hold_lock\nwith hold_lock({str(tmp_path)!r}): time.sleep(60)"
+    code = (
+        f"import time; from raysegment.store.lock import hold_lock\nwith hold_lock({str(tmp_path)!r}): time.sleep(60)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code])
     while not (tmp_path / LOCK_FILE).exists():
         time.sleep(0.05)
