@@ -31,6 +31,23 @@ class BlockStyle:
     residual: bool
 
 
+class SynchronizedBatchNormalization(layers.BatchNormalization):
+    """Batch normalization over the shares of all workers, which are of equal size; for training only.
+
+    Keras' own `synchronized=True` takes E[x²] − E[x]² of float32 sums, which loses digits; this takes the mean first and
+    the squared distances from it second.
+    """
+
+    def _moments(self, inputs: Any, mask: Any) -> tuple[Any, Any]:
+        import tensorflow as tf
+
+        axes = list(self._reduction_axes)
+        replica = tf.distribute.get_replica_context()
+        mean = replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.reduce_mean(inputs, axes))
+        squared = tf.math.squared_difference(inputs, mean)
+        return mean, replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.reduce_mean(squared, axes))
+
+
 def build_network(
     *,
     network: Network = "unet",
@@ -76,7 +93,10 @@ def build_network(
             skip = _gate(skip, features, max(1, filters * 2**level // 2))
         features = layers.Conv2DTranspose(filters * 2**level, 2, strides=2)(features)
         features = _block(layers.Concatenate()([features, skip]), filters * 2**level, style)
-    outputs = layers.Conv2D(output_channels, 1, activation="sigmoid", dtype="float32", name="probability")(features)
+    is_half = keras.config.dtype_policy().compute_dtype in ("bfloat16", "float16")
+    outputs = layers.Conv2D(
+        output_channels, 1, activation="sigmoid", dtype="float32" if is_half else None, name="probability"
+    )(features)
     return keras.Model(inputs, outputs, name=network)
 
 
@@ -95,9 +115,8 @@ def copy_as_plain(
     def copy_layer(layer: keras.Layer) -> keras.Layer:
         config = dict(layer.get_config())
         config["dtype"] = "float32" if id(layer) in outputs else dtype
-        if isinstance(layer, layers.BatchNormalization):
-            config["synchronized"] = False
-        return type(layer).from_config(config)
+        kind = layers.BatchNormalization if isinstance(layer, layers.BatchNormalization) else type(layer)
+        return kind.from_config(config)
 
     rows, columns = grid or model.input_shape[1:3]
     inputs = keras.Input((rows, columns, model.input_shape[-1]), dtype="float32")
@@ -123,7 +142,8 @@ def _convolve(features: Any, filters: int, size: int, style: BlockStyle) -> Any:
     # A bias before a normalization has no effect and a zero gradient, which Adam turns into noise.
     features = layers.Conv2D(filters, size, padding="same", use_bias=style.norm == "none")(features)
     if style.norm == "batch":
-        return layers.BatchNormalization(momentum=style.norm_momentum, synchronized=style.synchronized)(features)
+        kind = SynchronizedBatchNormalization if style.synchronized else layers.BatchNormalization
+        return kind(momentum=style.norm_momentum)(features)
     if style.norm == "group":
         return layers.GroupNormalization(groups=math.gcd(filters, GROUPS))(features)
     return features

@@ -12,9 +12,7 @@ from raysegment.scan import Scan
 @pytest.fixture(scope="module")
 def kept():
     pixels, reference = make_phantom(3)
-    return keep_scan(
-        "a/b", Scan(pixels), reference, Preprocessing(image_size=64), num_channels=3, for_validation=True
-    )
+    return keep_scan("a/b", Scan(pixels), reference, Preprocessing(image_size=64), num_channels=3, for_validation=True)
 
 
 def test_a_kept_scan_comes_back_from_its_row_unchanged(kept) -> None:
