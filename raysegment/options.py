@@ -472,7 +472,7 @@ def unwrap_optional(hint: Any) -> tuple[Any, bool]:
 def type_name(hint: Any) -> str:
     """A type in a user's words."""
     if typing.get_origin(hint) is tuple:
-        return f"{type_name(typing.get_args(hint)[0])}s with commas between"
+        return f"{type_name(typing.get_args(hint)[0]).removeprefix('a ')}s with commas between"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
 
 

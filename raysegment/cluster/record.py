@@ -51,7 +51,9 @@ def open_record(folder: Path, command: str, identity: dict[str, Any]) -> dict[st
         raise UsageError(f"--out {folder} holds a run of `{record.get('command')}`. Choose another --out.")
     before, now = _flatten(record, identity), _flatten(as_json(identity), identity)
     changed = [
-        f"{name.removeprefix('options.')} was {before.get(name)}, is {now[name]}"
+        "the scans, their files or their split changed"
+        if name == "data_id"
+        else f"{name.removeprefix('options.')} was {before.get(name)}, is {now[name]}"
         for name in now
         if before.get(name) != now[name]
     ]

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import DataContext, ExecutionResources, TaskPoolStrategy
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entry_of
+from raysegment.cluster.pace import hold_back
 from raysegment.errors import ScanError, UnreadableReferenceError
 from raysegment.imaging.augment import Augmentation
 from raysegment.options import Preprocessing, TrainOptions, pick
@@ -30,7 +32,6 @@ DATA_CPU_SHARE = 0.25
 
 SLICES_PER_TASK = 32
 TASKS_PER_EXECUTION = 2000
-TASKS_AT_ONCE = 2
 PREFETCH_BYTES = 512 * 1024**2
 BUFFERS = ("pixels", "reference")
 READ_MEMORY_MB = 8192
@@ -224,11 +225,16 @@ class SharePlan:
         return pa.Table.from_pylist(rows, schema=STEP_SCHEMA)
 
 
-def stream_batches(plan: SharePlan, first_epoch: int) -> Iterator[Batch]:
+def stream_batches(plan: SharePlan, first_epoch: int, num_makers: int = 1) -> Iterator[Batch]:
     """This rank's steps, epoch after epoch, made ahead of time in Ray Data tasks.
 
     One execution of Ray Data covers as many epochs as make about `TASKS_PER_EXECUTION` tasks, so that the next epoch is
     already being augmented while this one is validated.
+
+    Args:
+        plan: What to make.
+        first_epoch: Counted from 0.
+        num_makers: Processes that augment.
     """
     configure_execution()
     per_epoch = plan.tasks_per_epoch
@@ -238,21 +244,27 @@ def stream_batches(plan: SharePlan, first_epoch: int) -> Iterator[Batch]:
         tasks = [{"epoch": epoch, "task": task} for epoch in epochs for task in range(per_epoch)]
         # Unlike from_arrow or range, from_items starts no task of its own, which would wait for a whole CPU.
         steps = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
-            make_tasks,
-            fn_args=(plan,),
+            StepMaker,
+            fn_constructor_args=(plan,),
             batch_size=None,
             batch_format="pyarrow",
             num_cpus=DATA_CPU_SHARE,
-            compute=TaskPoolStrategy(size=TASKS_AT_ONCE),
+            compute=ActorPoolStrategy(size=num_makers),
         )
         for table in steps.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
             for row in range(table.num_rows):
                 yield unpack_step(table.slice(row, 1))
 
 
-def make_tasks(batch: pa.Table, plan: SharePlan) -> pa.Table:
-    """The steps of the tasks in a batch."""
-    return pa.concat_tables([plan.make_task(row["epoch"], row["task"]) for row in batch.to_pylist()])
+class StepMaker:
+    """Makes steps in a process that stays: Ray ends idle task processes within a second, and a new one imports anew."""
+
+    def __init__(self, plan: SharePlan) -> None:
+        cv2.setNumThreads(1)
+        self.plan = plan
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return pa.concat_tables([self.plan.make_task(row["epoch"], row["task"]) for row in batch.to_pylist()])
 
 
 STEP_SCHEMA = pa.schema(
@@ -271,6 +283,7 @@ def unpack_step(row: pa.Table) -> Batch:
 def configure_execution() -> None:
     """Keep the plan's order and bound what is made ahead."""
     context = DataContext.get_current()
+    hold_back(context)
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
     # With slow training the buffers stay full for long, which Ray Data would take for a hang.

@@ -54,17 +54,30 @@ def ray_session(address: str | None, temp_dir: str | None) -> Iterator[None]:
             arguments["_temp_dir"] = str(Path(temp_dir).resolve())
     else:
         arguments["address"] = address
+    # Also around the start, where Ray's own handler would end the process without a word.
+    with interruptible():
+        try:
+            start_ray(arguments)
+            with interruptible():
+                yield
+        finally:
+            ray.shutdown()
+
+
+def start_ray(arguments: dict[str, Any]) -> None:
+    """Start or join Ray, quietly.
+
+    Raises:
+        ClusterError: It does not answer.
+    """
+    import ray
+
     try:
         ray.init(**arguments)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        asked = f"--address {address}" if address else "a local Ray"
+        asked = "a local Ray" if arguments["address"] == "local" else f"--address {arguments['address']}"
         raise ClusterError(f"{asked} does not answer: {' '.join(str(error).split())[:300]}") from error
-    silence_ray_data()
-    try:
-        with interruptible():
-            yield
-    finally:
-        ray.shutdown()
+    tame_ray_data()
 
 
 def set_environment(address: str | None) -> None:
@@ -86,13 +99,16 @@ def set_environment(address: str | None) -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def silence_ray_data() -> None:
-    """Leave the terminal to raysegment's own progress."""
+def tame_ray_data() -> None:
+    """Leave the terminal to raysegment's own progress, and the cores to its work."""
     from ray.data import DataContext
+
+    from raysegment.cluster.pace import hold_back
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    hold_back(context)
     for name in ("ray.data", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysegment.archive.index import find_scans
+from raysegment.archive.index import find_scans, summarise
 from raysegment.archive.split import SplitResult, assign_splits
+from raysegment.cluster.hardware import wait_for_hardware
 from raysegment.cluster.record import describe_choices, describe_machine, finish_record, open_record, write_record
 from raysegment.cluster.session import ray_session, resolve_on_cluster, run_interruptibly
 from raysegment.cluster.training_log import TrainingLog
@@ -27,7 +28,7 @@ from raysegment.errors import (
 from raysegment.options import TrainOptions, changed_result
 from raysegment.pipeline.finish import count_inputs
 from raysegment.pipeline.illustrate import draw_training_figures
-from raysegment.pipeline.learn import Progress
+from raysegment.pipeline.learn import Progress, find_checkpoints
 from raysegment.store.lock import RunLock
 from raysegment.store.place import Place, report_full_disk
 
@@ -79,13 +80,13 @@ def train(options: TrainOptions) -> TrainResult:
     folder = Path(options.out).absolute()
     found = find_scans(options.source, patient_pattern=options.patient_pattern)
     split = assign_splits(
-        found,
+        select_referenced(found, options.source),
         split_file=options.split_file,
         train_fraction=options.train_fraction,
         val_fraction=options.val_fraction,
         seed=options.seed,
     )
-    check_splits(split.table, options.source)
+    check_splits(split.table)
     check_channels(options, most_common_channels(split.table))
     identity = {"options": changed_result(options), "data_id": hash_data(split.table)}
     record = open_record(folder, "train", identity)
@@ -95,7 +96,7 @@ def train(options: TrainOptions) -> TrainResult:
     folder.mkdir(parents=True, exist_ok=True)
     log = TrainingLog(folder / "log.txt", as_json=options.json)
     with report_full_disk(str(folder)), RunLock(Place(str(folder))), finish_record(folder, record):
-        log.say(describe_split(split, found.num_rows), left_out=list(split.left_out))
+        log.say(describe_split(split, found), left_out=list(split.left_out))
         with ray_session(options.address, options.temp_dir):
             run_interruptibly(lambda: train_in_session(options, split.table, folder, record, log))
     return build_result(folder, record)
@@ -106,7 +107,7 @@ def train_in_session(
 ) -> None:
     """Keep the scans, fit, write the bundle; what is learned on the way goes into the record."""
     from raysegment.cluster.samples import keep_scans
-    from raysegment.cluster.workers import WorkerTask, finish_on_worker, fit_with_retries, wait_for_hardware
+    from raysegment.cluster.workers import WorkerTask, finish_on_worker, fit_with_retries
 
     start = time.monotonic()
     options = replace(options, precision=record.get("precision") or resolve_on_cluster(options.precision))
@@ -146,6 +147,9 @@ def train_in_session(
         threads=share.threads,
         mailbox=None,
     )
+    done = find_checkpoints(folder / "checkpoints")
+    if done:
+        log.say(f"going on after {done[-1].name.replace('-', ' ')}")
     progress = fit_with_retries(task, share, log)
     scores = finish_on_worker(task, share, progress, describe_data(options, manifest, errors, num_channels, record))
     record |= {"scores": scores, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
@@ -153,18 +157,26 @@ def train_in_session(
     draw_pictures(folder, log)
 
 
-def check_splits(manifest: pa.Table, source: str) -> None:
-    """Refuse to train without scans with references to train and to validate on.
+def select_referenced(found: pa.Table, source: str) -> pa.Table:
+    """Scans that have a reference, to be divided among the splits.
 
     Raises:
-        UsageError: Nothing in the archive has a reference.
-        RunError: A split is empty.
+        UsageError: There is none.
     """
-    with_reference = pc.greater(pc.list_value_length(manifest["reference_files"]), 0)
-    if not pc.any(with_reference).as_py():
+    referenced = found.filter(pc.greater(pc.list_value_length(found["reference_files"]), 0))
+    if not referenced.num_rows:
         raise UsageError(
             f"no scan in {source} has a reference; looked for `_mask` partners and masks/ beside images/ folders."
         )
+    return referenced
+
+
+def check_splits(manifest: pa.Table) -> None:
+    """Refuse to train with nothing to train or to validate on.
+
+    Raises:
+        RunError: A split is empty.
+    """
     for split in ("train", "val"):
         if not select_split(manifest, split).num_rows:
             raise RunError(f"the {split} split holds no scan with a reference; give a --split-file or more patients.")
@@ -199,9 +211,8 @@ def check_precision(options: TrainOptions, record: dict[str, Any]) -> None:
 
 
 def select_split(manifest: pa.Table, split: str) -> pa.Table:
-    """Scans of one split that have a reference."""
-    has_reference = pc.greater(pc.list_value_length(manifest["reference_files"]), 0)
-    return manifest.filter(pc.and_(pc.equal(manifest["split"], split), has_reference))
+    """Scans of one split."""
+    return manifest.filter(pc.equal(manifest["split"], split))
 
 
 def check_errors(errors: Errors, manifest: pa.Table) -> None:
@@ -230,12 +241,11 @@ def most_common_channels(manifest: pa.Table) -> int | None:
 
 def write_run_manifest(manifest: pa.Table, errors: Errors, folder: Path) -> None:
     """The manifest with what became of each scan: `status` used, failed or unused, and its error."""
-    rows = zip(*(manifest[name].to_pylist() for name in ("scan_id", "split", "reference_files")), strict=True)
-    status = [
-        "failed" if scan_id in errors else "used" if split in ("train", "val") and references else "unused"
-        for scan_id, split, references in rows
-    ]
     scan_ids = manifest["scan_id"].to_pylist()
+    status = [
+        "failed" if scan_id in errors else "used" if split in ("train", "val") else "unused"
+        for scan_id, split in zip(scan_ids, manifest["split"].to_pylist(), strict=True)
+    ]
     nothing = (None, None)
     table = manifest.append_column("status", pa.array(status, pa.string()))
     for position, name in enumerate(("error_type", "error_message")):
@@ -271,18 +281,24 @@ def describe_data(
     }
 
 
-def describe_split(split: SplitResult, num_found: int) -> str:
-    """The split in one line."""
-    counts = {
-        name: (select.num_rows, pc.count_distinct(select["patient_id"]).as_py())
-        for name in ("train", "val", "test")
-        for select in [split.table.filter(pc.equal(split.table["split"], name))]
-    }
-    parts = ", ".join(f"{name} {scans} scans of {patients} patients" for name, (scans, patients) in counts.items())
-    text = f"{num_found} scans found; {split.origin}: {parts}"
+def describe_split(split: SplitResult, found: pa.Table) -> str:
+    """What was found, and the split, in one line."""
+    summary = summarise(found)
+    parts = []
+    for name in ("train", "val", "test"):
+        chosen = select_split(split.table, name)
+        parts.append(f"{name} {chosen.num_rows} scans of {pc.count_distinct(chosen['patient_id']).as_py()} patients")
+    notes = [f"{summary.scans} scans found", f"{split.origin}: {', '.join(parts)}"]
+    without = summary.scans - summary.with_reference - summary.with_partial_reference
+    if without:
+        notes.append(f"{without} scans without reference are not used")
+    if summary.with_partial_reference:
+        notes.append(f"{summary.with_partial_reference} scans lack the references of some slices, which count as clean")
+    if summary.own_patients:
+        notes.append(f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern")
     if split.left_out:
-        text += f"; {len(split.left_out)} patients named by no split are left out"
-    return text
+        notes.append(f"{len(split.left_out)} patients that the split does not name are left out")
+    return "; ".join(notes)
 
 
 def describe_end(progress: Progress, scores: dict[str, float], folder: Path) -> str:
@@ -297,7 +313,12 @@ def draw_pictures(folder: Path, log: TrainingLog) -> None:
     """Draw the run's figures, in a Ray task: it loads the network, which the driver does not."""
     import ray
 
-    for path in ray.get(ray.remote(num_cpus=1, max_retries=3)(draw_training_figures).remote(folder)):
+    try:
+        drawn = ray.get(ray.remote(num_cpus=1, max_retries=3)(draw_training_figures).remote(folder))
+    except ray.exceptions.RayError as error:
+        log.say(f"the figures could not be drawn ({' '.join(str(error).split())[-200:]}); try `raysegment report`")
+        return
+    for path in drawn:
         log.say(f"drew {path}")
 
 

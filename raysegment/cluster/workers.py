@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,38 +16,22 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raysegment.cluster.backend import CollectiveConfig
+from raysegment.cluster.hardware import WorkerShare, share_what_is_left
 from raysegment.cluster.samples import KeptSet, SharePlan, stream_batches
-from raysegment.cluster.session import live_nodes
 from raysegment.cluster.training_log import TrainingLog
-from raysegment.errors import ClusterError, DiskFullError, RunError
+from raysegment.errors import DiskFullError, RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.learn import Progress, run_epochs
 from raysegment.pipeline.plan import deal_scans
 
-DATA_CPUS = 0.5
-"""Logical CPUs of each node that training workers leave to data tasks."""
+THREADS_PER_MAKER = 4
+"""TensorFlow threads for which one augmenting process is enough."""
 
 SECONDS_BETWEEN_TRIES = 3.0
+HOPELESS = "is not a number"
+"""In the message of failures that trying again would only repeat."""
+
 SECONDS_BETWEEN_LOOKS = 0.5
-SECONDS_FOR_NODES = 45.0
-"""How long to wait for nodes that may still join, before saying that a request cannot be met."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkerShare:
-    """What each training worker gets.
-
-    Attributes:
-        num_workers: Workers.
-        cpus: Logical CPUs of each, for scheduling only.
-        threads: TensorFlow threads of each.
-        use_gpu: One GPU each.
-    """
-
-    num_workers: int
-    cpus: float
-    threads: int
-    use_gpu: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,51 +71,6 @@ class Mailbox:
         return messages
 
 
-def share_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
-    """Divide the nodes that are there now among workers.
-
-    Raises:
-        ClusterError: More workers than CPUs, or than GPUs where there are any.
-    """
-    nodes = [node["Resources"] for node in live_nodes()]
-    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    use_gpu = num_gpus > 0
-    available = num_gpus if use_gpu else sum(int(node["CPU"]) for node in nodes)
-    if num_workers > available:
-        kind = "GPUs" if use_gpu else "CPUs"
-        raise ClusterError(
-            f"--workers {num_workers} need one of the cluster's {kind} each; it has {available} on {len(nodes)} nodes."
-        )
-    for per_node in range(1, num_workers + 1):
-        hosts = [node for node in nodes if node["CPU"] >= per_node and (not use_gpu or node.get("GPU", 0) >= per_node)]
-        if len(hosts) * per_node < num_workers:
-            continue
-        cpus = sorted((node["CPU"] for node in hosts), reverse=True)[: -(-num_workers // per_node)]
-        return WorkerShare(
-            num_workers=num_workers,
-            cpus=round((cpus[-1] - DATA_CPUS) / per_node, 3),
-            threads=options.threads or max(1, int(cpus[-1] // per_node)),
-            use_gpu=use_gpu,
-        )
-    raise ClusterError(f"--workers {num_workers} need one CPU each; no node of the cluster has room for its share.")
-
-
-def wait_for_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
-    """As `share_hardware`, after giving nodes of a cluster some time to join.
-
-    Raises:
-        ClusterError: Within a minute, if the request cannot be met.
-    """
-    deadline = time.monotonic() + (SECONDS_FOR_NODES if options.address else 0.0)
-    while True:
-        try:
-            return share_hardware(num_workers, options)
-        except ClusterError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
 def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progress:
     """Run the workers until training is over, starting anew from the last checkpoint when some die.
 
@@ -152,6 +92,8 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> 
                     f"no space left while writing {task.folder}. The last checkpoint is whole; make room and run the "
                     "same command."
                 ) from error
+            if HOPELESS in cause:
+                raise RunError(cause) from error
             failures += 1
             if failures > task.options.max_failures:
                 raise RunError(
@@ -162,24 +104,8 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> 
                 f"{task.options.max_failures}"
             )
             time.sleep(SECONDS_BETWEEN_TRIES)
-            share = shrink(task.options)
+            share = share_what_is_left(task.options)
             task = replace(task, threads=share.threads)
-
-
-def shrink(options: TrainOptions) -> WorkerShare:
-    """The largest number of workers, up to the one asked for, that fits now and divides the global batch."""
-    deadline = time.monotonic() + SECONDS_FOR_NODES
-    while True:
-        for num_workers in range(options.workers, 0, -1):
-            if options.batch_size % num_workers:
-                continue
-            try:
-                return share_hardware(num_workers, options)
-            except ClusterError:
-                continue
-        if time.monotonic() > deadline:
-            raise ClusterError("no node of the cluster has room for a training worker any more.")
-        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def run_workers(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progress:
@@ -244,7 +170,8 @@ class MailReader:
             except ray.exceptions.RayError:
                 messages = []
             for message in messages:
-                self._show(message)
+                with suppress(OSError):
+                    self._show(message)
             if stopping:
                 return
             self._stop.wait(SECONDS_BETWEEN_LOOKS)
@@ -288,7 +215,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
 
     progress = run_epochs(
         fitter,
-        stream_batches(plan, first_epoch),
+        stream_batches(plan, first_epoch, max(1, task.threads // THREADS_PER_MAKER)),
         {scan: task.validation.fetch(scan) for scan in mine},
         len(task.validation.scan_ids),
         checkpoints,

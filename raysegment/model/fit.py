@@ -224,7 +224,10 @@ class Fitter:
             if self.task.options.precision == "float16":
                 objective = self.optimizer.scale_loss(objective)
         variables = self.model.trainable_variables
-        self.optimizer.apply(tape.gradient(objective, variables), variables)
+        gradients = tape.gradient(objective, variables)
+        if self.strategy and self.task.options.precision == "float16":
+            gradients = spread_overflow(gradients)
+        self.optimizer.apply(gradients, variables)
         mask = tf.cast(probability > 0.5, tf.float32)
         sums = [losses, mask * expected, mask, expected, tf.ones_like(losses)]
         return tf.stack([tf.cast(tf.reduce_sum(value), tf.float64) for value in sums])
@@ -241,6 +244,17 @@ class Fitter:
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(local))
 
         return self.strategy.experimental_local_results(self.strategy.run(reduce, (values,)))[0]
+
+
+def spread_overflow(gradients: list[Any]) -> list[Any]:
+    """Make gradients not-a-number on all ranks if they overflowed on one, so that all skip the step together.
+
+    Keras' loss scaling looks at the local gradients only; a rank that skips alone leaves the others waiting for it.
+    """
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    overflowed = tf.identity(1.0 - tf.cast(finite, tf.float32))
+    total = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, overflowed)
+    return [gradient + tf.cast(tf.where(total > 0, float("nan"), 0.0), gradient.dtype) for gradient in gradients]
 
 
 def set_threads(threads: int | None) -> None:

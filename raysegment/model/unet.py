@@ -34,8 +34,8 @@ class BlockStyle:
 class SynchronizedBatchNormalization(layers.BatchNormalization):
     """Batch normalization over the shares of all workers, which are of equal size; for training only.
 
-    Keras' own `synchronized=True` takes E[x²] − E[x]² of float32 sums, which loses digits; this takes the mean first and
-    the squared distances from it second.
+    Keras' own `synchronized=True` takes E[x²] − E[x]² of float32 sums, which loses digits; this takes the mean first
+    and the squared distances from it second.
     """
 
     def _moments(self, inputs: Any, mask: Any) -> tuple[Any, Any]:

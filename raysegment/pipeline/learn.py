@@ -115,6 +115,8 @@ def run_epoch(
     start = time.monotonic()
     rate = fitter.learning_rate
     trained = fitter.train_epoch(batches, on_step)
+    if math.isnan(trained.loss):
+        raise RunError(f"the loss is not a number in epoch {epoch + 1}; lower --learning-rate.")
     with fitter.averaged_weights():
         scores = validate(fitter, validation, num_validation_scans, fitter.task.options.context_slices)
     seconds = time.monotonic() - start

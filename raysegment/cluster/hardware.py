@@ -1,0 +1,99 @@
+"""How the cluster's CPUs and GPUs are divided among training workers."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from raysegment.cluster.session import live_nodes
+from raysegment.errors import ClusterError
+from raysegment.options import TrainOptions
+
+DATA_CPUS = 0.5
+"""Logical CPUs of each node that training workers leave to data tasks."""
+
+SECONDS_FOR_NODES = 45.0
+"""How long to wait for nodes that may still join, before saying that a request cannot be met."""
+SECONDS_BETWEEN_LOOKS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerShare:
+    """What each training worker gets.
+
+    Attributes:
+        num_workers: Workers.
+        cpus: Logical CPUs of each, for scheduling only.
+        threads: TensorFlow threads of each.
+        use_gpu: One GPU each.
+    """
+
+    num_workers: int
+    cpus: float
+    threads: int
+    use_gpu: bool
+
+
+def share_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
+    """Divide the nodes that are there now among workers.
+
+    Raises:
+        ClusterError: More workers than CPUs, or than GPUs where there are any.
+    """
+    nodes = [node["Resources"] for node in live_nodes()]
+    num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    use_gpu = num_gpus > 0
+    available = num_gpus if use_gpu else sum(int(node["CPU"]) for node in nodes)
+    if num_workers > available:
+        kind = "GPUs" if use_gpu else "CPUs"
+        raise ClusterError(
+            f"--workers {num_workers} need one of the cluster's {kind} each; it has {available} on {len(nodes)} nodes."
+        )
+    shares = []
+    for per_node in range(1, num_workers + 1):
+        hosts = [node for node in nodes if node["CPU"] >= per_node and (not use_gpu or node.get("GPU", 0) >= per_node)]
+        if len(hosts) * per_node < num_workers:
+            continue
+        cpus = sorted((node["CPU"] for node in hosts), reverse=True)[: -(-num_workers // per_node)]
+        share = WorkerShare(
+            num_workers=num_workers,
+            cpus=round((cpus[-1] - DATA_CPUS) / per_node, 3),
+            threads=options.threads or max(1, int(cpus[-1] // per_node)),
+            use_gpu=use_gpu,
+        )
+        shares.append(share)
+    if not shares:
+        raise ClusterError(f"--workers {num_workers} need one CPU each; the nodes have no room for their shares.")
+    return max(shares, key=lambda share: share.cpus)
+
+
+def wait_for_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
+    """As `share_hardware`, after giving nodes of a cluster some time to join.
+
+    Raises:
+        ClusterError: Within a minute, if the request cannot be met.
+    """
+    deadline = time.monotonic() + (SECONDS_FOR_NODES if options.address else 0.0)
+    while True:
+        try:
+            return share_hardware(num_workers, options)
+        except ClusterError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def share_what_is_left(options: TrainOptions) -> WorkerShare:
+    """The largest number of workers, up to the one asked for, that fits now and divides the global batch."""
+    deadline = time.monotonic() + SECONDS_FOR_NODES
+    while True:
+        for num_workers in range(options.workers, 0, -1):
+            if options.batch_size % num_workers:
+                continue
+            try:
+                return share_hardware(num_workers, options)
+            except ClusterError:
+                continue
+        if time.monotonic() > deadline:
+            raise ClusterError("no node of the cluster has room for a training worker any more.")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
