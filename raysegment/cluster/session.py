@@ -90,6 +90,8 @@ def set_environment(address: str | None) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "50")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray ends task processes that are idle for a second; a new one has to import everything and start its decoder.
+    os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     # A thread that an interrupted run leaves behind must not start a second Ray.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
