@@ -136,7 +136,7 @@ class TrainOptions(Preprocessing, CommandOptions):
 
     source: str = choice(MISSING, "folder, manifest or bucket with scans and references", positional=True)
     out: str = choice(MISSING, "folder of the run; an unfinished run there goes on")
-    split_file: str | None = choice(None, 'JSON {"train": [patient, …], "val": […], "test": […]}', affects_result=True)
+    split_file: str | None = choice(None, 'JSON {"train": [patient, …], "val": […], "test": […]}')
     train_fraction: float = choice(
         0.9, "share of patients to train on, where no other split is given", affects_result=True, minimum=0, maximum=1
     )

@@ -188,16 +188,12 @@ class MailReader:
 
 def train_on_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
-    from raysegment.pipeline.learn import find_checkpoints
-
     task: WorkerTask = config["task"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     plan = SharePlan(kept=task.train, options=task.options, rank=rank, num_workers=num_workers)
     fitter = make_fitter(task, plan)
     checkpoints = Path(task.folder) / "checkpoints"
-    found = find_checkpoints(checkpoints)
-    first_epoch = int(found[-1].name.removeprefix("epoch-")) if found else 0
     mine = deal_scans(task.validation.slices_per_scan, num_workers)[rank]
     posted = time.monotonic()
 
@@ -215,7 +211,7 @@ def train_on_worker(config: dict[str, Any]) -> None:
 
     progress = run_epochs(
         fitter,
-        stream_batches(plan, first_epoch, max(1, task.threads // THREADS_PER_MAKER)),
+        lambda first_epoch: stream_batches(plan, first_epoch, max(1, task.threads // THREADS_PER_MAKER)),
         {scan: task.validation.fetch(scan) for scan in mine},
         len(task.validation.scan_ids),
         checkpoints,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy.typing as npt
 
 from raysegment.imaging.geometry import restore_grid
 from raysegment.imaging.preprocess import normalize, stack_context
-from raysegment.options import Postprocessing, Preprocessing, TrainOptions, as_plain, pick
+from raysegment.options import Postprocessing, Preprocessing, TrainOptions, changed_result, pick
 from raysegment.pipeline.learn import Progress, load_best
 from raysegment.pipeline.samples import KeptScan
 from raysegment.scan import Labels
@@ -49,7 +50,7 @@ def write_bundle(
     from raysegment.model.predictor import Predictor
 
     num_inputs = count_inputs(options, facts["num_channels"])
-    model = build_plain(options, num_inputs, load_best(folder / "checkpoints"))
+    model = build_plain(options, num_inputs, load_best(folder / "checkpoints", progress.best_epoch))
     predictor = Predictor(model, precision=options.precision, batch_size=min(16, options.batch_size))
     probabilities = (
         predictor.predict(normalize(stack_context(kept.pixels, options.context_slices), kept.intensity))
@@ -75,8 +76,12 @@ def write_bundle(
             training_patients=facts["training_patients"],
             data=facts["data"],
             split=facts["split"],
-            scores={**scores, "best_epoch": progress.best_epoch, "val_loss": best["val_loss"]},
-            provenance={**facts["provenance"], "options": as_plain(options)},
+            scores={
+                **{name: None if math.isnan(score) else score for name, score in scores.items()},
+                "best_epoch": progress.best_epoch,
+                "val_loss": best["val_loss"],
+            },
+            provenance={**facts["provenance"], "precision": options.precision, "options": changed_result(options)},
         ),
     )
     return scores

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -57,7 +59,7 @@ class Progress:
 
 def run_epochs(
     fitter: Fitter,
-    batches: Iterator[Batch],
+    batches_from: Callable[[int], Iterator[Batch]],
     validation: Mapping[int, KeptScan],
     num_validation_scans: int,
     folder: Path,
@@ -68,7 +70,7 @@ def run_epochs(
 
     Args:
         fitter: This rank's network.
-        batches: This rank's steps from the next epoch on, in order.
+        batches_from: Gives this rank's steps in order, from an epoch on, counted from 0.
         validation: This rank's validation scans by index; all ranks together hold each index once.
         num_validation_scans: Over all ranks.
         folder: The run's checkpoints.
@@ -81,6 +83,7 @@ def run_epochs(
     options = fitter.task.options
     progress = restore_newest(fitter, folder)
     check_ranks(fitter, progress, folder)
+    batches = batches_from(progress.epoch)
     while not progress.is_over(options):
         watch = partial(on_step, progress.epoch) if on_step else None
         row = run_epoch(fitter, batches, validation, num_validation_scans, progress.epoch, watch)
@@ -97,7 +100,7 @@ def run_epochs(
         if fitter.task.rank == 0:
             if improved:
                 with fitter.averaged_weights():
-                    save_best(folder, fitter.model.get_weights())
+                    save_best(folder, progress.epoch, fitter.model.get_weights())
             save_checkpoint(fitter, folder, progress)
         on_epoch(progress)
     return progress
@@ -172,17 +175,29 @@ def score_of(row: Mapping[str, float], best_by: str) -> float:
 
 
 def save_checkpoint(fitter: Fitter, folder: Path, progress: Progress) -> None:
-    """Write a checkpoint under its final name at once, then remove the oldest beyond what is kept."""
+    """Write a checkpoint under its final name at once, then remove what is older than those kept."""
     final = folder / f"epoch-{progress.epoch:05d}"
     unfinished = folder / f"{final.name}.partial"
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     fitter.save(unfinished, asdict(progress))
-    _flush(unfinished)
+    for path in unfinished.iterdir():
+        flush(path)
     shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)
-    for old in find_checkpoints(folder)[: -fitter.task.options.keep_checkpoints]:
+    flush(folder)
+    prune(folder, fitter.task.options.keep_checkpoints)
+
+
+def prune(folder: Path, keep_checkpoints: int) -> None:
+    """Remove old checkpoints, and best weights that none of those kept goes back to."""
+    found = find_checkpoints(folder)
+    for old in found[:-keep_checkpoints]:
         shutil.rmtree(old, ignore_errors=True)
+    kept = [json.loads((path / "state.json").read_text(encoding="utf-8")) for path in found[-keep_checkpoints:]]
+    needed = {best_path(folder, state["best_epoch"]) for state in kept}
+    for path in set(folder.glob("best-*.npz")) - needed:
+        path.unlink()
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -191,9 +206,13 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def restore_newest(fitter: Fitter, folder: Path) -> Progress:
-    """Go on from the newest checkpoint; from the start where there is none."""
-    found = find_checkpoints(folder)
-    return Progress(**fitter.restore(found[-1])) if found else Progress()
+    """Go on from the newest checkpoint that can be read; from the start where there is none."""
+    for found in reversed(find_checkpoints(folder)):
+        try:
+            return Progress(**fitter.restore(found))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            continue
+    return Progress()
 
 
 def check_ranks(fitter: Fitter, progress: Progress, folder: Path) -> None:
@@ -211,23 +230,30 @@ def check_ranks(fitter: Fitter, progress: Progress, folder: Path) -> None:
         )
 
 
-def save_best(folder: Path, weights: list[npt.NDArray[Any]]) -> None:
-    """Keep the best weights so far; the file is whole at every moment."""
+def save_best(folder: Path, epoch: int, weights: list[npt.NDArray[Any]]) -> None:
+    """Keep the weights of the best epoch so far; the file is whole at every moment."""
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "best.partial.npz"
     arrays: dict[str, Any] = {f"weight_{i:05d}": value for i, value in enumerate(weights)}
     np.savez(unfinished, **arrays)
-    unfinished.rename(folder / "best.npz")
+    flush(unfinished)
+    unfinished.rename(best_path(folder, epoch))
 
 
-def load_best(folder: Path) -> list[npt.NDArray[Any]]:
-    """The weights that `save_best` kept."""
-    with np.load(folder / "best.npz") as arrays:
+def load_best(folder: Path, epoch: int) -> list[npt.NDArray[Any]]:
+    """The weights that `save_best` kept of an epoch."""
+    with np.load(best_path(folder, epoch)) as arrays:
         return [arrays[name] for name in sorted(arrays.files)]
 
 
-def _flush(folder: Path) -> None:
-    """Make a folder's files survive a power cut."""
-    for path in folder.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+def best_path(folder: Path, epoch: int) -> Path:
+    return folder / f"best-{epoch:05d}.npz"
+
+
+def flush(path: Path) -> None:
+    """Make a file, or a folder's list of files, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

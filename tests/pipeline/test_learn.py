@@ -1,11 +1,22 @@
+import json
 import math
+import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from raysegment.options import TrainOptions
 from raysegment.pipeline.finish import THRESHOLDS, choose_threshold
-from raysegment.pipeline.learn import Progress, load_best, save_best, score_of, summarise_scores
+from raysegment.pipeline.learn import (
+    Progress,
+    load_best,
+    prune,
+    restore_newest,
+    save_best,
+    score_of,
+    summarise_scores,
+)
 
 
 def options(**choices: object) -> TrainOptions:
@@ -59,6 +70,40 @@ def test_the_threshold_is_the_best_one_and_nearest_to_one_half_among_equals() ->
 
 def test_best_weights_come_back_in_their_order(tmp_path) -> None:
     weights = [np.full((i + 1,), i, np.float32) for i in range(12)]
-    save_best(tmp_path / "checkpoints", weights)
-    for saved, loaded in zip(weights, load_best(tmp_path / "checkpoints"), strict=True):
+    save_best(tmp_path / "checkpoints", 3, weights)
+    for saved, loaded in zip(weights, load_best(tmp_path / "checkpoints", 3), strict=True):
         assert np.array_equal(saved, loaded)
+
+
+def make_checkpoint(folder: Path, epoch: int, best_epoch: int) -> None:
+    (folder / f"epoch-{epoch:05d}").mkdir(parents=True)
+    (folder / f"epoch-{epoch:05d}" / "state.json").write_text(json.dumps({"best_epoch": best_epoch}))
+
+
+def test_pruning_keeps_the_newest_checkpoints_and_the_best_weights_they_go_back_to(tmp_path: Path) -> None:
+    for epoch, best_epoch in [(1, 1), (2, 2), (3, 2), (4, 4)]:
+        make_checkpoint(tmp_path, epoch, best_epoch)
+    for epoch in (1, 2, 4):
+        save_best(tmp_path, epoch, [np.zeros(1)])
+    prune(tmp_path, keep_checkpoints=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best-00002.npz",
+        "best-00004.npz",
+        "epoch-00003",
+        "epoch-00004",
+    ]
+
+
+class FakeFitter:
+    """Stands for a network whose newest checkpoint is damaged."""
+
+    def restore(self, folder: Path) -> dict[str, object]:
+        if folder.name == "epoch-00002":
+            raise zipfile.BadZipFile("File is not a zip file")
+        return {"epoch": 1, "best_epoch": 1}
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 1, 1)
+    make_checkpoint(tmp_path, 2, 1)
+    assert restore_newest(FakeFitter(), tmp_path).epoch == 1
