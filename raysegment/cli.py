@@ -35,7 +35,6 @@ MAX_LISTED_PROBLEMS = 20
 
 app = typer.Typer(
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     help="Trains U-Nets and segments archives of medical scans, on one machine or a Ray cluster. Research use, not a "
@@ -47,6 +46,8 @@ Command = Callable[[Any], int]
 
 def main() -> None:
     """Run the command line; the one place where errors become a line and an exit code."""
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
     try:
         code = app(standalone_mode=False)
     except RaysegmentError as error:
