@@ -2,10 +2,10 @@
 
     python benchmarks/time_to_dice.py LGG_DIR SPLIT_FILE --run RUN [--minutes 40]
 
-The plain script is what the author of a small project writes: 256x256, Dice loss, Adam 1e-4, batch 32, float32, all slices
-in memory, rotation, shift, zoom, shear and flip in the data generator, `Model.fit`. After each epoch the mean per-scan Dice
-on the validation patients is taken at 0.5. RUN is a folder of `raysegment train … --recipe lgg-best` on the same machine;
-its minutes are read from its history, start-up of each included separately. Nothing else should run on the machine.
+The plain script is what the author of a small project writes: 256x256, Dice loss, Adam 1e-4, batch 32, float32, all
+slices in memory, rotation, shift, zoom, shear and flip in the data generator, `Model.fit`. After each epoch the mean
+per-scan Dice on the validation patients is taken at 0.5. RUN is a folder of `raysegment train … --recipe lgg-best` on
+the same machine; its minutes come from its history. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
