@@ -7,7 +7,7 @@ import time
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
-SECONDS_BETWEEN_STEPS = 0.02
+SECONDS_BETWEEN_STEPS = 0.05
 
 
 class Pace(ExecutionCallback):
