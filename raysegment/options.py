@@ -255,7 +255,10 @@ class InferOptions(Postprocessing, CommandOptions):
         affects_result=True,
     )
     foreground_box: bool = choice(
-        True, "run the network only on the box around what is not background", affects_result=True
+        False,
+        "run the network only on the box around what is not background, and not on empty slices; faster, masks may differ "
+        "a little near the box",
+        affects_result=True,
     )
     precision: Precision = choice(
         "auto", "precision of the network's arithmetic; auto: what the hardware is fast in", affects_result=True
