@@ -248,7 +248,8 @@ def stream_batches(plan: SharePlan, first_epoch: int, num_makers: int = 1) -> It
             fn_constructor_args=(plan,),
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=DATA_CPU_SHARE,
+            # No logical CPUs: whatever the workers were given, and wherever they were placed, their steps must come.
+            num_cpus=0,
             compute=ActorPoolStrategy(size=num_makers),
         )
         for table in steps.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):

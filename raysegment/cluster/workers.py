@@ -124,6 +124,7 @@ def run_workers(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progr
         scaling_config=ScalingConfig(
             num_workers=share.num_workers,
             use_gpu=share.use_gpu,
+            placement_strategy="SPREAD",
             resources_per_worker={"CPU": share.cpus, **({"GPU": 1} if share.use_gpu else {})},
         ),
         run_config=RunConfig(
