@@ -256,8 +256,8 @@ class InferOptions(Postprocessing, CommandOptions):
     )
     foreground_box: bool = choice(
         False,
-        "run the network only on the box around what is not background, and not on empty slices; faster, masks may differ "
-        "a little near the box",
+        "run the network only on the box around what is not background, and not on empty slices; faster, masks may "
+        "differ a little near the box",
         affects_result=True,
     )
     precision: Precision = choice(
