@@ -18,7 +18,7 @@ from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import read_manifest
 from raysegment.cluster.closing import describe_failures, describe_nothing_to_do, describe_run
 from raysegment.cluster.output import append_log, check_identity, read_record, write_record
-from raysegment.cluster.plan import Todo, find_todo
+from raysegment.cluster.plan import Remaining, find_remaining
 from raysegment.cluster.record import as_json, describe_choices, describe_machine
 from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.rounds import Rounds
@@ -156,17 +156,20 @@ def _run_in_folder(
     with RunLock(place) as lock:
         record = {**read_record(place), **identity}
         prepare_tables(place)
-        todo = find_todo(manifest, read_finished(place), retry_failed=options.retry_failed)
-        if todo.plan.num_rows == 0 and record.get("status") == "done":
+        remaining = find_remaining(manifest, read_finished(place), retry_failed=options.retry_failed)
+        if remaining.plan.num_rows == 0 and record.get("status") == "done":
             reporter = ScanReporter(0, as_json=options.json)
-            reporter.say(describe_nothing_to_do(manifest.num_rows, todo.num_failed, options.out))
+            reporter.say(describe_nothing_to_do(manifest.num_rows, remaining.num_failed, options.out))
             return InferResult(
-                out=options.out, scans_total=manifest.num_rows, scans_ok=todo.num_ok, scans_failed=todo.num_failed
+                out=options.out,
+                scans_total=manifest.num_rows,
+                scans_ok=remaining.num_ok,
+                scans_failed=remaining.num_failed,
             )
         record |= {"attempt": int(record.get("attempt") or 0) + 1}
-        run = _Run(options, bundle, place, lock, record, todo, manifest)
+        run = _Run(options, bundle, place, lock, record, remaining, manifest)
         with run.recorded(started):
-            if todo.plan.num_rows:
+            if remaining.plan.num_rows:
                 run.segment_all()
         return run.conclude(started)
 
@@ -211,7 +214,7 @@ class _Run:
         place: Place,
         lock: RunLock,
         record: dict[str, Any],
-        todo: Todo,
+        remaining: Remaining,
         manifest: pa.Table,
     ) -> None:
         self.options = options
@@ -219,16 +222,16 @@ class _Run:
         self.place = place
         self.lock = lock
         self.record = record
-        self.todo = todo
+        self.remaining = remaining
         self.manifest = manifest
         self.reporter = ScanReporter(
-            todo.plan.num_rows, as_json=options.json, on_line=lambda line: append_log(place, line)
+            remaining.plan.num_rows, as_json=options.json, on_line=lambda line: append_log(place, line)
         )
         self.rounds: Rounds | None = None
 
     def segment_all(self) -> None:
         """Do the plan, with Ray."""
-        take_out(self.place, self.todo.take_out)
+        take_out(self.place, self.remaining.take_out)
         attempt = int(self.record["attempt"])
         staging = f"{STAGING}/{attempt:04d}-{uuid.uuid4().hex[:8]}"
         with self.reporter, ray_session(self.options.address, self.options.temp_dir):
@@ -239,9 +242,9 @@ class _Run:
                 place=self.place,
                 lock=self.lock,
                 reporter=self.reporter,
-                num_ok_before=self.todo.num_ok,
+                num_ok_before=self.remaining.num_ok,
             )
-            self.rounds.run(self.todo.plan)
+            self.rounds.run(self.remaining.plan)
 
     def _worker_settings(self, staging: str, attempt: int) -> WorkerSettings:
         options, bundle = self.options, self.bundle

@@ -22,7 +22,7 @@ BLOCKS_PER_FILE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class Todo:
+class Remaining:
     """What a start of the command finds.
 
     Attributes:
@@ -47,7 +47,7 @@ class PlannedBlock:
     num_scans: int
 
 
-def find_todo(manifest: pa.Table, finished: pa.Table, *, retry_failed: bool) -> Todo:
+def find_remaining(manifest: pa.Table, finished: pa.Table, *, retry_failed: bool) -> Remaining:
     """Compare the manifest with the tables.
 
     A scan is done if it is in the tables with the same fingerprint. Failed ones count as done, but those that could not
@@ -65,7 +65,7 @@ def find_todo(manifest: pa.Table, finished: pa.Table, *, retry_failed: bool) -> 
     failed = _true(pc.equal(known["status"], STATUS_FAILED))
     again = failed if retry_failed else _true(pc.equal(known["error_type"], AccessError.__name__))
     done = pc.and_(same, pc.invert(again))
-    return Todo(
+    return Remaining(
         plan=manifest.filter(pc.invert(done)),
         take_out=manifest["scan_id"].filter(pc.and_(is_there, pc.invert(done))),
         num_ok=_count(pc.and_(done, pc.invert(failed))),

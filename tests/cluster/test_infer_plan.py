@@ -13,7 +13,7 @@ import pytest
 from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, to_table
 from raysegment.cluster.closing import describe_failures, describe_run
 from raysegment.cluster.nodes import compare_versions
-from raysegment.cluster.plan import find_todo, group_scans, write_plan
+from raysegment.cluster.plan import find_remaining, group_scans, write_plan
 from raysegment.cluster.pool import share_node
 from raysegment.cluster.reporter import ScanReporter
 from raysegment.errors import UsageError
@@ -51,10 +51,10 @@ FINISHED = finished_of(
 )
 def test_what_is_to_do_is_the_manifest_minus_what_is_done(retry_failed, planned, counts):
     manifest = manifest_of(same="1", changed="2", bad="1", refused="1", new="1")
-    todo = find_todo(manifest, FINISHED, retry_failed=retry_failed)
-    assert todo.plan["scan_id"].to_pylist() == planned
-    assert todo.take_out.to_pylist() == planned[:-1]
-    assert (todo.num_ok, todo.num_failed) == counts
+    remaining = find_remaining(manifest, FINISHED, retry_failed=retry_failed)
+    assert remaining.plan["scan_id"].to_pylist() == planned
+    assert remaining.take_out.to_pylist() == planned[:-1]
+    assert (remaining.num_ok, remaining.num_failed) == counts
 
 
 def test_blocks_hold_whole_scans_within_their_bounds_and_a_large_scan_is_alone():
@@ -104,9 +104,9 @@ def test_a_million_scans_are_planned_within_a_minute(tmp_path):
         }
     )
     started = time.monotonic()
-    todo = find_todo(manifest, done, retry_failed=False)
-    blocks = write_plan(Place(str(tmp_path)), "_staging/plan", todo.plan, num_cpus=2)
-    assert todo.plan.num_rows == sum(block.num_scans for block in blocks) == count // 2
+    remaining = find_remaining(manifest, done, retry_failed=False)
+    blocks = write_plan(Place(str(tmp_path)), "_staging/plan", remaining.plan, num_cpus=2)
+    assert remaining.plan.num_rows == sum(block.num_scans for block in blocks) == count // 2
     assert time.monotonic() - started < 60
 
 
