@@ -159,15 +159,22 @@ def infer(options: InferOptions) -> int:
     """Segment an archive into Parquet tables of masks and metrics; goes on where it was stopped."""
     from raysegment.cluster.infer import infer as run
 
-    return run(options).exit_code
+    result = run(options)
+    _say_result(options.json, result)
+    return result.exit_code
 
 
 @command(EvaluateOptions)
 def evaluate(options: EvaluateOptions) -> int:
     """Segment scans that have a reference and summarise how well masks and references agree."""
+    from raysegment.cluster.closing import describe_summary
     from raysegment.cluster.infer import evaluate as run
 
-    return run(options).exit_code
+    result = run(options)
+    if not options.json:
+        print("\n".join(describe_summary(result.summary, result.out)))
+    _say_result(options.json, result)
+    return result.exit_code
 
 
 @command(ExportOptions)
@@ -223,6 +230,14 @@ def _print_summary(summary: IndexSummary, options: IndexOptions) -> None:
 def _list_counts(counts: dict[str, int]) -> str:
     parts = [f"{name}: {count}" for name, count in list(counts.items())[:MAX_LISTED_PROBLEMS]]
     return ", ".join(parts) + (" …" if len(counts) > MAX_LISTED_PROBLEMS else "")
+
+
+def _say_result(is_json: bool, result: Any) -> None:
+    """The last JSON line of a run: what its result object holds."""
+    if is_json:
+        from raysegment.cluster.record import as_json
+
+        print(json.dumps(as_json({"event": "result", **asdict(result)})))
 
 
 def _say(as_json: bool, text: str) -> None:

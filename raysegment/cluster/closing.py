@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def describe_run(numbers: Mapping[str, Any], scans_now: int) -> list[str]:
     lines = [
         f"{'scans':<10}{numbers['scans_ok']} ok, {numbers['scans_failed']} failed of {numbers['scans_total']}; "
         f"{scans_now} of them now",
-        f"{'time':<10}{total:.1f} s in all" + _add(", {:.1f} s to the first scan", numbers["seconds_startup"]),
+        f"{'time':<10}{total:.1f} s in all" + _add(", {:.1f} s to the first prediction", numbers["seconds_startup"]),
         f"{'speed':<10}{numbers['slices']} slices, {numbers['slices'] / total:.1f} slices/s and "
         f"{scans_now / total:.2f} scans/s in all"
         + _add(", {:.1f} slices/s in steady state", numbers["slices_per_second"]),
@@ -48,6 +49,27 @@ def describe_failures(failed_by_type: Mapping[str, int], failures: Sequence[Fail
     rest = sum(failed_by_type.values()) - len(failures)
     where = f"{out}/scans, status = 'failed'"
     return [*lines, f"  and {rest} more in {where}" if rest > 0 else f"  all of them are in {where}"]
+
+
+def describe_summary(summary: Mapping[str, Any], out: str) -> list[str]:
+    """An evaluation in a few lines.
+
+    Args:
+        summary: What summary.json holds.
+        out: The output folder.
+    """
+    low, high = summary["dice_ci95"]
+    return [
+        f"Dice per scan: mean {_show(summary['dice_mean'])} (95 % interval {_show(low)} to {_show(high)}), median "
+        f"{_show(summary['dice_median'])}, at threshold {summary['threshold']:.2f}; {summary['scans']} scans",
+        f"IoU mean {_show(summary['iou_mean'])}, lesion-slice Dice {_show(summary['lesion_slice_dice_mean'])}; "
+        f"over all voxels precision {_show(summary['precision'])}, recall {_show(summary['recall'])}",
+        f"summary in {out}/summary.json, each scan in {out}/metrics",
+    ]
+
+
+def _show(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
 
 
 def _add(text: str, value: float | None) -> str:

@@ -44,20 +44,32 @@ def check_nodes(expected: dict[str, str]) -> None:
     Raises:
         UsageError: A node has others than the driver, or has no raysegment.
     """
+    for node, answer in [(node, _ask(node)) for node in live_nodes()]:
+        _judge(node, answer, expected)
+
+
+def check_node(node: dict[str, Any], expected: dict[str, str]) -> None:
+    """Ask a node that joined later for its versions.
+
+    Raises:
+        UsageError: As `check_nodes`.
+    """
+    _judge(node, _ask(node), expected)
+
+
+def _judge(node: dict[str, Any], answer: Any, expected: dict[str, str]) -> None:
     import ray
 
-    nodes = live_nodes()
-    asked = {node["NodeManagerAddress"] + " " + node["NodeID"][:8]: _ask(node) for node in nodes}
-    for name, answer in asked.items():
-        try:
-            compare_versions(expected, ray.get(answer, timeout=SECONDS_TO_ANSWER), name)
-        except ray.exceptions.GetTimeoutError:
-            raise UsageError(f"node {name} did not report its versions within {SECONDS_TO_ANSWER:g} seconds.") from None
-        except (ray.exceptions.RaySystemError, ray.exceptions.RayTaskError) as error:
-            reason = " ".join(str(error).split())[-200:]
-            raise UsageError(f"node {name} cannot run raysegment: {reason}") from None
-        except ray.exceptions.RayError:
-            continue  # The node left meanwhile.
+    name = f"{node['NodeManagerAddress']} {node['NodeID'][:8]}"
+    try:
+        compare_versions(expected, ray.get(answer, timeout=SECONDS_TO_ANSWER), name)
+    except ray.exceptions.GetTimeoutError:
+        raise UsageError(f"node {name} did not report its versions within {SECONDS_TO_ANSWER:g} seconds.") from None
+    except (ray.exceptions.RaySystemError, ray.exceptions.RayTaskError) as error:
+        reason = " ".join(str(error).split())[-200:]
+        raise UsageError(f"node {name} cannot run raysegment: {reason}") from None
+    except ray.exceptions.RayError:
+        return  # The node left meanwhile.
 
 
 def _ask(node: dict[str, Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,17 +73,22 @@ class WorkerPool:
         bundle: Reference to the bundle in Ray's object store.
         settings: For each worker; `threads` None means its share of the node's CPUs.
         workers_per_node: Workers on each node; by its CPUs or GPUs if None.
-        check_node: Called with each new node; returns whether workers may run there.
+        admit: Called once with each new node; returns whether workers may run there.
     """
 
     def __init__(
-        self, bundle: Any, settings: WorkerSettings, *, workers_per_node: int | None, check_node: Any = None
+        self,
+        bundle: Any,
+        settings: WorkerSettings,
+        *,
+        workers_per_node: int | None,
+        admit: Callable[[dict[str, Any]], bool] = lambda node: True,
     ) -> None:
         self.workers: list[Worker] = []
         self._bundle = bundle
         self._settings = settings
         self._workers_per_node = workers_per_node
-        self._check_node = check_node
+        self._admit = admit
         self._refused: set[str] = set()
         self._known: set[str] = set()
         self._failed_starts = 0
@@ -104,7 +110,7 @@ class WorkerPool:
             node_id = node["NodeID"]
             if node_id not in self._known:
                 self._known.add(node_id)
-                if self._check_node is not None and not self._check_node(node):
+                if not self._admit(node):
                     self._refused.add(node_id)
             missing = share_node(node, self._workers_per_node)[0] - self._count(node_id)
             for _ in range(0 if node_id in self._refused else missing):

@@ -61,11 +61,6 @@ class ScanReporter:
             return None
         return (self.num_slices - self._first[1]) / (self._last - self._first[0])
 
-    @property
-    def first_at(self) -> float | None:
-        """When the first scans were finished, in monotonic seconds."""
-        return None if self._first is None else self._first[0]
-
     def advance(self, num_scans: int, num_failed: int, num_slices: int) -> None:
         """Count finished scans."""
         self.done += num_scans

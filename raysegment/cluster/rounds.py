@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.manifest import entries
 from raysegment.cluster.dispatch import BlockFeed, Dispatcher, RoundOutcome
-from raysegment.cluster.nodes import check_nodes, describe_versions
+from raysegment.cluster.nodes import check_node, check_nodes, describe_versions
 from raysegment.cluster.plan import MAX_BLOCK_SCANS, write_plan
 from raysegment.cluster.pool import WorkerPool
 from raysegment.cluster.reading import BlockStream, ReadSettings
 from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.segmenter import CALLS_AT_ONCE, Receipt, WorkerSettings
 from raysegment.cluster.session import live_nodes
-from raysegment.errors import ClusterError, TooManyFailuresError, WorkerCrashedError
+from raysegment.errors import ClusterError, TooManyFailuresError, UsageError, WorkerCrashedError
 from raysegment.model.bundle import Bundle
 from raysegment.options import InferOptions
 from raysegment.pipeline.blocks import ReadScan
@@ -58,10 +59,13 @@ class Rounds:
         self.lock = lock
         self.reporter = reporter
         self.num_published = 0
+        self.first_prediction: float | None = None
         self.failed: Counter[str] = Counter()
         self.failures: list[Failure] = []
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self._bundle = bundle
+        self._versions = describe_versions()
+        self._are_nodes_checked = False
         self._num_ok = num_ok_before
         self._crashes: Counter[str] = Counter()
         self._given_up: set[str] = set()
@@ -77,10 +81,11 @@ class Rounds:
         """
         import ray
 
-        pool = WorkerPool(ray.put(self._bundle), self.worker, workers_per_node=self.options.workers)
+        pool = WorkerPool(ray.put(self._bundle), self.worker, workers_per_node=self.options.workers, admit=self._admit)
         try:
             pool.adjust()
-            check_nodes(describe_versions())
+            check_nodes(self._versions)
+            self._are_nodes_checked = True
             while plan.num_rows:
                 suspects = pc.is_in(plan["scan_id"], value_set=pa.array(list(self._crashes), pa.string()))
                 others = plan.filter(pc.invert(suspects))
@@ -91,6 +96,17 @@ class Rounds:
                 plan = self._find_left(plan)
         finally:
             pool.close()
+
+    def _admit(self, node: dict[str, Any]) -> bool:
+        """Whether workers may run on a node: at the start on all, where one misfit ends the run; later as it joins."""
+        if not self._are_nodes_checked:
+            return True
+        try:
+            check_node(node, self._versions)
+        except UsageError as error:
+            self.reporter.say(f"no workers there: {error}")
+            return False
+        return True
 
     def _do(self, pool: WorkerPool, plan: pa.Table, *, calls_at_once: int, max_scans: int) -> None:
         """One round."""
@@ -160,6 +176,8 @@ class Rounds:
         self._num_ok += len(receipt.scan_ids) - num_failed
         self.failed.update(receipt.failed)
         self.failures = [*self.failures, *receipt.failures][:MAX_FAILURES_SHOWN]
+        if receipt.first_prediction is not None:
+            self.first_prediction = min(receipt.first_prediction, self.first_prediction or receipt.first_prediction)
         for stage, seconds in receipt.seconds.items():
             self.seconds[stage] += seconds
         self.reporter.advance(len(receipt.scan_ids), num_failed, receipt.num_slices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -40,7 +40,6 @@ READ_TIMEOUT_SECONDS = 300.0
 KEPT_SCHEMA = pa.schema(
     [
         ("scan_id", pa.string()),
-        ("split", pa.string()),
         ("shape", pa.list_(pa.int64())),
         ("dtype", pa.string()),
         ("pixels", pa.large_binary()),
@@ -86,16 +85,18 @@ class KeptSet:
         return unpack_scan(columns)
 
 
-def keep_scans(manifest: pa.Table, options: TrainOptions, num_channels: int | None) -> tuple[KeptSet, dict[str, Any]]:
-    """Read, check and keep all scans of a split, in parallel.
+def keep_scans(
+    manifest: pa.Table, options: TrainOptions, num_channels: int | None
+) -> tuple[dict[str, KeptSet], dict[str, tuple[str, str]]]:
+    """Read, check and keep all scans of the splits, in parallel.
 
     Args:
-        manifest: Rows of one split.
+        manifest: Rows whose `split` is set.
         options: The run's choices.
         num_channels: Channels that every scan must have.
 
     Returns:
-        The kept scans, and the errors (type, message) of the others by scan_id.
+        The kept scans by split, and the errors (type, message) of the others by scan_id.
     """
     preprocessing = pick(Preprocessing, options)
 
@@ -107,23 +108,41 @@ def keep_scans(manifest: pa.Table, options: TrainOptions, num_channels: int | No
     references = [reference for bundle in kept.iter_internal_ref_bundles() for reference in bundle.block_refs]
     described = ray.get([describe_block.remote(reference) for reference in references])
     found = {
-        row["scan_id"]: (block, index, row) for block, rows in enumerate(described) for index, row in enumerate(rows)
+        row["scan_id"]: KeptPlace(block, position, row)
+        for block, rows in enumerate(described)
+        for position, row in enumerate(rows)
     }
     errors = {
-        scan_id: (row["error_type"], row["error_message"])
-        for scan_id, (_, _, row) in found.items()
-        if row["error_type"] is not None
+        scan_id: (place.row["error_type"], place.row["error_message"])
+        for scan_id, place in found.items()
+        if place.row["error_type"] is not None
     }
-    scan_ids = [scan_id for scan_id in manifest["scan_id"].to_pylist() if scan_id not in errors]
-    lesions = [np.array(found[scan_id][2]["has_lesion"], bool) for scan_id in scan_ids]
-    kept_set = KeptSet(
+    by_split: dict[str, list[str]] = {split: [] for split in manifest["split"].unique().to_pylist()}
+    for scan_id, split in zip(manifest["scan_id"].to_pylist(), manifest["split"].to_pylist(), strict=True):
+        if scan_id not in errors:
+            by_split[split].append(scan_id)
+    return {split: make_set(references, scan_ids, found) for split, scan_ids in by_split.items()}, errors
+
+
+class KeptPlace(NamedTuple):
+    """Where a kept scan lies, and what is known of it."""
+
+    block: int
+    position: int
+    row: dict[str, Any]
+
+
+def make_set(references: list[Any], scan_ids: list[str], found: dict[str, KeptPlace]) -> KeptSet:
+    """The set of some kept scans."""
+    places = [found[scan_id] for scan_id in scan_ids]
+    lesions = [np.array(place.row["has_lesion"], bool) for place in places]
+    return KeptSet(
         blocks=references,
         scan_ids=scan_ids,
-        places=np.array([found[scan_id][:2] for scan_id in scan_ids], np.int64).reshape(-1, 2),
+        places=np.array([place[:2] for place in places], np.int64).reshape(-1, 2),
         slices=np.array([(scan, i) for scan, flags in enumerate(lesions) for i in range(len(flags))]).reshape(-1, 2),
         has_lesion=np.concatenate([np.zeros(0, bool), *lesions]),
     )
-    return kept_set, errors
 
 
 def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int | None) -> pa.Table:
@@ -131,7 +150,7 @@ def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int |
     rows = []
     for manifest_row in batch.to_pylist():
         entry = entry_of(manifest_row)
-        row: dict[str, Any] = {"scan_id": entry.scan_id, "split": entry.split}
+        row: dict[str, Any] = {"scan_id": entry.scan_id}
         try:
             decoded = open_decoder().read(entry, with_reference=True)
             if decoded.reference is None:

@@ -56,6 +56,7 @@ class Receipt:
         failures: The first of them.
         seconds: Time by stage.
         parts: Parts that closed in this call; they may hold scans of earlier calls.
+        first_prediction: When this worker's network gave its first probabilities, in seconds since 1970.
     """
 
     scan_ids: list[str] = field(default_factory=list)
@@ -64,6 +65,7 @@ class Receipt:
     failures: list[Failure] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     parts: list[PartReceipt] = field(default_factory=list)
+    first_prediction: float | None = None
 
     def add(self, rows: ScanRows) -> None:
         """Count one scan."""
@@ -96,8 +98,7 @@ class Segmenter:
             threads=settings.threads,
             batch_size=settings.segment.batch_size,
         )
-        size = settings.segment.preprocessing.image_size
-        predictor.warm_up([(size, size)])
+        predictor.warm_up()
         self._segmenter = ScanSegmenter(predictor.predict, settings.segment)
         self._part = OpenPart(Place(settings.location), settings.staging, settings.part_bytes, settings.part_seconds)
         self._part_lock = threading.Lock()
@@ -120,6 +121,7 @@ class Segmenter:
                 part = self._part.close() if self._part.is_due else None
             if part is not None:
                 receipt.parts.append(part)
+        receipt.first_prediction = self._segmenter.first_prediction
         return receipt
 
     def close_part(self) -> Receipt:

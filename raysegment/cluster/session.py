@@ -20,6 +20,7 @@ from raysegment.options import Precision
 
 MIN_FREE_BYTES = 2 * 1024**3
 SECONDS_BETWEEN_LOOKS = 0.2
+SECONDS_TO_RESOLVE = 60.0
 
 Result = TypeVar("Result")
 
@@ -186,14 +187,24 @@ def live_nodes() -> list[dict[str, Any]]:
 
 
 def resolve_on_cluster(precision: Precision) -> Precision:
-    """The precision that all nodes will use, resolved once on the hardware of one that has a GPU if any has."""
+    """The precision that all nodes will use, resolved once on the hardware of one that has a GPU if any has.
+
+    Raises:
+        ClusterError: The cluster is so busy that it does not answer within a minute.
+    """
     if precision != "auto":
         return precision
     import ray
 
     has_gpu = any(node["Resources"].get("GPU", 0) for node in live_nodes())
     task = ray.remote(num_cpus=0, num_gpus=0.01 if has_gpu else 0)(_resolve_precision)
-    return cast(Precision, ray.get(task.remote(precision)))
+    try:
+        return cast(Precision, ray.get(task.remote(precision), timeout=SECONDS_TO_RESOLVE))
+    except ray.exceptions.GetTimeoutError:
+        raise ClusterError(
+            f"no {'GPU' if has_gpu else 'node'} of the cluster was free within {SECONDS_TO_RESOLVE:g} seconds to tell "
+            "the best precision. Wait for it, or give --precision."
+        ) from None
 
 
 def _resolve_precision(precision: str) -> str:

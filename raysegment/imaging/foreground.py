@@ -1,4 +1,4 @@
-"""The box around what is not background, so that the network sees no empty margins."""
+"""The boxes around what is not background, so that the network sees no empty margins."""
 
 from __future__ import annotations
 
@@ -42,20 +42,21 @@ def foreground_box(pixels: Pixels, margin: int = 4) -> Box | None:
     Returns:
         The box, or None where nothing differs from the background.
     """
-    rows, columns = pixels.shape[1:3]
-    cell = max(1, min(rows, columns) // CELLS)
-    level, weight = _measure_background(pixels)
-    union = np.zeros((-(-rows // cell), -(-columns // cell)), np.uint8)
-    kernel = np.ones((3, 3), np.uint8)
-    for plane in pixels if weight.any() else ():
-        found = _differs(plane, union.shape, level, weight)
-        union |= cv2.morphologyEx(found, cv2.MORPH_OPEN, kernel)
-    union = _drop_small_pieces(union)
-    if not union.any():
-        return None
-    row_start, row_stop = _extent(union.max(axis=1), margin, rows)
-    column_start, column_stop = _extent(union.max(axis=0), margin, columns)
-    return Box(row_start, row_stop, column_start, column_stop)
+    cells = _find_foreground(pixels)
+    return _box_around(cells.max(axis=0), margin, pixels.shape[1], pixels.shape[2])
+
+
+def slice_boxes(pixels: Pixels, margin: int = 4) -> list[Box | None]:
+    """The smallest box for each slice alone; foreground is what it is for the whole scan.
+
+    Args:
+        pixels: (slices, rows, columns, channels), raw.
+        margin: Pixels added on each side, within the grid.
+
+    Returns:
+        A box for each slice, None where it has no foreground.
+    """
+    return [_box_around(plane, margin, pixels.shape[1], pixels.shape[2]) for plane in _find_foreground(pixels)]
 
 
 def round_box(box: Box, rows: int, columns: int, *, multiple: int = 32, sizes: tuple[int, ...] | None = None) -> Box:
@@ -85,6 +86,28 @@ def _grow(start: int, stop: int, limit: int, multiple: int, sizes: tuple[int, ..
         return 0, limit
     start = min(max(0, start - (side - (stop - start)) // 2), limit - side)
     return start, start + side
+
+
+def _find_foreground(pixels: Pixels) -> npt.NDArray[np.uint8]:
+    """(slices, rows, columns) of cells: 1 where a slice leaves the scan's background, specks dropped."""
+    rows, columns = pixels.shape[1:3]
+    cell = max(1, min(rows, columns) // CELLS)
+    level, weight = _measure_background(pixels)
+    cells = np.zeros((len(pixels), -(-rows // cell), -(-columns // cell)), np.uint8)
+    kernel = np.ones((3, 3), np.uint8)
+    for number, plane in enumerate(pixels if weight.any() else ()):
+        found = _differs(plane, cells.shape[1:], level, weight)
+        cells[number] = cv2.morphologyEx(found, cv2.MORPH_OPEN, kernel)
+    return cells & _drop_small_pieces(cells.max(axis=0))
+
+
+def _box_around(cells: npt.NDArray[np.uint8], margin: int, rows: int, columns: int) -> Box | None:
+    """The box on the grid around the cells that are 1."""
+    if not cells.any():
+        return None
+    row_start, row_stop = _extent(cells.max(axis=1), margin, rows)
+    column_start, column_stop = _extent(cells.max(axis=0), margin, columns)
+    return Box(row_start, row_stop, column_start, column_stop)
 
 
 def _measure_background(pixels: Pixels) -> tuple[PerChannel, PerChannel]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysegment.errors import ChannelMismatchError
-from raysegment.imaging.foreground import foreground_box, round_box
+from raysegment.imaging.foreground import foreground_box, round_box, slice_boxes
 from raysegment.imaging.geometry import (
     Box,
     Geometry,
@@ -36,6 +36,7 @@ __all__ = [
     "restore_grid",
     "round_box",
     "select_channels",
+    "slice_boxes",
     "stack_context",
 ]
 

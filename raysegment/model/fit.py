@@ -81,16 +81,7 @@ class Fitter:
         keras.utils.set_random_seed(options.seed)
         keras.config.set_dtype_policy(POLICIES[options.precision])
         with self.strategy.scope() if self.strategy else nullcontext():
-            self.model = build_network(
-                network=options.network,
-                input_shape=(options.image_size, options.image_size, task.num_channels),
-                filters=options.filters,
-                depth=options.depth,
-                dropout=options.dropout,
-                norm=options.norm,
-                norm_momentum=options.norm_momentum,
-                synchronized=task.num_workers > 1,
-            )
+            self.model = build_chosen(options, task.num_channels, synchronized=task.num_workers > 1)
             self.optimizer = make_optimizer(options, task.steps_per_epoch)
             self.optimizer.build(self.model.trainable_variables)
         self.average = _copy_variables(self.model.trainable_variables) if options.ema else []
@@ -170,10 +161,6 @@ class Fitter:
         finally:
             for variable, value in zip(self.model.trainable_variables, current, strict=True):
                 variable.assign(value)
-
-    def plain_model(self) -> keras.Model:
-        """The network in float32, without strategy or synchronization, for the bundle."""
-        return build_plain(self.task.options, self.task.num_channels, self.model.get_weights())
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """Write weights, optimizer, moving average and a small state into an existing folder."""
@@ -311,19 +298,25 @@ def build_plain(options: TrainOptions, num_channels: int, weights: list[npt.NDAr
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
-        model = build_network(
-            network=options.network,
-            input_shape=(options.image_size, options.image_size, num_channels),
-            filters=options.filters,
-            depth=options.depth,
-            dropout=options.dropout,
-            norm=options.norm,
-            norm_momentum=options.norm_momentum,
-        )
+        model = build_chosen(options, num_channels, synchronized=False)
     finally:
         keras.config.set_dtype_policy(policy)
     model.set_weights(weights)
     return model
+
+
+def build_chosen(options: TrainOptions, num_channels: int, *, synchronized: bool) -> keras.Model:
+    """An untrained network as the options want it, in the arithmetic that Keras is set to."""
+    return build_network(
+        network=options.network,
+        input_shape=(options.image_size, options.image_size, num_channels),
+        filters=options.filters,
+        depth=options.depth,
+        dropout=options.dropout,
+        norm=options.norm,
+        norm_momentum=options.norm_momentum,
+        synchronized=synchronized,
+    )
 
 
 def _copy_variables(variables: list[Any]) -> list[Any]:

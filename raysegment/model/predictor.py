@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ FIRST_GPU_WITH_FLOAT16 = (7, 0)
 class Predictor:
     """Runs a network's inference graph.
 
-    Batches are padded to fixed sizes, for each of which the processor's kernels are prepared once, and a slice's result
-    does not depend on its neighbours. The graph computes without Python's lock, so other threads go on.
+    Batches are cut into a few fixed sizes, for each of which the processor's kernels are prepared once; how depends on
+    their number of slices alone, and a slice's result does not depend on its neighbours. The graph computes without
+    Python's lock, so other threads go on.
 
     Args:
         network: A bundle, or a functional Keras model of `build_network`.
@@ -64,39 +64,37 @@ class Predictor:
             raise ValueError(f"batch is {batch.shape}; expected (slices, rows, columns, {self.num_channels}).")
         if any(side % self.grid_factor for side in batch.shape[1:3]):
             raise ValueError(f"batch is {batch.shape}; rows and columns must divide by {self.grid_factor}.")
-        largest = self.batch_sizes[-1]
-        result = np.empty(batch.shape[:3], np.float32)
-        for start in range(0, len(batch), largest):
-            result[start : start + largest] = self._predict_padded(batch[start : start + largest])
-        return result
-
-    def warm_up(self, shapes: Iterable[tuple[int, int]]) -> None:
-        """Prepare the kernels of full batches before the first scan comes.
-
-        Args:
-            shapes: (rows, columns) of the batches to come.
-        """
-        for rows, columns in shapes:
-            self.predict(np.zeros((self.batch_sizes[-1], rows, columns, self.num_channels), np.float32))
-
-    def _predict_padded(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         import tensorflow as tf
 
-        size = next(size for size in self.batch_sizes if size >= len(batch))
-        padded = batch
-        if len(batch) < size:
-            padded = np.zeros((size, *batch.shape[1:]), np.float32)
-            padded[: len(batch)] = batch
-        output: npt.NDArray[np.float32] = self._graph(tf.constant(padded, tf.float32)).numpy()
-        return output[: len(batch), ..., 0]
+        result = np.empty(batch.shape[:3], np.float32)
+        start = 0
+        for size in split_batch(len(batch), self.batch_sizes):
+            found = self._graph(tf.constant(batch[start : start + size], tf.float32))
+            result[start : start + size] = found.numpy()[..., 0]
+            start += size
+        return result
+
+    def warm_up(self) -> None:
+        """Let TensorFlow optimise the graph and order the weights before the first scan comes."""
+        side = 4 * self.grid_factor
+        self.predict(np.zeros((1, side, side, self.num_channels), np.float32))
 
 
 def list_batch_sizes(batch_size: int) -> list[int]:
-    """Powers of two below `batch_size`, and `batch_size`."""
-    sizes = [1]
-    while sizes[-1] * 2 < batch_size:
-        sizes.append(sizes[-1] * 2)
-    return sizes if batch_size == 1 else [*sizes, batch_size]
+    """`batch_size`, its fourth part, and so on down to 1; a few, so that kernels for all of them stay prepared."""
+    sizes = [batch_size]
+    while sizes[-1] > 1:
+        sizes.append(max(1, sizes[-1] // 4))
+    return sizes
+
+
+def split_batch(num_slices: int, sizes: list[int]) -> list[int]:
+    """Cut a number of slices into the largest of the sizes that fit, nothing padded; `sizes` go down to 1."""
+    parts = []
+    for size in sizes:
+        count, num_slices = divmod(num_slices, size)
+        parts += [size] * count
+    return parts
 
 
 def set_threads(threads: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +15,15 @@ from raysegment.errors import ScanError, UnreadableReferenceError, WorkerCrashed
 from raysegment.imaging.measure import measure_mask
 from raysegment.imaging.postprocess import clean_mask, threshold_probability
 from raysegment.imaging.preprocess import (
-    Box,
     PreparedScan,
     check_channels,
-    foreground_box,
     normalize,
     prepare_scan,
     restore_grid,
-    round_box,
 )
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
+from raysegment.pipeline.windows import Windows, find_windows, group_by_shape, skip_empty, whole_windows
 from raysegment.scan import Labels, Mask, Scan, Spacing
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows
@@ -39,10 +37,6 @@ Predict = Callable[[npt.NDArray[np.float32]], Probability]
 
 POOLED_SLICES = 4
 """Scans with at most this many slices share batches, which are always full; others have their own."""
-
-BOX_MARGIN = 16
-BOX_STEPS = 8
-"""Sides of foreground boxes are multiples of the image size over this, so that few shapes occur."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,16 +70,14 @@ class Work:
     """One scan on its way to a mask.
 
     Attributes:
-        box: Part of the network's grid that the network sees.
-        positions: Slices that the network sees; the others hold nothing.
+        windows: What the network sees of each slice.
         probability: (slices, image_size, image_size); 0 where the network saw nothing.
     """
 
     read: ReadScan
     scan: Scan
     prepared: PreparedScan
-    box: Box
-    positions: npt.NDArray[np.intp]
+    windows: Windows
     probability: Probability
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -98,10 +90,14 @@ class ScanSegmenter:
     Args:
         predict: The network.
         settings: What decides the masks.
+
+    Attributes:
+        first_prediction: When the first probabilities came out of the network, in seconds since 1970.
     """
 
     def __init__(self, predict: Predict, settings: SegmentSettings) -> None:
         self.settings = settings
+        self.first_prediction: float | None = None
         self._predict = predict
         self._network_lock = threading.Lock()
 
@@ -114,7 +110,7 @@ class ScanSegmenter:
                 yield work
             elif len(work.probability) <= POOLED_SLICES:
                 pooled.append(work)
-                if sum(len(item.positions) for item in pooled) >= 4 * self.settings.batch_size:
+                if sum(len(item.windows) for item in pooled) >= 4 * self.settings.batch_size:
                     yield from self._segment_pooled(pooled)
                     pooled = []
             else:
@@ -139,8 +135,7 @@ class ScanSegmenter:
             read=read,
             scan=read.scan,
             prepared=prepared,
-            box=self._find_box(read.scan, prepared),
-            positions=self._find_positions(prepared),
+            windows=self._find_windows(read.scan, prepared),
             probability=np.zeros((len(prepared.pixels), size, size), np.float32),
         )
         work.seconds = {"read": read.seconds_read, "prepare": time.perf_counter() - started, "predict": 0.0}
@@ -149,10 +144,10 @@ class ScanSegmenter:
     def predict_alone(self, work: Work) -> None:
         """Fill the probabilities of one scan from batches of its own."""
         size = self.settings.batch_size
-        for start in range(0, len(work.positions), size):
-            positions = work.positions[start : start + size]
-            batch = _pad(self._gather(work, positions), round_up_batch(len(positions), size))
-            self._scatter(work, positions, self._timed_predict([work], batch)[: len(positions)])
+        for group in group_by_shape(work.windows):
+            for start in range(0, len(group), size):
+                positions = group[start : start + size]
+                self._scatter(work, positions, self._timed_predict([work], self._gather(work, positions)))
 
     def finish(self, work: Work) -> ScanRows:
         """From probabilities to the rows of the tables."""
@@ -176,68 +171,48 @@ class ScanSegmenter:
     def _segment_pooled(self, pooled: list[Work]) -> Iterator[ScanRows]:
         """Fill full batches with slices of many small scans; the last one is padded to the same size."""
         size = self.settings.batch_size
-        slices = [(work, int(position)) for work in pooled for position in work.positions]
+        slices = [(work, position) for work in pooled for position in work.windows]
         for start in range(0, len(slices), size):
             group = slices[start : start + size]
-            batch = np.concatenate([self._gather(work, np.array([position])) for work, position in group])
+            batch = np.concatenate([self._gather(work, [position]) for work, position in group])
             found = self._timed_predict([work for work, _ in group], _pad(batch, size))
             for (work, position), probability in zip(group, found, strict=False):
-                self._scatter(work, np.array([position]), probability[None])
+                self._scatter(work, [position], probability[None])
         for work in pooled:
             yield self._attempt_finish(work, None)
 
-    def _find_box(self, scan: Scan, prepared: PreparedScan) -> Box:
-        """The part of the network's grid around the scan's foreground; everything where boxes are not wanted."""
-        size = prepared.geometry.image_size
-        whole = Box(0, size, 0, size)
-        is_small = scan.num_slices <= POOLED_SLICES
-        if not self.settings.foreground_box or self.settings.preprocessing.crop != "none" or is_small:
-            return whole
-        found = foreground_box(scan.pixels, BOX_MARGIN)
-        if found is None:
-            return whole
-        geometry = prepared.geometry
-        row_scale = geometry.scaled_rows / geometry.box.rows
-        column_scale = geometry.scaled_columns / geometry.box.columns
-        box = Box(
-            max(0, geometry.target.row_start + int(np.floor(found.row_start * row_scale))),
-            min(size, geometry.target.row_start + int(np.ceil(found.row_stop * row_scale))),
-            max(0, geometry.target.column_start + int(np.floor(found.column_start * column_scale))),
-            min(size, geometry.target.column_start + int(np.ceil(found.column_stop * column_scale))),
-        )
-        step = max(32, self.settings.grid_factor, size // BOX_STEPS)
-        return round_box(box, size, size, multiple=-(-step // self.settings.grid_factor) * self.settings.grid_factor)
-
-    def _find_positions(self, prepared: PreparedScan) -> npt.NDArray[np.intp]:
-        """Slices with anything in them, or all of them where the network is to see everything."""
-        pixels = prepared.pixels
+    def _find_windows(self, scan: Scan, prepared: PreparedScan) -> Windows:
+        windows = whole_windows(prepared)
         if not self.settings.foreground_box:
-            return np.arange(len(pixels))
-        corner = pixels[:, :1, :1]
-        holds = np.array([bool((plane != first).any()) for plane, first in zip(pixels, corner, strict=True)])
+            return windows
         reach = self.settings.preprocessing.context_slices
-        if reach:
-            holds = np.convolve(holds, np.ones(2 * reach + 1), "same") > 0
-        return np.flatnonzero(holds)
+        if self.settings.preprocessing.crop == "none" and len(windows) > POOLED_SLICES:
+            windows = find_windows(scan.pixels, prepared, context_slices=reach, grid_factor=self.settings.grid_factor)
+        return skip_empty(windows, prepared, reach)
 
-    def _gather(self, work: Work, positions: npt.NDArray[np.intp]) -> npt.NDArray[np.float32]:
-        """Normalized slices with their neighbours as channels, within the box."""
+    def _gather(self, work: Work, positions: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Normalized slices with their neighbours as channels, through windows of one shape."""
         pixels, reach = work.prepared.pixels, self.settings.preprocessing.context_slices
-        rows, columns = work.box.window
         last = len(pixels) - 1
-        neighbours = [np.clip(positions + shift, 0, last) for shift in range(-reach, reach + 1)]
-        stacked = [pixels[chosen, rows, columns] for chosen in neighbours]
-        return normalize(stacked[0] if len(stacked) == 1 else np.concatenate(stacked, axis=3), work.prepared.intensity)
+        views = []
+        for position in positions:
+            rows, columns = work.windows[position].window
+            neighbours = [min(max(0, position + shift), last) for shift in range(-reach, reach + 1)]
+            planes = [pixels[neighbour, rows, columns] for neighbour in neighbours]
+            views.append(planes[0] if reach == 0 else np.concatenate(planes, axis=-1))
+        return normalize(np.stack(views), work.prepared.intensity)
 
-    def _scatter(self, work: Work, positions: npt.NDArray[np.intp], found: Probability) -> None:
-        rows, columns = work.box.window
-        work.probability[positions, rows, columns] = found
+    def _scatter(self, work: Work, positions: Sequence[int], found: Probability) -> None:
+        for position, probability in zip(positions, found, strict=True):
+            rows, columns = work.windows[position].window
+            work.probability[position, rows, columns] = probability
 
     def _timed_predict(self, works: list[Work], batch: npt.NDArray[np.float32]) -> Probability:
         with self._network_lock:
             started = time.perf_counter()
             found = self._predict(batch)
             seconds = time.perf_counter() - started
+            self.first_prediction = self.first_prediction or time.time()
         for work in works:
             work.seconds["predict"] += seconds / len(works)
         return found
@@ -288,14 +263,6 @@ def _build_row(
         "attempt": settings.attempt,
         **{f"seconds_{stage}": spent for stage, spent in seconds.items()},
     }
-
-
-def round_up_batch(num_slices: int, batch_size: int) -> int:
-    """The fixed batch that holds a scan's last slices: 4, 8, 16 … or the full one; it depends on the scan alone."""
-    size = min(4, batch_size)
-    while size < num_slices:
-        size *= 2
-    return min(size, batch_size)
 
 
 def _pad(batch: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:

@@ -110,19 +110,6 @@ class RunLock:
                     os.utime(self.place.path(LOCK_FILE))
 
 
-@contextmanager
-def hold_lock(folder: str) -> Iterator[RunLock]:
-    """Own a folder, made where it does not exist, for as long as the block runs.
-
-    Raises:
-        LockedError: Another live run owns it; the message names it.
-    """
-    place = Place(folder)
-    place.make_folder()
-    with RunLock(place) as lock:
-        yield lock
-
-
 def describe_process() -> dict[str, Any]:
     """What tells this process from every other one on every host."""
     return {

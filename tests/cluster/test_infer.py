@@ -16,8 +16,9 @@ from raysegment.cluster.infer import evaluate, infer
 from raysegment.errors import LockedError, TooManyFailuresError, UsageError
 from raysegment.imaging.phantom import write_archive
 from raysegment.options import EvaluateOptions, InferOptions
-from raysegment.store.lock import hold_lock
+from raysegment.store.lock import RunLock
 from raysegment.store.masks import decode_mask
+from raysegment.store.place import Place
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
@@ -102,7 +103,7 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path, tiny_bundle, phan
 
 
 def test_a_second_run_on_a_live_folder_is_refused(tmp_path, tiny_bundle, phantom_archive):
-    with hold_lock(str(tmp_path)), pytest.raises(LockedError, match=f"process {os.getpid()}"):
+    with RunLock(Place(str(tmp_path))), pytest.raises(LockedError, match=f"process {os.getpid()}"):
         infer(options_for(tiny_bundle, phantom_archive, tmp_path))
 
 

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, to_table
-from raysegment.cluster.closing import describe_failures, describe_run
+from raysegment.cluster import pool as pool_module
+from raysegment.cluster.closing import describe_failures, describe_run, describe_summary
 from raysegment.cluster.nodes import compare_versions
 from raysegment.cluster.plan import find_remaining, group_scans, write_plan
-from raysegment.cluster.pool import share_node
+from raysegment.cluster.pool import WorkerPool, share_node
 from raysegment.cluster.reporter import ScanReporter
+from raysegment.cluster.segmenter import WorkerSettings
 from raysegment.errors import UsageError
 from raysegment.scan import ScanEntry
 from raysegment.store.parts import Failure
@@ -128,6 +130,35 @@ def test_a_node_with_other_versions_is_named():
     compare_versions(driver, dict(driver), "10.0.0.1")
     with pytest.raises(UsageError, match=r"node 10\.0\.0\.2 has ray 2\.59\.0 instead of 2\.60\.0"):
         compare_versions(driver, driver | {"ray": "2.59.0"}, "10.0.0.2")
+
+
+def test_workers_start_only_on_nodes_that_are_admitted(monkeypatch):
+    nodes = [{"NodeID": name, "Resources": {"CPU": 2.0}} for name in "ab"]
+    started, asked = [], []
+    monkeypatch.setattr(pool_module, "live_nodes", lambda: nodes)
+    monkeypatch.setattr(pool_module, "start_segmenter", lambda *_, node_id, **__: started.append(node_id))
+    settings = WorkerSettings(
+        segment=None, precision="float32", threads=None, location="", staging="", part_bytes=1, part_seconds=1
+    )
+    pool = WorkerPool(
+        None, settings, workers_per_node=None, admit=lambda node: asked.append(node["NodeID"]) or node["NodeID"] != "b"
+    )
+    for _ in range(2):
+        pool.adjust()
+        pool._next_look = 0.0
+    nodes.append({"NodeID": "c", "Resources": {"CPU": 2.0}})
+    pool.adjust()
+    assert started == ["a", "c"]
+    assert asked == ["a", "b", "c"]
+
+
+def test_an_evaluation_is_told_in_three_lines():
+    summary = {"dice_mean": 0.79251, "dice_median": 0.8, "dice_ci95": [0.7, 0.9], "iou_mean": 0.6, "scans": 16}
+    summary |= {"lesion_slice_dice_mean": float("nan"), "precision": 0.5, "recall": 0.25, "threshold": 0.5}
+    lines = describe_summary(summary, "out")
+    assert "mean 0.7925 (95 % interval 0.7000 to 0.9000), median 0.8000, at threshold 0.50; 16 scans" in lines[0]
+    assert "lesion-slice Dice –" in lines[1]
+    assert "out/summary.json" in lines[2]
 
 
 def test_the_closing_lines_name_failures_by_type_and_the_first_of_them():

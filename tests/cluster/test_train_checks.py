@@ -2,9 +2,10 @@
 
 import pytest
 
-from raysegment.cluster.train import check_channels, check_precision
+from raysegment.cluster.train import check_precision
 from raysegment.errors import UsageError
 from raysegment.options import TrainOptions
+from raysegment.pipeline.training_set import check_channels
 
 
 def make_options(**choices: object) -> TrainOptions:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysegment.model.fit import FitTask, Fitter, make_optimizer
+from raysegment.model.fit import FitTask, Fitter, build_plain, make_optimizer
 from raysegment.options import TrainOptions
 
 RANK_SCRIPT = Path(__file__).with_name("fit_rank.py")
@@ -129,7 +129,7 @@ def test_half_precision_learns_and_leaves_a_float32_model(precision: str) -> Non
     fitter = make_fitter(precision=precision, learning_rate=0.01, warmup_epochs=0.0, epochs=50)
     losses = [fitter.train_epoch(batches()).loss for _ in range(12)]
     assert losses[-1] < losses[0]
-    model = fitter.plain_model()
+    model = build_plain(fitter.task.options, fitter.task.num_channels, fitter.model.get_weights())
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 
 

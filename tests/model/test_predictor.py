@@ -11,7 +11,7 @@ from raysegment.errors import UsageError
 from raysegment.model import predictor as module
 from raysegment.model.bundle import BundleDescription, save_bundle
 from raysegment.model.fuse import FusedNetwork, trace_network
-from raysegment.model.predictor import Predictor, list_batch_sizes, resolve_precision
+from raysegment.model.predictor import Predictor, list_batch_sizes, resolve_precision, split_batch
 from raysegment.model.unet import build_network
 from raysegment.options import Postprocessing, Preprocessing
 
@@ -93,16 +93,24 @@ def test_the_network_sees_only_the_fixed_batch_sizes(monkeypatch):
     predictor = Predictor(make_network(), precision="float32", batch_size=4)
     seen, graph = [], predictor._graph
     monkeypatch.setattr(predictor, "_graph", lambda batch: seen.append(batch.shape[0]) or graph(batch))
-    predictor.warm_up([(16, 24)])
-    for num_slices in (1, 2, 3, 6, 9):
+    predictor.warm_up()
+    for num_slices in (1, 2, 6, 9):
         predictor.predict(make_pixels(num_slices))
-    assert seen == [4, 1, 2, 4, 4, 2, 4, 4, 1]
+    assert seen == [1, *[1], *[1, 1], *[4, 1, 1], *[4, 4, 1]]
 
 
-def test_batch_sizes_are_powers_of_two_up_to_the_largest():
-    assert list_batch_sizes(16) == [1, 2, 4, 8, 16]
-    assert list_batch_sizes(12) == [1, 2, 4, 8, 12]
+def test_batch_sizes_are_quarters_down_to_one():
+    assert list_batch_sizes(16) == [16, 4, 1]
+    assert list_batch_sizes(12) == [12, 3, 1]
     assert list_batch_sizes(1) == [1]
+
+
+@pytest.mark.parametrize("num_slices", [0, 1, 3, 16, 35, 63])
+def test_batches_are_cut_without_padding(num_slices):
+    parts = split_batch(num_slices, [16, 4, 1])
+    assert sum(parts) == num_slices
+    assert parts == sorted(parts, reverse=True)
+    assert parts.count(1) <= 3
 
 
 def test_a_wrong_number_of_channels_is_said():

@@ -10,19 +10,20 @@ from pathlib import Path
 import pytest
 
 from raysegment.errors import LockedError
-from raysegment.store.lock import LOCK_FILE, RunLock, describe_process, hold_lock, is_stale
+from raysegment.store.lock import LOCK_FILE, RunLock, describe_process, is_stale
 from raysegment.store.place import Place
 
 
 def test_a_live_lock_names_its_owner(tmp_path):
-    with hold_lock(str(tmp_path)), pytest.raises(LockedError, match=f"process {os.getpid()} on "):
+    with RunLock(Place(str(tmp_path))), pytest.raises(LockedError, match=f"process {os.getpid()} on "):
         RunLock(Place(str(tmp_path))).__enter__()
     assert not (tmp_path / LOCK_FILE).exists()
 
 
 def test_the_lock_of_a_killed_process_is_stale_at_once(tmp_path):
     code = (
-        f"import time; from raysegment.store.lock import hold_lock\nwith hold_lock({str(tmp_path)!r}): time.sleep(60)"
+        "import time; from raysegment.store.lock import RunLock; from raysegment.store.place import Place\n"
+        f"with RunLock(Place({str(tmp_path)!r})): time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
     while not (tmp_path / LOCK_FILE).exists():
@@ -31,7 +32,7 @@ def test_the_lock_of_a_killed_process_is_stale_at_once(tmp_path):
         RunLock(Place(str(tmp_path))).__enter__()
     process.kill()
     process.wait()
-    with hold_lock(str(tmp_path)):
+    with RunLock(Place(str(tmp_path))):
         assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()
 
 
@@ -55,7 +56,7 @@ def test_a_lock_that_cannot_be_read_counts_by_its_age(tmp_path):
         RunLock(Place(str(tmp_path))).__enter__()
     long_ago = time.time() - 61
     os.utime(tmp_path / LOCK_FILE, (long_ago, long_ago))
-    with hold_lock(str(tmp_path)):
+    with RunLock(Place(str(tmp_path))):
         pass
 
 

@@ -1,0 +1,154 @@
+"""What a training run is trained on: scans with references, their splits, and what became of them."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysegment.archive.index import summarise
+from raysegment.archive.split import SplitResult
+from raysegment.errors import RunError, TooManyFailuresError, UsageError
+from raysegment.options import TrainOptions
+
+MAX_BAD_SHARE = 0.1
+"""Share of scans that may be unusable before the run gives up."""
+
+USED_SPLITS = pa.array(["train", "val"])
+
+Errors = dict[str, tuple[str, str]]
+"""(type, message) of scans left out, by scan_id."""
+
+
+def select_referenced(found: pa.Table, source: str) -> pa.Table:
+    """Scans that have a reference, to be divided among the splits.
+
+    Raises:
+        UsageError: There is none.
+    """
+    referenced = found.filter(pc.greater(pc.list_value_length(found["reference_files"]), 0))
+    if not referenced.num_rows:
+        raise UsageError(
+            f"no scan in {source} has a reference; looked for `_mask` partners and masks/ beside images/ folders."
+        )
+    return referenced
+
+
+def check_splits(manifest: pa.Table) -> None:
+    """Refuse to train with nothing to train or to validate on.
+
+    Raises:
+        RunError: A split is empty.
+    """
+    for split in ("train", "val"):
+        if not select_split(manifest, split).num_rows:
+            raise RunError(f"the {split} split holds no scan with a reference; give a --split-file or more patients.")
+
+
+def check_channels(options: TrainOptions, num_channels: int | None) -> None:
+    """Refuse a choice of channels that most scans do not have.
+
+    Raises:
+        UsageError: Names the channels there are.
+    """
+    missing = [channel for channel in options.channels or () if not 0 <= channel < (num_channels or channel + 1)]
+    if missing:
+        raise UsageError(
+            f"--channels {','.join(map(str, options.channels or ()))} asks for channel {missing[0]}; most scans in "
+            f"{options.source} have {num_channels}, counted from 0."
+        )
+
+
+def select_split(manifest: pa.Table, split: str) -> pa.Table:
+    """Scans of one split."""
+    return manifest.filter(pc.equal(manifest["split"], split))
+
+
+def check_errors(errors: Errors, manifest: pa.Table) -> None:
+    """Give up where too many scans are bad, or a split has none left.
+
+    Raises:
+        RunError: Nothing left in a split.
+        TooManyFailuresError: More than a tenth is bad.
+    """
+    splits = {split: select_split(manifest, split)["scan_id"].to_pylist() for split in ("train", "val")}
+    for split, scan_ids in splits.items():
+        if not set(scan_ids) - set(errors):
+            raise RunError(f"the {split} split is empty: all of its {len(scan_ids)} scans are unusable.")
+    total = sum(map(len, splits.values()))
+    if len(errors) > MAX_BAD_SHARE * total:
+        raise TooManyFailuresError(
+            f"{len(errors)} of {total} scans are unusable, more than {MAX_BAD_SHARE:.0%}; see manifest.parquet."
+        )
+
+
+def most_common_channels(manifest: pa.Table) -> int | None:
+    """Channels that most scans declare in their headers."""
+    counts = pc.value_counts(pc.drop_null(manifest["channels"])).to_pylist()
+    return int(max(counts, key=lambda item: item["counts"])["values"]) if counts else None
+
+
+def write_run_manifest(manifest: pa.Table, errors: Errors, folder: Path) -> None:
+    """The manifest with what became of each scan: `status` used, failed or unused, and its error."""
+    scan_ids = manifest["scan_id"].to_pylist()
+    status = [
+        "failed" if scan_id in errors else "used" if split in ("train", "val") else "unused"
+        for scan_id, split in zip(scan_ids, manifest["split"].to_pylist(), strict=True)
+    ]
+    nothing = (None, None)
+    table = manifest.append_column("status", pa.array(status, pa.string()))
+    for position, name in enumerate(("error_type", "error_message")):
+        values = [errors.get(scan_id, nothing)[position] for scan_id in scan_ids]
+        table = table.append_column(name, pa.array(values, pa.string()))
+    partial = folder / ".manifest.parquet.partial"
+    pq.write_table(table, partial)
+    partial.replace(folder / "manifest.parquet")
+
+
+def hash_data(manifest: pa.Table) -> str:
+    """SHA-256 over scans, fingerprints and splits."""
+    columns = (manifest[name].to_pylist() for name in ("scan_id", "fingerprint", "split"))
+    lines = sorted("\0".join(map(str, row)) for row in zip(*columns, strict=True))
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def describe_data(
+    options: TrainOptions, manifest: pa.Table, errors: Errors, num_channels: int, record: dict[str, Any]
+) -> dict[str, Any]:
+    """What the bundle says of the data it was trained on."""
+    used = {split: select_split(manifest, split) for split in ("train", "val")}
+    split = {
+        name: {"patients": pc.count_distinct(table["patient_id"]).as_py(), "scans": table.num_rows}
+        for name, table in used.items()
+    }
+    return {
+        "num_channels": num_channels,
+        "training_patients": sorted(set(used["train"]["patient_id"].to_pylist())),
+        "data": {"scans_left_out": len(errors), "data_id": record["data_id"]},
+        "split": split,
+        "provenance": {"versions": record["versions"], "seed": options.seed},
+    }
+
+
+def describe_split(split: SplitResult, found: pa.Table) -> str:
+    """What was found, and the split, in one line."""
+    summary = summarise(found)
+    parts = []
+    for name in ("train", "val", "test"):
+        chosen = select_split(split.table, name)
+        parts.append(f"{name} {chosen.num_rows} scans of {pc.count_distinct(chosen['patient_id']).as_py()} patients")
+    notes = [f"{summary.scans} scans found", f"{split.origin}: {', '.join(parts)}"]
+    without = summary.scans - summary.with_reference - summary.with_partial_reference
+    if without:
+        notes.append(f"{without} scans without reference are not used")
+    if summary.with_partial_reference:
+        notes.append(f"{summary.with_partial_reference} scans lack the references of some slices, which count as clean")
+    if summary.own_patients:
+        notes.append(f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern")
+    if split.left_out:
+        notes.append(f"{len(split.left_out)} patients that the split does not name are left out")
+    return "; ".join(notes)

@@ -1,0 +1,78 @@
+"""What the network sees of each slice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raysegment.imaging.preprocess import Box, fit_geometry, prepare_scan
+from raysegment.options import Preprocessing
+from raysegment.pipeline.windows import find_windows, group_by_shape, move_box, skip_empty, whole_windows
+
+
+def cone(slices: int = 8, size: int = 256) -> np.ndarray:
+    """A disc that shrinks from slice to slice, off the middle."""
+    y, x = np.mgrid[:size, :size]
+    pixels = np.zeros((slices, size, size, 1), np.uint8)
+    for position in range(slices):
+        radius = 100 - 11 * position
+        pixels[position, ..., 0] = 100 * ((y - 120) ** 2 + (x - 140) ** 2 <= radius**2)
+    return pixels
+
+
+def prepare(pixels: np.ndarray, image_size: int = 256):
+    return prepare_scan(pixels, Preprocessing(image_size=image_size))
+
+
+@pytest.mark.parametrize("image_size", [128, 256])
+def test_each_window_holds_its_foreground_and_has_one_of_a_few_shapes(image_size):
+    pixels = cone()
+    prepared = prepare(pixels, image_size)
+    windows = find_windows(pixels, prepared, context_slices=0, grid_factor=16)
+    assert list(windows) == list(range(8))
+    sides = {side for window in windows.values() for side in (window.rows, window.columns)}
+    assert sides <= set(range(image_size // 2, image_size + 1, image_size // 8))
+    assert len(sides) > 1
+    for position, window in windows.items():
+        outside = prepared.pixels[position].copy()
+        outside[window.window] = 0
+        assert not outside.any()
+
+
+def test_a_window_does_not_depend_on_other_scans_but_holds_its_neighbours_for_context():
+    pixels = cone()
+    alone = find_windows(pixels, prepare(pixels), context_slices=0, grid_factor=16)
+    joined = find_windows(pixels, prepare(pixels), context_slices=1, grid_factor=16)
+    assert joined[7] == alone[6]
+    assert joined[0] == alone[0]
+
+
+def test_sides_divide_by_what_the_network_needs():
+    pixels = cone()
+    windows = find_windows(pixels, prepare(pixels), context_slices=0, grid_factor=64)
+    assert all(window.rows % 64 == window.columns % 64 == 0 for window in windows.values())
+
+
+def test_slices_of_one_value_are_skipped_unless_a_neighbour_shows_something():
+    pixels = cone(slices=8)
+    pixels[:3] = 7
+    prepared = prepare(pixels)
+    assert list(skip_empty(whole_windows(prepared), prepared, 0)) == [3, 4, 5, 6, 7]
+    assert list(skip_empty(whole_windows(prepared), prepared, 1)) == [2, 3, 4, 5, 6, 7]
+
+
+def test_noise_without_foreground_is_seen_through_the_smallest_window():
+    pixels = np.random.default_rng(0).normal(10, 1, (5, 256, 256, 1)).astype(np.float32)
+    windows = find_windows(pixels, prepare(pixels), context_slices=0, grid_factor=16)
+    assert set(windows.values()) == {Box(64, 192, 64, 192)}
+
+
+def test_slices_are_grouped_by_shape_whatever_their_place():
+    windows = {0: Box(0, 64, 0, 64), 2: Box(0, 128, 0, 64), 3: Box(8, 72, 8, 72)}
+    assert group_by_shape(windows) == [[2], [0, 3]]
+
+
+def test_a_box_moves_with_the_scan():
+    geometry = fit_geometry(512, 256, 128)
+    assert move_box(Box(0, 512, 0, 256), geometry) == Box(0, 128, 32, 96)
+    assert move_box(Box(5, 9, 3, 7), geometry) == Box(1, 3, 32, 34)
