@@ -8,6 +8,7 @@ from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any
 
+from raysegment.choices import option_name, unwrap_optional
 from raysegment.options import (
     CommandOptions,
     DemoOptions,
@@ -17,8 +18,6 @@ from raysegment.options import (
     InferOptions,
     ReportOptions,
     TrainOptions,
-    option_name,
-    unwrap_optional,
 )
 
 README = Path(__file__).parent.parent / "README.md"

@@ -20,7 +20,7 @@ _EXPORTS = {
     "index": ("raysegment.archive.index", "index"),
     "infer": ("raysegment.cluster.infer", "infer"),
     "load_bundle": ("raysegment.model.bundle", "load_bundle"),
-    "load_options": ("raysegment.options", "load_options"),
+    "load_options": ("raysegment.choices", "load_options"),
     "report": ("raysegment.pipeline.illustrate", "report"),
     "train": ("raysegment.cluster.train", "train"),
     "DemoOptions": ("raysegment.options", "DemoOptions"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from raysegment.choices import load_options, option_name, recipe_names, unwrap_optional
 from raysegment.errors import EXIT_FAILED, EXIT_INTERRUPTED, InterruptedRunError, RaysegmentError
 from raysegment.options import (
     CommandOptions,
@@ -22,10 +23,6 @@ from raysegment.options import (
     InferOptions,
     ReportOptions,
     TrainOptions,
-    load_options,
-    option_name,
-    recipe_names,
-    unwrap_optional,
 )
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import raysegment
-from raysegment.options import InferOptions, TrainOptions, load_options
+from raysegment.choices import load_options
+from raysegment.options import InferOptions, TrainOptions
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "raysegment").rglob("*.py"))

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 import pytest
 
+from raysegment.choices import changed_result, hash_choices, load_options, pick
 from raysegment.errors import UsageError
 from raysegment.options import (
     DemoOptions,
@@ -17,10 +18,6 @@ from raysegment.options import (
     Preprocessing,
     ReportOptions,
     TrainOptions,
-    changed_result,
-    hash_choices,
-    load_options,
-    pick,
 )
 
 ALL = (DemoOptions, EvaluateOptions, ExportOptions, IndexOptions, InferOptions, ReportOptions, TrainOptions)

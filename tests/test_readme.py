@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from raysegment import cli
+from raysegment.choices import load_options, recipe_names
 from raysegment.errors import RaysegmentError
 from raysegment.options import (
     DemoOptions,
@@ -21,8 +22,6 @@ from raysegment.options import (
     InferOptions,
     ReportOptions,
     TrainOptions,
-    load_options,
-    recipe_names,
 )
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows, stage_part

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from raysegment.options import TrainOptions, load_options, read_recipe, recipe_names
+from raysegment.choices import load_options, read_recipe, recipe_names
+from raysegment.options import TrainOptions
 
 PLACES = {"source": "archive", "out": "run"}
 

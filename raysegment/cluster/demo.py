@@ -7,12 +7,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from raysegment.choices import load_options
 from raysegment.cluster.infer import evaluate
 from raysegment.cluster.session import ray_session
 from raysegment.cluster.train import train
 from raysegment.errors import EXIT_DONE
 from raysegment.imaging.phantom import write_archive
-from raysegment.options import DemoOptions, EvaluateOptions, TrainOptions, load_options
+from raysegment.options import DemoOptions, EvaluateOptions, TrainOptions
 
 IMAGE_SIZE = 96
 """Side of the made-up slices; the recipe `demo` trains at the same size."""

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import read_manifest
+from raysegment.choices import changed_result, hash_choices
 from raysegment.cluster.closing import describe_nothing_to_do
 from raysegment.cluster.inference_run import InferenceRun, InferResult
 from raysegment.cluster.output import check_identity, read_record
@@ -23,7 +24,7 @@ from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.session import ray_session, resolve_on_cluster
 from raysegment.model.bundle import Bundle, load_bundle
 from raysegment.model.predictor import resolve_precision
-from raysegment.options import EvaluateOptions, InferOptions, changed_result, hash_choices
+from raysegment.options import EvaluateOptions, InferOptions
 from raysegment.pipeline.evaluate import choose_scans, count_known_patients, summarise_metrics
 from raysegment.pipeline.illustrate import draw_inference_figures
 from raysegment.store.lock import RunLock

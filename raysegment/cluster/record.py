@@ -13,8 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from raysegment.choices import as_plain
 from raysegment.errors import InterruptedRunError, UsageError
-from raysegment.options import as_plain
 
 RECORD_FILE = "run.json"
 REPORTED_PACKAGES = (

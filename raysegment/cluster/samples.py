@@ -17,10 +17,11 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entry_of
+from raysegment.choices import pick
 from raysegment.cluster.pace import hold_back
 from raysegment.errors import ScanError, UnreadableReferenceError
 from raysegment.imaging.augment import Augmentation
-from raysegment.options import Preprocessing, TrainOptions, pick
+from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.plan import Sampling, count_steps, plan_epoch, take_share
 from raysegment.pipeline.samples import KeptScan, keep_scan, make_batch, pack_scan, unpack_scan
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.split import assign_splits
+from raysegment.choices import changed_result
 from raysegment.cluster.hardware import wait_for_hardware
 from raysegment.cluster.record import describe_choices, describe_machine, finish_record, open_record, write_record
 from raysegment.cluster.session import ray_session, resolve_on_cluster, run_interruptibly
@@ -21,7 +22,7 @@ from raysegment.errors import (
     EXIT_SOME_SCANS_FAILED,
     UsageError,
 )
-from raysegment.options import TrainOptions, changed_result
+from raysegment.options import TrainOptions
 from raysegment.pipeline.finish import count_inputs
 from raysegment.pipeline.illustrate import draw_training_figures
 from raysegment.pipeline.learn import Progress, find_checkpoints

@@ -20,10 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from raysegment.choices import as_plain
 from raysegment.errors import UsageError
 from raysegment.model.card import write_card
 from raysegment.model.safety import check_network_file
-from raysegment.options import Postprocessing, Preprocessing, as_plain
+from raysegment.options import Postprocessing, Preprocessing
 from raysegment.scan import Labels
 
 FORMAT = "raysegment-bundle"

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.choices import changed_result, pick
 from raysegment.imaging.geometry import restore_grid
 from raysegment.imaging.preprocess import normalize, stack_context
-from raysegment.options import Postprocessing, Preprocessing, TrainOptions, changed_result, pick
+from raysegment.options import Postprocessing, Preprocessing, TrainOptions
 from raysegment.pipeline.learn import Progress, load_best
 from raysegment.pipeline.samples import KeptScan
 from raysegment.scan import Labels

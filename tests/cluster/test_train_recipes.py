@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from raysegment.choices import load_options, recipe_names
 from raysegment.cluster.train import train
-from raysegment.options import TrainOptions, load_options, recipe_names
+from raysegment.options import TrainOptions
 
 pytestmark = [
     pytest.mark.cluster,
