@@ -1,0 +1,213 @@
+"""What a choice is: a dataclass field with help, unit and range, its checks, and where its value comes from.
+
+One loader merges: defaults < recipe < job file < command line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import types
+import typing
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from raysegment.errors import UsageError
+
+
+def choice(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    affects_result: bool = False,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    positional: bool = False,
+) -> Any:
+    """A dataclass field that carries what the command line and the checks need to know of it."""
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "affects_result": affects_result,
+        "minimum": minimum,
+        "maximum": maximum,
+        "positional": positional,
+    }
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Base of all choices: refuses values outside a field's type, range or set of words."""
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for item in fields(self):
+            check_value(item, hints[item.name], getattr(self, item.name))
+
+
+def check_value(item: Field[Any], hint: Any, value: Any) -> None:
+    """Refuse a value that its field cannot hold.
+
+    Raises:
+        UsageError: The value has the wrong type, is outside the range, or is not one of the words.
+    """
+    option = option_name(item.name)
+    inner, optional = unwrap_optional(hint)
+    if value is None:
+        if optional:
+            return
+        raise UsageError(f"{option} must have a value.")
+    if typing.get_origin(inner) is Literal:
+        words = typing.get_args(inner)
+        if value not in words:
+            raise UsageError(f"{option} {value!r} is unknown; expected one of {', '.join(map(str, words))}.")
+        return
+    if not _is_of_type(value, inner):
+        raise UsageError(f"{option} is {value!r}; expected {type_name(inner)}.")
+    minimum, maximum = item.metadata.get("minimum"), item.metadata.get("maximum")
+    numeric = isinstance(value, (int, float))
+    if numeric and not (value == value and abs(value) != float("inf")):
+        raise UsageError(f"{option} is {value}; expected a finite number.")
+    if numeric and minimum is not None and value < minimum:
+        raise UsageError(f"{option} is {value}; expected at least {minimum}.")
+    if numeric and maximum is not None and value > maximum:
+        raise UsageError(f"{option} is {value}; expected at most {maximum}.")
+
+
+def load_options(kind: type[Any], given: dict[str, Any], *, recipe: str | None = None, job: str | None = None) -> Any:
+    """Merge defaults < recipe < job file < what is given on the command line.
+
+    Args:
+        kind: A class of options.
+        given: What the user typed; None means not typed.
+        recipe: Name of a recipe shipped with the package.
+        job: Path of a YAML file with the same keys.
+
+    Raises:
+        UsageError: Unknown recipe, key or value; the message names what is known.
+    """
+    values: dict[str, Any] = {}
+    job_values = _read_yaml(Path(job), "--job") if job else {}
+    recipe = recipe or job_values.pop("recipe", None)
+    job_values.pop("recipe", None)
+    if recipe:
+        values.update(_checked_keys(kind, read_recipe(recipe), f"recipe {recipe}"))
+    values.update(_checked_keys(kind, job_values, f"job file {job}"))
+    values.update({key: value for key, value in given.items() if value is not None})
+    for item in fields(kind):
+        if item.default is MISSING and item.name not in values:
+            name = item.name.upper() if item.metadata["positional"] else option_name(item.name)
+            raise UsageError(f"{name} is missing: {item.metadata['help']}.")
+    hints = typing.get_type_hints(kind)
+    return kind(**{key: convert_value(hints[key], value) for key, value in values.items()})
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes shipped with the package."""
+    folder = resources.files("raysegment") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The choices of a recipe shipped with the package."""
+    if name not in recipe_names():
+        raise UsageError(f"--recipe {name!r} is unknown; expected one of {', '.join(recipe_names())}.")
+    text = (resources.files("raysegment") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def convert_value(hint: Any, value: Any) -> Any:
+    """Bring a value from YAML or the command line to its field's type, where that loses nothing."""
+    inner, _ = unwrap_optional(hint)
+    if typing.get_origin(inner) is tuple and value is not None and not isinstance(value, tuple):
+        number = typing.get_args(inner)[0]
+        items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        try:
+            return tuple(number(item) for item in items)
+        except (TypeError, ValueError):
+            return value
+    if isinstance(value, bool) or inner not in (int, float):
+        return value
+    if isinstance(value, str) or inner is float:
+        try:
+            return inner(value)
+        except (TypeError, ValueError):
+            return value
+    return value
+
+
+def changed_result(options: Any) -> dict[str, Any]:
+    """The choices that change the result, by name."""
+    return {item.name: getattr(options, item.name) for item in fields(options) if item.metadata.get("affects_result")}
+
+
+def hash_choices(choices: dict[str, Any]) -> str:
+    """SHA-256 over choices, independent of their order."""
+    return hashlib.sha256(json.dumps(choices, sort_keys=True, default=list).encode()).hexdigest()
+
+
+def as_plain(options: Any) -> dict[str, Any]:
+    """The choices as JSON can hold them."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()}
+
+
+def pick(kind: type[Any], options: Any) -> Any:
+    """The part of a command's options that another class holds, such as `pick(Preprocessing, train_options)`."""
+    return kind(**{item.name: getattr(options, item.name) for item in fields(kind)})
+
+
+def option_name(name: str) -> str:
+    """A field's name as the user types it."""
+    return "--" + name.replace("_", "-")
+
+
+def unwrap_optional(hint: Any) -> tuple[Any, bool]:
+    """`X | None` as (X, True), any other type as (X, False)."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        inner = [item for item in typing.get_args(hint) if item is not type(None)]
+        return inner[0], True
+    return hint, False
+
+
+def type_name(hint: Any) -> str:
+    """A type in a user's words."""
+    if typing.get_origin(hint) is tuple:
+        return f"{type_name(typing.get_args(hint)[0]).removeprefix('a ')}s with commas between"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def _is_of_type(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and all(_is_of_type(entry, item) for entry in value)
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, (int, float))
+    return isinstance(value, hint)
+
+
+def _read_yaml(path: Path, option: str) -> dict[str, Any]:
+    try:
+        loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{option} {path} does not exist.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{option} {path} cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise UsageError(f"{option} {path} must hold `key: value` lines, not {type(loaded).__name__}.")
+    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+
+
+def _checked_keys(kind: type[Any], values: dict[str, Any], where: str) -> dict[str, Any]:
+    known = {item.name for item in fields(kind)}
+    for key in values:
+        if key not in known:
+            raise UsageError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}.")
+    return values
