@@ -59,7 +59,10 @@ def describe_summary(summary: Mapping[str, Any], out: str) -> list[str]:
         out: The output folder.
     """
     low, high = summary["dice_ci95"]
+    known = summary["training_patients_included"]
+    warning = [f"warning: {known} of these patients were trained on; the numbers flatter the model"] if known else []
     return [
+        *warning,
         f"Dice per scan: mean {_show(summary['dice_mean'])} (95 % interval {_show(low)} to {_show(high)}), median "
         f"{_show(summary['dice_median'])}, at threshold {summary['threshold']:.2f}; {summary['scans']} scans",
         f"IoU mean {_show(summary['iou_mean'])}, lesion-slice Dice {_show(summary['lesion_slice_dice_mean'])}; "

@@ -11,7 +11,7 @@ from raysegment.choices import load_options
 from raysegment.cluster.infer import evaluate
 from raysegment.cluster.session import ray_session
 from raysegment.cluster.train import train
-from raysegment.errors import EXIT_DONE
+from raysegment.errors import EXIT_DONE, UsageError
 from raysegment.imaging.phantom import write_archive
 from raysegment.options import DemoOptions, EvaluateOptions, TrainOptions
 
@@ -41,7 +41,9 @@ def demo(options: DemoOptions) -> DemoResult:
     """Make scans, train on most of them, segment and measure the rest, draw figures; a second run finds all done."""
     out = Path(options.out).absolute()
     scans, run, tables = out / "scans", out / "run", out / "test"
-    if not scans.exists():
+    if scans.exists():
+        check_patients(scans, options)
+    else:
         partial = out / "scans.partial"
         shutil.rmtree(partial, ignore_errors=True)
         write_archive(partial, patients=options.patients, seed=options.seed, image_size=IMAGE_SIZE)
@@ -56,6 +58,20 @@ def demo(options: DemoOptions) -> DemoResult:
     result = DemoResult(scans=scans, run=run, tables=tables, dice_mean=summary["dice_mean"])
     print(describe_demo(result) if not options.json else json.dumps({"dice_mean": result.dice_mean}))
     return result
+
+
+def check_patients(scans: Path, options: DemoOptions) -> None:
+    """Refuse to go on with another number of scans than are there.
+
+    Raises:
+        UsageError: Names both numbers.
+    """
+    found = sum(1 for item in scans.iterdir() if item.is_dir())
+    if found != options.patients:
+        raise UsageError(
+            f"--out {options.out} holds scans of {found} made-up patients, --patients is {options.patients}. Choose "
+            "another --out."
+        )
 
 
 def describe_demo(result: DemoResult) -> str:

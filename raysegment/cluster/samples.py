@@ -41,6 +41,7 @@ READ_TIMEOUT_SECONDS = 300.0
 KEPT_SCHEMA = pa.schema(
     [
         ("scan_id", pa.string()),
+        ("channels", pa.int64()),
         ("shape", pa.list_(pa.int64())),
         ("dtype", pa.string()),
         ("pixels", pa.large_binary()),
@@ -60,6 +61,7 @@ class KeptSet:
     Attributes:
         blocks: References to Arrow tables in Ray's object store, owned by the driver.
         scan_ids: In the manifest's order.
+        num_channels: Channels of the first one as read, before any were chosen; 0 where there is none.
         places: (scans, 2): the block of each scan and the row in it.
         slices: (slices, 2): scan index and slice index of every slice.
         has_lesion: bool, (slices,).
@@ -67,6 +69,7 @@ class KeptSet:
 
     blocks: list[Any]
     scan_ids: list[str]
+    num_channels: int
     places: npt.NDArray[np.int64]
     slices: npt.NDArray[np.int64]
     has_lesion: npt.NDArray[np.bool_]
@@ -140,6 +143,7 @@ def make_set(references: list[Any], scan_ids: list[str], found: dict[str, KeptPl
     return KeptSet(
         blocks=references,
         scan_ids=scan_ids,
+        num_channels=places[0].row["channels"] if places else 0,
         places=np.array([place[:2] for place in places], np.int64).reshape(-1, 2),
         slices=np.array([(scan, i) for scan, flags in enumerate(lesions) for i in range(len(flags))]).reshape(-1, 2),
         has_lesion=np.concatenate([np.zeros(0, bool), *lesions]),
@@ -164,7 +168,7 @@ def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int |
                 num_channels=num_channels,
                 for_validation=entry.split == "val",
             )
-            row |= pack_scan(kept)
+            row |= {"channels": decoded.scan.pixels.shape[-1], **pack_scan(kept)}
         except ScanError as error:
             row |= {"error_type": type(error).__name__, "error_message": str(error)}
         rows.append(row)
@@ -180,7 +184,7 @@ def open_decoder() -> Decoder:
 @ray.remote(num_cpus=0.05, max_retries=3)
 def describe_block(block: pa.Table) -> list[dict[str, Any]]:
     """What the driver needs to know of kept scans: everything but pixels."""
-    return list(block.select(["scan_id", "has_lesion", "error_type", "error_message"]).to_pylist())
+    return list(block.select(["scan_id", "channels", "has_lesion", "error_type", "error_message"]).to_pylist())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,9 +36,13 @@ def ray_session(address: str | None, temp_dir: str | None) -> Iterator[None]:
         temp_dir: Folder for Ray's session and spilled objects.
 
     Raises:
-        UsageError: The folder has less than 2 GB free or cannot be written.
+        UsageError: The folder has less than 2 GB free or cannot be written, or belongs to a cluster's own start.
         ClusterError: The cluster does not answer.
     """
+    if address is not None and temp_dir is not None:
+        raise UsageError(
+            "--temp-dir is for a Ray that is started here; a running cluster has its own: ray start --temp-dir."
+        )
     check_free_space(temp_dir)
     set_environment(address)
     import ray

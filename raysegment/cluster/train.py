@@ -123,7 +123,7 @@ def train_in_session(
     if errors:
         log.say_errors(errors, folder / "manifest.parquet")
     check_errors(errors, manifest)
-    num_channels = num_channels or int(validation_set.fetch(0).pixels.shape[-1])
+    num_channels = num_channels or validation_set.num_channels
     log.say(
         f"{len(train_set.has_lesion)} slices of {len(train_set.scan_ids)} scans to train on, "
         f"{len(validation_set.has_lesion)} of {len(validation_set.scan_ids)} to validate on, read in "

@@ -2,9 +2,11 @@
 
 import pytest
 
+from raysegment.cluster.demo import demo
+from raysegment.cluster.session import ray_session
 from raysegment.cluster.train import check_precision
 from raysegment.errors import UsageError
-from raysegment.options import TrainOptions
+from raysegment.options import DemoOptions, TrainOptions
 from raysegment.pipeline.training_set import check_channels
 
 
@@ -24,3 +26,15 @@ def test_a_run_goes_on_in_the_precision_it_began_in() -> None:
     check_precision(make_options(precision="float16"), {})
     with pytest.raises(UsageError, match="holds a run in bfloat16, --precision is float32"):
         check_precision(make_options(precision="float32"), {"precision": "bfloat16"})
+
+
+def test_a_demo_over_other_scans_is_refused(tmp_path) -> None:
+    for number in range(3):
+        (tmp_path / "scans" / f"PHANTOM_{number}").mkdir(parents=True)
+    with pytest.raises(UsageError, match="holds scans of 3 made-up patients, --patients is 8"):
+        demo(DemoOptions(out=str(tmp_path), patients=8))
+
+
+def test_a_temporary_folder_for_a_running_cluster_is_refused(tmp_path) -> None:
+    with pytest.raises(UsageError, match="ray start --temp-dir"), ray_session("auto", str(tmp_path)):
+        pass
