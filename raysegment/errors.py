@@ -7,6 +7,7 @@ RaysegmentError                 exit 1: the run failed
 │   ├── LockedError             another run owns the output folder
 │   ├── DiskFullError           no space left; what is published stays valid
 │   ├── ClusterError            the cluster cannot meet the request, or lost its nodes
+│   ├── NetworkFailedError      the network failed on a batch; another worker tries its scans
 │   └── TooManyFailuresError    most scans fail: wrong archive or wrong model
 ├── InterruptedRunError         exit 130: Ctrl-C or SIGTERM
 └── ScanError                   one scan is bad; the run goes on
@@ -56,6 +57,10 @@ class DiskFullError(RunError):
 
 class ClusterError(RunError):
     """The cluster cannot meet the request or was lost."""
+
+
+class NetworkFailedError(RunError):
+    """The network failed on a batch, for lack of memory or a fault of the machine: not a property of the scans."""
 
 
 class TooManyFailuresError(RunError):

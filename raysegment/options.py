@@ -198,7 +198,7 @@ class InferOptions(Postprocessing, CommandOptions):
     model: str = choice(MISSING, "bundle, or the folder of a training run that holds one", positional=True)
     source: str = choice(MISSING, "folder, manifest or bucket with scans", positional=True)
     out: str = choice(MISSING, "folder or bucket for the tables; an unfinished run there goes on")
-    limit: int | None = choice(None, "segment only the first scans of the plan", unit="scans", minimum=1)
+    limit: int | None = choice(None, "segment only the first scans of the manifest", unit="scans", minimum=1)
     retry_failed: bool = choice(False, "try failed scans again")
     patient_pattern: str | None = choice(
         None, "regular expression whose first group, found in the scan_id, is the patient_id"
@@ -214,8 +214,8 @@ class InferOptions(Postprocessing, CommandOptions):
     )
     foreground_box: bool = choice(
         False,
-        "run the network only on the box around what is not background, and not on empty slices; faster, masks may "
-        "differ a little near the box",
+        "let the network see each slice through a window around what is not background, and empty slices not at all; "
+        "faster, masks may differ a little",
         affects_result=True,
     )
     precision: Precision = choice(
@@ -248,6 +248,11 @@ class EvaluateOptions(InferOptions):
         None, "scans of this split only; all with a reference if not given"
     )
     split_file: str | None = choice(None, 'JSON {"train": [patient, …], "val": […], "test": […]}')
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split_file is not None and self.split is None:
+            raise UsageError("--split-file says who is in which split; give --split train, val or test as well.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,10 +52,16 @@ def demo(options: DemoOptions) -> DemoResult:
     training = {"source": str(scans), "out": str(run), "seed": options.seed, **general}
     testing = {"model": str(run), "source": str(scans), "out": str(tables), "split": "test", **general}
     with ray_session(options.address, options.temp_dir):
-        train(load_options(TrainOptions, training, recipe="demo"))
-        evaluate(load_options(EvaluateOptions, testing))
+        trained = train(load_options(TrainOptions, training, recipe="demo"))
+        evaluated = evaluate(load_options(EvaluateOptions, testing))
     summary = json.loads((tables / "summary.json").read_text(encoding="utf-8"))
-    result = DemoResult(scans=scans, run=run, tables=tables, dice_mean=summary["dice_mean"])
+    result = DemoResult(
+        scans=scans,
+        run=run,
+        tables=tables,
+        dice_mean=summary["dice_mean"],
+        exit_code=max(trained.exit_code, evaluated.exit_code),
+    )
     print(describe_demo(result) if not options.json else json.dumps({"dice_mean": result.dice_mean}))
     return result
 

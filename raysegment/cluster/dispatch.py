@@ -11,7 +11,8 @@ from typing import Any
 
 from raysegment.cluster.pool import BlockInHand, Worker, WorkerPool
 from raysegment.cluster.segmenter import CALLS_AT_ONCE, Receipt
-from raysegment.errors import ClusterError, RaysegmentError
+from raysegment.cluster.session import raise_if_interrupted
+from raysegment.errors import ClusterError, NetworkFailedError, RaysegmentError
 
 WAIT_SECONDS = 0.05
 SECONDS_TO_STOP = 10.0
@@ -66,16 +67,24 @@ class BlockFeed:
             self.error = error
 
 
+@dataclass(frozen=True)
+class LostHand:
+    """The scans that a worker had in hand when it died, and what is known of its death."""
+
+    scan_ids: list[str]
+    cause: str
+
+
 @dataclass
 class RoundOutcome:
     """What a round left.
 
     Attributes:
-        hands: For each worker that died, the scans it had in hand.
+        hands: One for each worker that died with something in hand.
         read_error: Why reading ended early, or None.
     """
 
-    hands: list[list[str]] = field(default_factory=list)
+    hands: list[LostHand] = field(default_factory=list)
     read_error: BaseException | None = None
 
 
@@ -122,6 +131,7 @@ class Dispatcher:
             RaysegmentError: What a worker raised on purpose, such as DiskFullError.
         """
         while True:
+            raise_if_interrupted()
             self.pool.adjust()
             self._ask_new_workers()
             self._hand_out()
@@ -202,18 +212,24 @@ class Dispatcher:
         kind, worker, block = self._pending.pop(reference)
         try:
             answer = ray.get(reference)
-        except ray.exceptions.RayActorError as error:
+        except (
+            ray.exceptions.RayActorError,
+            ray.exceptions.OutOfMemoryError,
+            ray.exceptions.ActorUnschedulableError,
+            ray.exceptions.RuntimeEnvSetupError,
+        ) as error:
             self._bury(worker, str(error))
         except ray.exceptions.RayTaskError as error:
             self._judge(error, kind, worker, reference)
         except ray.exceptions.RayError:
             worker.calls.pop(reference, None)
+            worker.is_closing = worker.is_closing and kind != "close"
         else:
             self._use(kind, worker, block, reference, answer)
 
     def _use(self, kind: str, worker: Worker, block: BlockInHand | None, reference: Any, answer: Any) -> None:
         if kind == "start":
-            worker.is_ready = True
+            self.pool.mark_ready(worker)
         elif kind == "describe" and block is not None:
             block.scan_ids = answer
         else:
@@ -238,10 +254,13 @@ class Dispatcher:
         self.on_receipt(receipt)
 
     def _judge(self, error: Any, kind: str, worker: Worker, reference: Any) -> None:
-        """A worker raised: pass on what was raised on purpose, drop a block that was lost on its way."""
+        """A worker raised: end one whose network fails, pass on what was meant for the user, drop a lost block."""
         import ray
 
         cause = getattr(error, "cause", None)
+        if isinstance(cause, NetworkFailedError):
+            self._bury(worker, str(cause))
+            return
         if isinstance(cause, RaysegmentError):
             raise cause from error
         if isinstance(cause, ray.exceptions.RayError):
@@ -255,7 +274,7 @@ class Dispatcher:
             self._collect_last_words(reference)
         hand = worker.scans_in_hand()
         if hand:
-            self.outcome.hands.append(hand)
+            self.outcome.hands.append(LostHand(hand, " ".join(cause.split())[:300]))
             self.on_lost(len(worker.waiting))
         for block in worker.calls.values():
             if block.scan_ids is None and block.num_deaths < MAX_DEATHS_UNTOLD:

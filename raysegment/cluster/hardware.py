@@ -33,16 +33,27 @@ class WorkerShare:
     threads: int
     use_gpu: bool
 
+    def __str__(self) -> str:
+        """In a user's words."""
+        workers = "1 worker" if self.num_workers == 1 else f"{self.num_workers} workers"
+        each = " each" if self.num_workers > 1 else ""
+        return f"{workers} with {self.threads} threads{' and a GPU' if self.use_gpu else ''}{each}"
 
-def share_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
+
+def share_hardware(num_workers: int, options: TrainOptions, *, needs_gpu: bool = False) -> WorkerShare:
     """Divide the nodes that are there now among workers.
+
+    Args:
+        num_workers: Workers.
+        options: The run's choices.
+        needs_gpu: Refuse CPUs where no GPU is left.
 
     Raises:
         ClusterError: More workers than CPUs, or than GPUs where there are any.
     """
     nodes = [node["Resources"] for node in live_nodes()]
     num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
-    use_gpu = num_gpus > 0
+    use_gpu = needs_gpu or num_gpus > 0
     available = num_gpus if use_gpu else sum(int(node["CPU"]) for node in nodes)
     if num_workers > available:
         kind = "GPUs" if use_gpu else "CPUs"
@@ -83,17 +94,26 @@ def wait_for_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def share_what_is_left(options: TrainOptions) -> WorkerShare:
-    """The largest number of workers, up to the one asked for, that fits now and divides the global batch."""
+def share_what_is_left(options: TrainOptions, *, needs_gpu: bool) -> WorkerShare:
+    """The largest number of workers, up to the one asked for, that fits now and divides the global batch.
+
+    Args:
+        options: The run's choices.
+        needs_gpu: The run began on GPUs and does not go on without.
+
+    Raises:
+        ClusterError: None fits, also after waiting for nodes to join.
+    """
     deadline = time.monotonic() + SECONDS_FOR_NODES
     while True:
         for num_workers in range(options.workers, 0, -1):
             if options.batch_size % num_workers:
                 continue
             try:
-                return share_hardware(num_workers, options)
+                return share_hardware(num_workers, options, needs_gpu=needs_gpu)
             except ClusterError:
                 continue
         if time.monotonic() > deadline:
-            raise ClusterError("no node of the cluster has room for a training worker any more.")
+            kind = "GPU" if needs_gpu else "room"
+            raise ClusterError(f"no node of the cluster has {kind} for a training worker any more.")
         time.sleep(SECONDS_BETWEEN_LOOKS)

@@ -21,7 +21,7 @@ from raysegment.cluster.output import check_identity, read_record
 from raysegment.cluster.plan import find_remaining
 from raysegment.cluster.record import as_json
 from raysegment.cluster.reporter import ScanReporter
-from raysegment.cluster.session import ray_session, resolve_on_cluster
+from raysegment.cluster.session import interruptible, ray_session, resolve_on_cluster
 from raysegment.model.bundle import Bundle, load_bundle
 from raysegment.model.predictor import resolve_precision
 from raysegment.options import EvaluateOptions, InferOptions
@@ -45,6 +45,7 @@ class EvaluateResult(InferResult):
     figures: tuple[str, ...] = ()
 
 
+@interruptible()
 def infer(options: InferOptions) -> InferResult:
     """Segment the scans of an archive that the output folder does not have yet.
 
@@ -62,6 +63,7 @@ def infer(options: InferOptions) -> InferResult:
     return run_inference(options, bundle, manifest, command="infer", started=started)
 
 
+@interruptible()
 def evaluate(options: EvaluateOptions) -> EvaluateResult:
     """Segment the scans that have a reference, and summarise how masks and references agree.
 

@@ -20,7 +20,7 @@ from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.rounds import Rounds
 from raysegment.cluster.segmenter import WorkerSettings
 from raysegment.cluster.session import ray_session
-from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, InterruptedRunError
+from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, InterruptedRunError, LockedError
 from raysegment.model.bundle import Bundle
 from raysegment.options import InferOptions, Postprocessing
 from raysegment.pipeline.segment import SegmentSettings
@@ -103,6 +103,7 @@ class InferenceRun:
             remaining.plan.num_rows, as_json=options.json, on_line=lambda line: append_log(place, line)
         )
         self.rounds: Rounds | None = None
+        self._owns_folder = True
 
     def segment_all(self) -> None:
         """Do the plan, with Ray."""
@@ -137,6 +138,7 @@ class InferenceRun:
             grid_factor=bundle.grid_factor,
             spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
             foreground_box=options.foreground_box,
+            sees_whole_slices=bundle.network.get("norm") == "group",
             batch_size=options.batch_size,
             needs_reference=self.record["command"] == "evaluate",
             model_id=bundle.model_id,
@@ -147,7 +149,7 @@ class InferenceRun:
             segment=segment,
             precision=options.precision,
             threads=options.threads,
-            location=options.out,
+            location=self.place.location,
             staging=staging,
             part_bytes=options.part_mb * 2**20,
             part_seconds=options.part_seconds,
@@ -163,16 +165,21 @@ class InferenceRun:
         try:
             yield
             self.record["status"] = "done"
+        except LockedError:
+            # The folder is another run's now: its staged work and its record are not ours to touch.
+            self._owns_folder = False
+            raise
         except BaseException as error:
             is_interrupted = isinstance(error, InterruptedRunError | KeyboardInterrupt)
             self.record |= {"status": "interrupted" if is_interrupted else "failed"}
             self.record["error"] = f"{type(error).__name__}: {error}"
             raise
         finally:
-            self.place.delete(STAGING)
-            drop_orphans(self.place)
-            self.record |= {"ended": _now(), **self._numbers()}
-            write_record(self.place, self.record)
+            if self._owns_folder:
+                self.place.delete(STAGING)
+                drop_orphans(self.place)
+                self.record |= {"ended": _now(), **self._numbers()}
+                write_record(self.place, self.record)
 
     def conclude(self) -> InferResult:
         """Show how it ended."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raysegment.cluster.segmenter import WorkerSettings, start_segmenter
 from raysegment.cluster.session import live_nodes
-from raysegment.errors import ClusterError
+from raysegment.errors import ClusterError, UsageError
 
 SECONDS_BETWEEN_LOOKS = 2.0
 CPUS_PER_WORKER = 8
@@ -74,6 +75,7 @@ class WorkerPool:
         settings: For each worker; `threads` None means its share of the node's CPUs.
         workers_per_node: Workers on each node; by its CPUs or GPUs if None.
         admit: Called once with each new node; returns whether workers may run there.
+        say: Called with a line for the user.
     """
 
     def __init__(
@@ -83,15 +85,17 @@ class WorkerPool:
         *,
         workers_per_node: int | None,
         admit: Callable[[dict[str, Any]], bool] = lambda node: True,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
         self.workers: list[Worker] = []
         self._bundle = bundle
         self._settings = settings
         self._workers_per_node = workers_per_node
         self._admit = admit
+        self._say = say
         self._refused: set[str] = set()
         self._known: set[str] = set()
-        self._failed_starts = 0
+        self._failed_starts: Counter[str] = Counter()
         self._next_look = 0.0
 
     def adjust(self) -> None:
@@ -120,19 +124,31 @@ class WorkerPool:
         """Forget a worker that died, and make sure it is dead.
 
         Raises:
-            ClusterError: Workers die one after another before their network is loaded.
+            ClusterError: On every node workers died one after another before their network was loaded.
         """
         import ray
 
         self.workers.remove(worker)
         ray.kill(worker.handle, no_restart=True)
-        self._failed_starts = 0 if worker.is_ready else self._failed_starts + 1
-        if self._failed_starts > MAX_FAILED_STARTS:
-            raise ClusterError(
-                f"{self._failed_starts} inference workers in a row died while loading the network. If memory is too "
-                f"small, try --workers 1 or a smaller --batch-size. The last one: {' '.join(cause.split())[:300]}"
-            )
         self._next_look = 0.0
+        if worker.is_ready:
+            return
+        self._failed_starts[worker.node_id] += 1
+        if self._failed_starts[worker.node_id] > MAX_FAILED_STARTS:
+            self._refused.add(worker.node_id)
+            told = (
+                f"{MAX_FAILED_STARTS + 1} inference workers in a row died on node {worker.node_id[:8]} while loading "
+                "the network. If memory is too small, try --workers 1 or a smaller --batch-size. The last one: "
+                f"{' '.join(cause.split())[:300]}"
+            )
+            if all(node["NodeID"] in self._refused for node in live_nodes()):
+                raise ClusterError(told)
+            self._say(f"{told} No more are started there.")
+
+    def mark_ready(self, worker: Worker) -> None:
+        """Note that a worker's network is loaded."""
+        worker.is_ready = True
+        del self._failed_starts[worker.node_id]
 
     def close(self) -> None:
         """End all workers."""
@@ -146,8 +162,6 @@ class WorkerPool:
         return sum(worker.node_id == node_id for worker in self.workers)
 
     def _start(self, node: dict[str, Any]) -> None:
-        from dataclasses import replace
-
         _, threads, num_cpus, num_gpus = share_node(node, self._workers_per_node)
         settings = replace(self._settings, threads=self._settings.threads or threads)
         handle = start_segmenter(self._bundle, settings, node_id=node["NodeID"], num_cpus=num_cpus, num_gpus=num_gpus)
@@ -159,8 +173,13 @@ def share_node(node: dict[str, Any], workers_per_node: int | None) -> tuple[int,
 
     Returns:
         Number of workers, TensorFlow threads of each, logical CPUs of each, GPUs of each.
+
+    Raises:
+        UsageError: Workers cannot share the GPUs equally.
     """
     cpus, gpus = float(node["Resources"].get("CPU", 1)), int(node["Resources"].get("GPU", 0))
     workers = workers_per_node or gpus or max(1, int(cpus) // CPUS_PER_WORKER)
+    if gpus and workers > gpus and workers % gpus:
+        raise UsageError(f"--workers {workers} cannot be shared by {gpus} GPUs of a node; give a multiple of {gpus}.")
     threads = max(1, int(cpus) // workers)
-    return workers, threads, round(cpus * CPU_SHARE / workers, 3), gpus / workers if gpus else 0.0
+    return workers, threads, round(cpus * CPU_SHARE / workers, 3), min(1.0, gpus / workers)

@@ -68,6 +68,7 @@ class Rounds:
         self._are_nodes_checked = False
         self._num_ok = num_ok_before
         self._crashes: Counter[str] = Counter()
+        self._causes: dict[str, str] = {}
         self._given_up: set[str] = set()
         self._fruitless_rounds = 0
         self._read_failures = 0
@@ -81,7 +82,13 @@ class Rounds:
         """
         import ray
 
-        pool = WorkerPool(ray.put(self._bundle), self.worker, workers_per_node=self.options.workers, admit=self._admit)
+        pool = WorkerPool(
+            ray.put(self._bundle),
+            self.worker,
+            workers_per_node=self.options.workers,
+            admit=self._admit,
+            say=self.reporter.say,
+        )
         try:
             pool.adjust()
             check_nodes(self._versions)
@@ -114,7 +121,7 @@ class Rounds:
         num_cpus = sum(float(node["Resources"].get("CPU", 0)) for node in live_nodes())
         folder = f"{self.worker.staging}/plan-{self._round}"
         blocks = write_plan(self.place, folder, plan, num_cpus=num_cpus, max_scans=max_scans)
-        settings = ReadSettings(self.options.out, self.options.read_memory_mb, self.options.read_timeout_seconds)
+        settings = ReadSettings(self.place.location, self.options.read_memory_mb, self.options.read_timeout_seconds)
         room = STORE_BYTES_PER_WORKER * max(1, len(pool.workers))
         feed = BlockFeed(BlockStream(blocks, settings, store_bytes=room), num_ahead=max(1, len(pool.workers)))
         try:
@@ -133,10 +140,14 @@ class Rounds:
 
     def _judge(self, outcome: RoundOutcome, *, is_isolated: bool) -> None:
         for hand in outcome.hands:
-            self._crashes.update(hand)
-            self.reporter.say(f"an inference worker died with {len(hand)} scans in hand; they are done again.")
+            self._crashes.update(hand.scan_ids)
+            self._causes.update(dict.fromkeys(hand.scan_ids, hand.cause))
+            self.reporter.say(
+                f"an inference worker died with {len(hand.scan_ids)} scans in hand ({hand.cause}); they are done again."
+            )
             if is_isolated:
-                self._given_up.update(name for name in hand if self._crashes[name] >= self.options.max_attempts)
+                given_up = [name for name in hand.scan_ids if self._crashes[name] >= self.options.max_attempts]
+                self._given_up.update(given_up)
         if outcome.read_error is not None:
             self._read_failures += 1
             reason = " ".join(str(outcome.read_error).split())[:300]
@@ -160,7 +171,8 @@ class Rounds:
         rows = []
         for entry in entries(plan):
             error = WorkerCrashedError(
-                f"{entry.scan_id}: the inference worker died on it {self._crashes[entry.scan_id]} times."
+                f"{entry.scan_id}: the inference worker died on it {self._crashes[entry.scan_id]} times, at last of: "
+                f"{self._causes[entry.scan_id]}"
             )
             read = ReadScan(entry.scan_id, entry.patient_id, entry.source, entry.fingerprint, scan=None)
             rows.append(fail_scan(read, error, self.worker.segment))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,7 @@ from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entry_of
 from raysegment.choices import pick
 from raysegment.cluster.pace import hold_back
-from raysegment.errors import ScanError, UnreadableReferenceError
+from raysegment.errors import ScanError, UnreadableReferenceError, WorkerCrashedError
 from raysegment.imaging.augment import Augmentation
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.plan import Sampling, count_steps, plan_epoch, take_share
@@ -28,13 +29,16 @@ from raysegment.pipeline.samples import KeptScan, keep_scan, make_batch, pack_sc
 if TYPE_CHECKING:
     from raysegment.model.fit import Batch
 
-DATA_CPU_SHARE = 0.25
-"""Logical CPUs of one data task; see `cluster.workers` for how the CPUs are shared out."""
+READ_CPUS = 1.0
+"""Logical CPUs of a task that reads scans; no training worker runs yet."""
 
 SLICES_PER_TASK = 32
 TASKS_PER_EXECUTION = 2000
 PREFETCH_BYTES = 512 * 1024**2
 BUFFERS = ("pixels", "reference")
+MAX_RETRIES = 3
+"""Times that a data task or actor is started again after its process or node was lost."""
+
 READ_MEMORY_MB = 8192
 READ_TIMEOUT_SECONDS = 300.0
 
@@ -105,10 +109,20 @@ def keep_scans(
     preprocessing = pick(Preprocessing, options)
 
     def keep(batch: pa.Table) -> pa.Table:
-        return keep_rows(batch, preprocessing, num_channels)
+        return keep_rows(manifest.take(batch["item"]), preprocessing, num_channels)
 
-    blocks = ray.data.from_arrow([manifest.slice(i, 1) for i in range(manifest.num_rows)])
-    kept = blocks.map_batches(keep, batch_size=None, batch_format="pyarrow", num_cpus=DATA_CPU_SHARE).materialize()
+    # Unlike from_arrow or range, from_items starts no task of its own.
+    blocks = ray.data.from_items(list(range(manifest.num_rows)), override_num_blocks=manifest.num_rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.60 says that `max_retries` goes away; nothing else bounds its retries.
+        kept = blocks.map_batches(
+            keep,
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=READ_CPUS,
+            max_retries=MAX_RETRIES,
+            retry_exceptions=False,
+        ).materialize()
     references = [reference for bundle in kept.iter_internal_ref_bundles() for reference in bundle.block_refs]
     described = ray.get([describe_block.remote(reference) for reference in references])
     found = {
@@ -171,6 +185,9 @@ def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int |
             row |= {"channels": decoded.scan.pixels.shape[-1], **pack_scan(kept)}
         except ScanError as error:
             row |= {"error_type": type(error).__name__, "error_message": str(error)}
+        except Exception as error:
+            message = f"{entry.scan_id}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            row |= {"error_type": WorkerCrashedError.__name__, "error_message": message}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=KEPT_SCHEMA)
 
@@ -275,6 +292,8 @@ def stream_batches(plan: SharePlan, first_epoch: int, num_makers: int = 1) -> It
             # No logical CPUs: whatever the workers were given, and wherever they were placed, their steps must come.
             num_cpus=0,
             compute=ActorPoolStrategy(size=num_makers),
+            max_restarts=MAX_RETRIES,
+            max_task_retries=MAX_RETRIES,
         )
         for table in steps.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2):
             for row in range(table.num_rows):

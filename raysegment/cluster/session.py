@@ -43,7 +43,8 @@ def ray_session(address: str | None, temp_dir: str | None) -> Iterator[None]:
         raise UsageError(
             "--temp-dir is for a Ray that is started here; a running cluster has its own: ray start --temp-dir."
         )
-    check_free_space(temp_dir)
+    if address is None:
+        check_free_space(temp_dir)
     set_environment(address)
     import ray
 
@@ -99,6 +100,8 @@ def set_environment(address: str | None) -> None:
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")
     # A thread that an interrupted run leaves behind must not start a second Ray.
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
+    # Tasks that the memory monitor ends have a count of their own, without bound unless it is set.
+    os.environ.setdefault("RAY_task_oom_retries", "3")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "disabled" if address else "token"
@@ -138,6 +141,23 @@ def check_free_space(temp_dir: str | None) -> None:
         )
 
 
+class _Interruption:
+    """What a signal handler raised, which Ray's compiled calls may have lost, and how many blocks are open."""
+
+    pending: InterruptedRunError | None = None
+    depth = 0
+
+
+def raise_if_interrupted() -> None:
+    """Raise again what a signal raised; for loops around Ray's calls.
+
+    Raises:
+        InterruptedRunError: A signal came.
+    """
+    if _Interruption.pending is not None:
+        raise _Interruption.pending
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into one InterruptedRunError inside the block."""
@@ -147,14 +167,20 @@ def interruptible() -> Iterator[None]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_IGN)
-        raise InterruptedRunError(f"interrupted by {signal.Signals(number).name}; the same command goes on.")
+        name = signal.Signals(number).name
+        _Interruption.pending = InterruptedRunError(f"interrupted by {name}; the same command goes on.")
+        raise _Interruption.pending
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    _Interruption.depth += 1
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+        _Interruption.depth -= 1
+        if _Interruption.depth == 0:
+            _Interruption.pending = None
 
 
 def run_interruptibly(function: Callable[[], Result]) -> Result:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.split import assign_splits
 from raysegment.choices import changed_result
-from raysegment.cluster.hardware import wait_for_hardware
+from raysegment.cluster.hardware import share_what_is_left, wait_for_hardware
 from raysegment.cluster.record import describe_choices, describe_machine, finish_record, open_record, write_record
-from raysegment.cluster.session import ray_session, resolve_on_cluster, run_interruptibly
+from raysegment.cluster.session import interruptible, ray_session, resolve_on_cluster, run_interruptibly
 from raysegment.cluster.training_log import TrainingLog
 from raysegment.errors import (
     EXIT_DONE,
@@ -27,16 +26,17 @@ from raysegment.pipeline.finish import count_inputs
 from raysegment.pipeline.illustrate import draw_training_figures
 from raysegment.pipeline.learn import Progress, find_checkpoints
 from raysegment.pipeline.training_set import (
-    USED_SPLITS,
     Errors,
     check_channels,
     check_errors,
+    check_same_scans,
     check_splits,
     describe_data,
     describe_split,
     hash_data,
     most_common_channels,
     select_referenced,
+    select_used,
     write_run_manifest,
 )
 from raysegment.store.lock import RunLock
@@ -74,6 +74,7 @@ class TrainResult:
         return EXIT_SOME_SCANS_FAILED if self.errors else EXIT_DONE
 
 
+@interruptible()
 def train(options: TrainOptions) -> TrainResult:
     """Train a network and write its bundle; an unfinished run in the same folder goes on.
 
@@ -117,7 +118,12 @@ def train_in_session(
     options = replace(options, precision=record.get("precision") or resolve_on_cluster(options.precision))
     share = wait_for_hardware(options.workers, options)
     num_channels = most_common_channels(manifest)
-    kept, errors = keep_scans(manifest.filter(pc.is_in(manifest["split"], USED_SPLITS)), options, num_channels)
+    done = find_checkpoints(folder / "checkpoints")
+    left_out = record.get("errors", {}) if done else {}
+    kept, errors = keep_scans(select_used(manifest, left_out), options, num_channels)
+    if done:
+        check_same_scans(errors)
+    errors |= left_out
     train_set, validation_set = kept["train"], kept["val"]
     write_run_manifest(manifest, errors, folder)
     if errors:
@@ -127,8 +133,7 @@ def train_in_session(
     log.say(
         f"{len(train_set.has_lesion)} slices of {len(train_set.scan_ids)} scans to train on, "
         f"{len(validation_set.has_lesion)} of {len(validation_set.scan_ids)} to validate on, read in "
-        f"{time.monotonic() - start:.1f} s; {share.num_workers} workers with {share.threads} threads each, "
-        f"{options.precision}"
+        f"{time.monotonic() - start:.1f} s; {share}, {options.precision}"
     )
     record |= {
         **describe_machine(),
@@ -150,10 +155,11 @@ def train_in_session(
         threads=share.threads,
         mailbox=None,
     )
-    done = find_checkpoints(folder / "checkpoints")
     if done:
         log.say(f"going on after {done[-1].name.replace('-', ' ')}")
     progress = fit_with_retries(task, share, log)
+    share = share_what_is_left(options, needs_gpu=share.use_gpu)
+    task = replace(task, threads=share.threads)
     scores = finish_on_worker(task, share, progress, describe_data(options, manifest, errors, num_channels, record))
     record |= {"scores": scores, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
     log.say(describe_end(progress, scores, folder), **scores)
@@ -187,7 +193,10 @@ def draw_pictures(folder: Path, log: TrainingLog) -> None:
     import ray
 
     try:
-        drawn = ray.get(ray.remote(num_cpus=1, max_retries=3)(draw_training_figures).remote(folder))
+        # Without GPUs, and the process ends: TensorFlow would hold all their memory as long as it lives.
+        hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": "-1"}}
+        task = ray.remote(num_cpus=0.5, max_retries=3, max_calls=1, runtime_env=hidden)(draw_training_figures)
+        drawn = ray.get(task.remote(folder))
     except ray.exceptions.RayError as error:
         log.say(f"the figures could not be drawn ({' '.join(str(error).split())[-200:]}); try `raysegment report`")
         return

@@ -1,4 +1,4 @@
-"""Training workers: how many CPUs and GPUs each gets, what each does, and what happens when one dies."""
+"""Training workers: what each does, and what happens when one dies."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ from raysegment.cluster.samples import KeptSet, SharePlan, stream_batches
 from raysegment.cluster.training_log import TrainingLog
 from raysegment.errors import DiskFullError, RunError
 from raysegment.options import TrainOptions
-from raysegment.pipeline.learn import Progress, run_epochs
+from raysegment.pipeline.learn import Progress, read_progress, run_epochs
 from raysegment.pipeline.plan import deal_scans
 
 THREADS_PER_MAKER = 4
 """TensorFlow threads for which one augmenting process is enough."""
 
 SECONDS_BETWEEN_TRIES = 3.0
-HOPELESS = "is not a number"
-"""In the message of failures that trying again would only repeat."""
+DISK_FULL = ("No space left", "Disk quota exceeded")
+HOPELESS = ("is not a number", "a folder that all nodes share", "Delete that folder to train from the start")
+"""In the messages of failures that trying again would only repeat; Ray hands on their text, not their type."""
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -85,14 +86,14 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> 
     while True:
         try:
             return run_workers(task, share, log)
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             cause = find_cause(error)
-            if "No space left" in cause:
+            if any(words in cause for words in DISK_FULL):
                 raise DiskFullError(
                     f"no space left while writing {task.folder}. The last checkpoint is whole; make room and run the "
                     "same command."
                 ) from error
-            if HOPELESS in cause:
+            if any(words in cause for words in HOPELESS):
                 raise RunError(cause) from error
             failures += 1
             if failures > task.options.max_failures:
@@ -104,8 +105,9 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> 
                 f"{task.options.max_failures}"
             )
             time.sleep(SECONDS_BETWEEN_TRIES)
-            share = share_what_is_left(task.options)
+            share = share_what_is_left(task.options, needs_gpu=share.use_gpu)
             task = replace(task, threads=share.threads)
+            log.say(f"starting {share}")
 
 
 def run_workers(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progress:
@@ -130,7 +132,7 @@ def run_workers(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progr
         run_config=RunConfig(
             name="train",
             storage_path=str(storage),
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
     )
     reader = MailReader(mailbox, log, task.options)
@@ -140,16 +142,13 @@ def run_workers(task: WorkerTask, share: WorkerShare, log: TrainingLog) -> Progr
     finally:
         shutil.rmtree(storage, ignore_errors=True)
         ray.kill(mailbox)
-    if reader.progress is None:
-        raise RunError("training ended without a word from its first worker.")
-    return reader.progress
+    return read_progress(Path(task.folder) / "checkpoints")
 
 
 class MailReader:
     """Prints what the first worker posts, while training runs."""
 
     def __init__(self, mailbox: Any, log: TrainingLog, options: TrainOptions) -> None:
-        self.progress: Progress | None = None
         self._mailbox, self._log, self._options = mailbox, log, options
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
@@ -181,14 +180,14 @@ class MailReader:
         if "steps" in message:
             self._log.steps_done(message["epoch"], message["steps"], message["total"])
             return
-        before = self.progress.epoch if self.progress else None
-        self.progress = message["progress"]
-        if message["is_new"] and self.progress.epoch != before:
-            self._log.epoch_done(self.progress.history[-1], self._options.epochs, self.progress.best_epoch)
+        progress: Progress = message["progress"]
+        self._log.epoch_done(progress.history[-1], self._options.epochs, progress.best_epoch)
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
+    from raysegment.model.tensorboard import log_epoch
+
     task: WorkerTask = config["task"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
@@ -207,7 +206,8 @@ def train_on_worker(config: dict[str, Any]) -> None:
     def on_epoch(progress: Progress) -> None:
         if rank == 0:
             write_history(Path(task.folder), progress)
-            ray.get(task.mailbox.post.remote({"progress": progress, "is_new": True}))
+            log_epoch(Path(task.folder) / "tensorboard", progress.history[-1])
+            ray.get(task.mailbox.post.remote({"progress": progress}))
         ray.train.report({"epoch": progress.epoch})
 
     progress = run_epochs(
@@ -220,7 +220,8 @@ def train_on_worker(config: dict[str, Any]) -> None:
         on_step,
     )
     if rank == 0:
-        ray.get(task.mailbox.post.remote({"progress": progress, "is_new": False}))
+        # Again: the run may have been killed between the last checkpoint and its row of the history.
+        write_history(Path(task.folder), progress)
 
 
 def make_fitter(task: WorkerTask, plan: SharePlan) -> Any:
@@ -240,16 +241,13 @@ def make_fitter(task: WorkerTask, plan: SharePlan) -> Any:
 
 
 def write_history(folder: Path, progress: Progress) -> None:
-    """Replace `history.parquet` and append to the TensorBoard logs."""
+    """Replace `history.parquet`."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     partial = folder / ".history.parquet.partial"
     pq.write_table(pa.Table.from_pylist(progress.history), partial)
     partial.replace(folder / "history.parquet")
-    from raysegment.model.tensorboard import log_epoch
-
-    log_epoch(folder / "tensorboard", progress.history[-1])
 
 
 def find_cause(error: BaseException) -> str:
@@ -265,7 +263,11 @@ def finish_on_worker(
 ) -> dict[str, float]:
     """Write the bundle in a Ray task with as much hardware as a training worker had."""
     finish = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.use_gpu else 0, max_retries=3)(write_bundle_of)
-    return dict(ray.get(finish.remote(replace(task, mailbox=None), progress, facts)))
+    try:
+        return dict(ray.get(finish.remote(replace(task, mailbox=None), progress, facts)))
+    except ray.exceptions.RayError as error:
+        cause = find_cause(error)
+        raise RunError(f"the bundle could not be written: {cause}. The same command tries again.") from error
 
 
 def write_bundle_of(task: WorkerTask, progress: Progress, facts: dict[str, Any]) -> dict[str, float]:

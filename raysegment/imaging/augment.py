@@ -63,7 +63,7 @@ def augment_slice(
         choices: The largest changes.
         seed: Of the training.
         epoch: Counted from 0.
-        scan_index: Position of the scan in the manifest.
+        scan_index: Position of the scan among those that are trained on.
         slice_index: Position of the slice in the scan.
 
     Returns:

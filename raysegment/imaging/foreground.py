@@ -59,35 +59,6 @@ def slice_boxes(pixels: Pixels, margin: int = 4) -> list[Box | None]:
     return [_box_around(plane, margin, pixels.shape[1], pixels.shape[2]) for plane in _find_foreground(pixels)]
 
 
-def round_box(box: Box, rows: int, columns: int, *, multiple: int = 32, sizes: tuple[int, ...] | None = None) -> Box:
-    """Grow a box to sides that the network can take, so that few shapes occur.
-
-    Args:
-        box: On a grid of (rows, columns).
-        rows: Rows of the grid.
-        columns: Columns of the grid.
-        multiple: Sides are rounded up to a multiple of this many pixels.
-        sizes: The only sides that may occur, beside the whole grid's; every multiple if not given.
-
-    Returns:
-        A box that holds the given one. Where it would leave the grid it is shifted, and where no such side fits the
-        whole side is taken.
-    """
-    row_start, row_stop = _grow(box.row_start, box.row_stop, rows, multiple, sizes)
-    column_start, column_stop = _grow(box.column_start, box.column_stop, columns, multiple, sizes)
-    return Box(row_start, row_stop, column_start, column_stop)
-
-
-def _grow(start: int, stop: int, limit: int, multiple: int, sizes: tuple[int, ...] | None) -> tuple[int, int]:
-    side = -(-(stop - start) // multiple) * multiple
-    if sizes is not None:
-        side = min((size for size in sizes if size >= side), default=limit)
-    if side >= limit:
-        return 0, limit
-    start = min(max(0, start - (side - (stop - start)) // 2), limit - side)
-    return start, start + side
-
-
 def _find_foreground(pixels: Pixels) -> npt.NDArray[np.uint8]:
     """(slices, rows, columns) of cells: 1 where a slice leaves the scan's background, specks dropped."""
     rows, columns = pixels.shape[1:3]

@@ -20,7 +20,7 @@ DTYPES_OF_OPENCV = frozenset(np.dtype(name) for name in ("uint8", "uint16", "int
 
 @dataclass(frozen=True)
 class Box:
-    """A rectangle of a slice, the same in all slices; stops are exclusive."""
+    """A rectangle of a slice; stops are exclusive."""
 
     row_start: int
     row_stop: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raysegment.errors import ChannelMismatchError
-from raysegment.imaging.foreground import foreground_box, round_box, slice_boxes
+from raysegment.imaging.foreground import foreground_box
 from raysegment.imaging.geometry import (
     Box,
     Geometry,
@@ -34,9 +34,7 @@ __all__ = [
     "resize_reference",
     "resize_slices",
     "restore_grid",
-    "round_box",
     "select_channels",
-    "slice_boxes",
     "stack_context",
 ]
 

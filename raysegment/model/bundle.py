@@ -147,7 +147,7 @@ def hash_weights(model: Any) -> str:
 
 
 def save_bundle(folder: str | os.PathLike[str], model: Any, description: BundleDescription) -> Bundle:
-    """Write a bundle; a bundle that was there is replaced in one step.
+    """Write a bundle; one that was there is replaced when the new one is whole.
 
     Args:
         folder: The bundle's folder.

@@ -171,12 +171,16 @@ class Fitter:
         (folder / "state.json").write_text(json.dumps(state), encoding="utf-8")
 
     def restore(self, folder: Path) -> dict[str, Any]:
-        """Load what `save` wrote and return the state."""
+        """Load what `save` wrote and return the state; nothing is changed where it cannot all be read."""
+        state = dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
         with np.load(folder / "arrays.npz") as arrays:
-            for group, variables in self._variables():
-                for i, variable in enumerate(variables):
-                    variable.assign(arrays[f"{group}_{i}"])
-        return dict(json.loads((folder / "state.json").read_text(encoding="utf-8")))
+            values = {
+                group: [arrays[f"{group}_{i}"] for i in range(len(variables))] for group, variables in self._variables()
+            }
+        for group, variables in self._variables():
+            for variable, value in zip(variables, values[group], strict=True):
+                variable.assign(value)
+        return state
 
     def _variables(self) -> list[tuple[str, list[Any]]]:
         return [("model", self.model.variables), ("optimizer", self.optimizer.variables), ("average", self.average)]

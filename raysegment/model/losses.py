@@ -21,7 +21,7 @@ FOCAL_BALANCE, FOCAL_EXPONENT = 0.25, 2.0
 
 
 def make_loss(name: str) -> Loss:
-    """The loss function of that name, for `keras.Model.compile`.
+    """The loss function of that name.
 
     Args:
         name: `dice`, `bce`, `dice_bce` (their sum), `focal` or `tversky`.

@@ -40,6 +40,7 @@ class Predictor:
     ) -> None:
         if threads is not None:
             set_threads(threads)
+        let_gpu_memory_grow()
         from raysegment.model.fuse import FusedNetwork, trace_network
 
         self.precision = resolve_precision(precision)
@@ -106,6 +107,17 @@ def set_threads(threads: int) -> None:
         tf.config.threading.set_inter_op_parallelism_threads(1)
     except RuntimeError:
         return
+
+
+def let_gpu_memory_grow() -> None:
+    """Take GPU memory as it is needed, so that several workers can share a GPU; without effect once TensorFlow runs."""
+    import tensorflow as tf
+
+    for device in tf.config.list_physical_devices("GPU"):
+        try:
+            tf.config.experimental.set_memory_growth(device, True)
+        except RuntimeError:
+            return
 
 
 def resolve_precision(name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 import zipfile
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from raysegment.errors import RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.samples import KeptScan, score_scan
+from raysegment.store.place import sync
 
 if TYPE_CHECKING:
     from raysegment.model.fit import Batch, Fitter
@@ -182,10 +182,10 @@ def save_checkpoint(fitter: Fitter, folder: Path, progress: Progress) -> None:
     unfinished.mkdir(parents=True)
     fitter.save(unfinished, asdict(progress))
     for path in unfinished.iterdir():
-        flush(path)
+        sync(str(path))
     shutil.rmtree(final, ignore_errors=True)
     unfinished.rename(final)
-    flush(folder)
+    sync(str(folder))
     prune(folder, fitter.task.options.keep_checkpoints)
 
 
@@ -205,13 +205,34 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("epoch-*") if path.suffix != ".partial")
 
 
+def read_progress(folder: Path) -> Progress:
+    """What the newest checkpoint knows of the run.
+
+    Raises:
+        RunError: There is none.
+    """
+    found = find_checkpoints(folder)
+    if not found:
+        raise RunError(f"training ended without a checkpoint in {folder}.")
+    return Progress(**json.loads((found[-1] / "state.json").read_text(encoding="utf-8")))
+
+
 def restore_newest(fitter: Fitter, folder: Path) -> Progress:
-    """Go on from the newest checkpoint that can be read; from the start where there is none."""
-    for found in reversed(find_checkpoints(folder)):
+    """Go on from the newest checkpoint that can be read; from the start where there is none.
+
+    Raises:
+        RunError: There are checkpoints, but none can be read.
+    """
+    found = find_checkpoints(folder)
+    for checkpoint in reversed(found):
         try:
-            return Progress(**fitter.restore(found))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            return Progress(**fitter.restore(checkpoint))
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             continue
+    if found:
+        raise RunError(
+            f"none of the {len(found)} checkpoints in {folder} can be read. Delete that folder to train from the start."
+        )
     return Progress()
 
 
@@ -236,7 +257,7 @@ def save_best(folder: Path, epoch: int, weights: list[npt.NDArray[Any]]) -> None
     unfinished = folder / "best.partial.npz"
     arrays: dict[str, Any] = {f"weight_{i:05d}": value for i, value in enumerate(weights)}
     np.savez(unfinished, **arrays)
-    flush(unfinished)
+    sync(str(unfinished))
     unfinished.rename(best_path(folder, epoch))
 
 
@@ -248,12 +269,3 @@ def load_best(folder: Path, epoch: int) -> list[npt.NDArray[Any]]:
 
 def best_path(folder: Path, epoch: int) -> Path:
     return folder / f"best-{epoch:05d}.npz"
-
-
-def flush(path: Path) -> None:
-    """Make a file, or a folder's list of files, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

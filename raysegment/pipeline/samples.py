@@ -17,9 +17,6 @@ from raysegment.imaging.preprocess import Intensity, normalize, prepare_scan, st
 from raysegment.options import Preprocessing
 from raysegment.scan import Pixels, Scan
 
-Sample = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
-"""Normalized pixels (rows, columns, channels) and reference (rows, columns) of one slice."""
-
 
 @dataclass(frozen=True, eq=False)
 class KeptScan:

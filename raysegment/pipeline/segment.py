@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysegment.errors import ScanError, UnreadableReferenceError, WorkerCrashedError, scan_error
+from raysegment.errors import NetworkFailedError, ScanError, UnreadableReferenceError, WorkerCrashedError, scan_error
 from raysegment.imaging.measure import measure_mask
 from raysegment.imaging.postprocess import clean_mask, threshold_probability
 from raysegment.imaging.preprocess import (
@@ -20,6 +20,7 @@ from raysegment.imaging.preprocess import (
     normalize,
     prepare_scan,
     restore_grid,
+    select_channels,
 )
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
@@ -30,7 +31,7 @@ from raysegment.store.parts import ScanRows
 from raysegment.store.schema import STATUS_FAILED, STATUS_OK
 
 Probability = npt.NDArray[np.float32]
-"""(slices, image_size, image_size)."""
+"""(slices, rows, columns), on the network's grid or a window of it."""
 
 Predict = Callable[[npt.NDArray[np.float32]], Probability]
 """float32 (slices, rows, columns, channels) to float32 (slices, rows, columns)."""
@@ -47,6 +48,8 @@ class SegmentSettings:
         postprocessing: Every choice is set.
         num_channels: Channels that the model expects of a scan as read.
         grid_factor: Sides of the network's input must divide by this.
+        foreground_box: See each slice through a window around its foreground, and empty ones not at all.
+        sees_whole_slices: The network normalizes over all of a slice (group norm), so a window would change its result.
         needs_reference: A scan without a usable reference fails.
         attempt: Number of this start of the command on its output folder.
     """
@@ -58,6 +61,7 @@ class SegmentSettings:
     grid_factor: int
     spacing_mm: Spacing | None = None
     foreground_box: bool = True
+    sees_whole_slices: bool = False
     batch_size: int = 16
     needs_reference: bool = False
     model_id: str = ""
@@ -186,8 +190,10 @@ class ScanSegmenter:
         if not self.settings.foreground_box:
             return windows
         reach = self.settings.preprocessing.context_slices
-        if self.settings.preprocessing.crop == "none" and len(windows) > POOLED_SLICES:
-            windows = find_windows(scan.pixels, prepared, context_slices=reach, grid_factor=self.settings.grid_factor)
+        is_small = len(windows) <= POOLED_SLICES
+        if self.settings.preprocessing.crop == "none" and not is_small and not self.settings.sees_whole_slices:
+            chosen = select_channels(scan.pixels, self.settings.preprocessing.channels)
+            windows = find_windows(chosen, prepared, context_slices=reach, grid_factor=self.settings.grid_factor)
         return skip_empty(windows, prepared, reach)
 
     def _gather(self, work: Work, positions: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -208,9 +214,13 @@ class ScanSegmenter:
             work.probability[position, rows, columns] = probability
 
     def _timed_predict(self, works: list[Work], batch: npt.NDArray[np.float32]) -> Probability:
+        """Run the network; its failure is no scan's fault and ends this worker."""
         with self._network_lock:
             started = time.perf_counter()
-            found = self._predict(batch)
+            try:
+                found = self._predict(batch)
+            except Exception as error:
+                raise NetworkFailedError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
             seconds = time.perf_counter() - started
             self.first_prediction = self.first_prediction or time.time()
         for work in works:
@@ -230,6 +240,8 @@ class ScanSegmenter:
             if predict is not None:
                 predict(work)
             return self.finish(work)
+        except NetworkFailedError:
+            raise
         except ScanError as error:
             return fail_scan(work.read, error, self.settings)
         except Exception as error:

@@ -18,8 +18,6 @@ from raysegment.options import TrainOptions
 MAX_BAD_SHARE = 0.1
 """Share of scans that may be unusable before the run gives up."""
 
-USED_SPLITS = pa.array(["train", "val"])
-
 Errors = dict[str, tuple[str, str]]
 """(type, message) of scans left out, by scan_id."""
 
@@ -60,6 +58,27 @@ def check_channels(options: TrainOptions, num_channels: int | None) -> None:
         raise UsageError(
             f"--channels {','.join(map(str, options.channels or ()))} asks for channel {missing[0]}; most scans in "
             f"{options.source} have {num_channels}, counted from 0."
+        )
+
+
+def select_used(manifest: pa.Table, left_out: Errors) -> pa.Table:
+    """Scans to train and validate on, without those that were left out when the run began."""
+    is_used = pc.is_in(manifest["split"], pa.array(["train", "val"]))
+    is_out = pc.is_in(manifest["scan_id"], pa.array(sorted(left_out), pa.string()))
+    return manifest.filter(pc.and_(is_used, pc.invert(is_out)))
+
+
+def check_same_scans(errors: Errors) -> None:
+    """Refuse to go on where scans that the run was trained on can no longer be read.
+
+    Raises:
+        RunError: Names the first of them.
+    """
+    if errors:
+        scan_id, (error_type, message) = next(iter(errors.items()))
+        raise RunError(
+            f"{len(errors)} scans that this run has been trained on cannot be read now, first {scan_id!r}: "
+            f"{error_type}: {message} Make them readable and run the same command, or choose another --out."
         )
 
 

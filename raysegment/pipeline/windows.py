@@ -6,7 +6,9 @@ from collections import defaultdict
 
 import numpy as np
 
-from raysegment.imaging.preprocess import Box, Geometry, PreparedScan, round_box, slice_boxes
+from raysegment.imaging.foreground import slice_boxes
+from raysegment.imaging.geometry import Box, Geometry
+from raysegment.imaging.preprocess import PreparedScan
 from raysegment.scan import Pixels
 
 Windows = dict[int, Box]
@@ -30,36 +32,42 @@ def whole_windows(prepared: PreparedScan) -> Windows:
 
 def skip_empty(windows: Windows, prepared: PreparedScan, context_slices: int) -> Windows:
     """Take out slices in which, neighbours included, all pixels are the same."""
-    pixels = prepared.pixels
-    holds = np.array([bool((plane != plane[:1, :1]).any()) for plane in pixels])
-    if context_slices:
-        holds = np.convolve(holds, np.ones(2 * context_slices + 1), "same") > 0
-    return {position: window for position, window in windows.items() if holds[position]}
+    holds = [bool((plane != plane[:1, :1]).any()) for plane in prepared.pixels]
+    reach = context_slices
+    return {
+        position: window
+        for position, window in windows.items()
+        if any(holds[max(0, position - reach) : position + reach + 1])
+    }
 
 
 def find_windows(raw: Pixels, prepared: PreparedScan, *, context_slices: int, grid_factor: int) -> Windows:
     """Windows around the foreground of each slice.
 
-    A window depends on its scan alone. Slices where no foreground is found are seen through the smallest window.
+    A window depends on its scan alone. A slice where no foreground is found is seen through the window that holds all
+    of its scan's, and a scan where none is found at all is seen whole. Windows lie on the network's coarsest grid, so
+    that its pooling falls on the same pixels as without them.
 
     Args:
-        raw: (slices, rows, columns, channels), on the scan's own grid.
+        raw: (slices, rows, columns, channels), on the scan's own grid, the channels that the network sees.
         prepared: The scan on the network's grid; not cropped.
         context_slices: Neighbours on each side that the network sees beside a slice, through the same window.
-        grid_factor: Sides divide by this.
+        grid_factor: Sides and starts divide by this.
     """
     side = prepared.geometry.image_size
+    boxes = slice_boxes(raw, MARGIN)
+    found = [box for box in boxes if box is not None]
+    if not found:
+        return whole_windows(prepared)
+    everything = _join(found)
     step = _round_up(max(grid_factor, round(side * STEP_SHARE)), grid_factor)
     shortest = min(side, _round_up(round(side * SHORTEST_SHARE), step))
-    middle = Box(side // 2, side // 2, side // 2, side // 2)
     windows = {}
-    for position, box in enumerate(_join_neighbours(slice_boxes(raw, MARGIN), context_slices)):
-        found = middle if box is None else move_box(box, prepared.geometry)
-        widened = Box(
-            *_widen(found.row_start, found.row_stop, shortest, side),
-            *_widen(found.column_start, found.column_stop, shortest, side),
-        )
-        windows[position] = round_box(widened, side, side, multiple=step)
+    for position, box in enumerate(_join_neighbours(boxes, context_slices)):
+        moved = move_box(box or everything, prepared.geometry)
+        rows = _fit(moved.row_start, moved.row_stop, side, step, shortest, grid_factor)
+        columns = _fit(moved.column_start, moved.column_stop, side, step, shortest, grid_factor)
+        windows[position] = Box(*rows, *columns)
     return windows
 
 
@@ -102,13 +110,15 @@ def _join(boxes: list[Box]) -> Box:
     )
 
 
-def _widen(start: int, stop: int, shortest: int, side: int) -> tuple[int, int]:
-    """Grow a stretch of the grid around its middle until it is long enough."""
-    missing = shortest - (stop - start)
-    if missing <= 0:
-        return start, stop
-    start = min(max(0, start - missing // 2), side - shortest)
-    return start, start + shortest
+def _fit(start: int, stop: int, side: int, step: int, shortest: int, grid_factor: int) -> tuple[int, int]:
+    """Grow a stretch around its middle to a multiple of `step` that starts on the coarsest grid and holds it."""
+    start, stop = start // grid_factor * grid_factor, _round_up(stop, grid_factor)
+    length = max(shortest, _round_up(stop - start, step))
+    if length >= side:
+        return 0, side
+    start = (start - (length - (stop - start)) // 2) // grid_factor * grid_factor
+    start = min(max(0, start), side - length)
+    return start, start + length
 
 
 def _round_up(length: int, multiple: int) -> int:

@@ -51,7 +51,8 @@ class Place:
         self.is_local = "://" not in location
         if self.is_local:
             self.filesystem: pafs.FileSystem = pafs.LocalFileSystem()
-            self.root = os.path.abspath(location)
+            # Absolute, because workers run in other folders.
+            self.root = self.location = os.path.abspath(location)
             return
         try:
             self.filesystem, root = pafs.FileSystem.from_uri(location)
@@ -68,7 +69,7 @@ class Place:
         if self.is_local:
             try:
                 return sorted(os.listdir(self.path(folder)))
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 return []
         found = self.filesystem.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
         return sorted(item.base_name for item in found)
@@ -80,7 +81,10 @@ class Place:
         """Make a folder and those above it; buckets need none."""
         if self.is_local:
             with report_full_disk(self.path(name)):
-                os.makedirs(self.path(name), exist_ok=True)
+                try:
+                    os.makedirs(self.path(name), exist_ok=True)
+                except (FileExistsError, NotADirectoryError):
+                    raise UsageError(f"{self.path(name)} cannot be a folder: a file is in its place.") from None
 
     def read_bytes(self, name: str) -> bytes:
         with self.filesystem.open_input_file(self.path(name)) as stream:

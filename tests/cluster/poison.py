@@ -1,4 +1,4 @@
-"""A worker that dies on one scan, like a library that a certain scan crashes; Ray's workers import it."""
+"""Workers that die or fail on one scan, like a library that a certain scan crashes; Ray's workers import them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import signal
 import pyarrow as pa
 
 from raysegment.cluster.segmenter import Receipt, Segmenter
+from raysegment.errors import NetworkFailedError
 
 
 class PoisonedSegmenter(Segmenter):
@@ -16,4 +17,13 @@ class PoisonedSegmenter(Segmenter):
     def segment(self, block: pa.Table) -> Receipt:
         if "PHANTOM_0011" in block["scan_id"].to_pylist():
             os.kill(os.getpid(), signal.SIGKILL)
+        return super().segment(block)
+
+
+class FailingSegmenter(Segmenter):
+    """Its network fails on PHANTOM_0011."""
+
+    def segment(self, block: pa.Table) -> Receipt:
+        if "PHANTOM_0011" in block["scan_id"].to_pylist():
+            raise NetworkFailedError("MemoryError: no memory left on the GPU")
         return super().segment(block)

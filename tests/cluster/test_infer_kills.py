@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from poison import PoisonedSegmenter
+from poison import FailingSegmenter, PoisonedSegmenter
 from tables import assert_equal_tables, assert_whole
 
 from raysegment.cluster import pool
@@ -119,11 +119,12 @@ def test_a_killed_worker_costs_nothing_but_time(tmp_path, ray_here, tiny_bundle,
     assert_equal_tables(out, undisturbed)
 
 
+@pytest.mark.parametrize(("kind", "cause"), [(PoisonedSegmenter, "died"), (FailingSegmenter, "no memory left")])
 def test_a_scan_that_kills_its_worker_fails_alone(
-    tmp_path, ray_here, tiny_bundle, phantom_archive, undisturbed, monkeypatch
+    kind, cause, tmp_path, ray_here, tiny_bundle, phantom_archive, undisturbed, monkeypatch
 ):
     def start_poisoned(bundle, settings, **place):
-        return start_segmenter(bundle, settings, kind=PoisonedSegmenter, **place)
+        return start_segmenter(bundle, settings, kind=kind, **place)
 
     monkeypatch.setattr(pool, "start_segmenter", start_poisoned)
     out = tmp_path / "out"
@@ -134,6 +135,7 @@ def test_a_scan_that_kills_its_worker_fails_alone(
     )
     assert (result.scans_ok, result.scans_failed, result.exit_code) == (23, 1, 3)
     assert (result.failures[0].scan_id, result.failures[0].error_type) == ("PHANTOM_0011", "WorkerCrashedError")
+    assert cause in result.failures[0].message
     assert assert_whole(out) == 24
 
 

@@ -12,7 +12,6 @@ from raysegment.imaging.preprocess import (
     resize_reference,
     resize_slices,
     restore_grid,
-    round_box,
 )
 
 SIDES = st.integers(8, 90)
@@ -102,23 +101,3 @@ def test_a_ramp_survives_the_way_there_and_back():
 def test_slices_of_another_grid_are_refused():
     with pytest.raises(GridMismatchError, match="20x30"):
         resize_slices(np.zeros((1, 20, 30, 1), np.uint8), fit_geometry(30, 20, 16))
-
-
-@given(found=boxes(), multiple=st.sampled_from([8, 16, 32]))
-@settings(max_examples=100, deadline=None)
-def test_a_rounded_box_holds_the_box_inside_the_grid(found, multiple):
-    box, rows, columns = found
-    rounded = round_box(box, rows, columns, multiple=multiple)
-    assert 0 <= rounded.row_start <= box.row_start <= box.row_stop <= rounded.row_stop <= rows
-    assert 0 <= rounded.column_start <= box.column_start <= box.column_stop <= rounded.column_stop <= columns
-    assert rounded.rows % multiple == 0 or rounded.rows == rows
-    assert rounded.columns % multiple == 0 or rounded.columns == columns
-
-
-def test_a_box_at_the_edge_is_shifted():
-    assert round_box(Box(0, 40, 230, 256), 256, 256) == Box(0, 64, 224, 256)
-
-
-def test_only_the_given_sides_occur():
-    rounded = round_box(Box(10, 110, 10, 210), 256, 256, sizes=(128, 192))
-    assert (rounded.rows, rounded.columns) == (128, 256)

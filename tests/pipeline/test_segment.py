@@ -3,8 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from raysegment.errors import NetworkFailedError
+from raysegment.imaging.measure import measure_mask
 from raysegment.imaging.phantom import make_phantom
 from raysegment.options import Postprocessing, Preprocessing
+from raysegment.pipeline import segment as segment_module
 from raysegment.pipeline.blocks import ReadScan
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
 from raysegment.scan import Labels, Scan
@@ -169,19 +172,28 @@ def test_one_bad_scan_is_a_row_and_its_neighbours_go_on():
     assert (rows["grey"].mask, rows["grey"].metrics) == (None, ())
 
 
-def test_what_nobody_foresaw_fails_one_scan_only():
+def test_what_nobody_foresaw_fails_one_scan_only(monkeypatch):
     pixels, _ = bright_square()
 
-    def break_on_empty(batch: np.ndarray) -> np.ndarray:
-        if batch.max() < 0.5:
-            raise RuntimeError("out of memory")
-        return brightness(batch)
+    def break_on_dark(mask, reference, probability, spacing_mm):
+        if not mask.any():
+            raise RuntimeError("nobody foresaw this")
+        return measure_mask(mask, reference, probability, spacing_mm)
 
-    dark = pixels // 10
-    rows = segment([read_of("dark", dark), read_of("good", pixels)], settings_with(), break_on_empty)
+    monkeypatch.setattr(segment_module, "measure_mask", break_on_dark)
+    rows = segment([read_of("dark", pixels // 10), read_of("good", pixels)], settings_with())
     assert rows["dark"].scan["error_type"] == "WorkerCrashedError"
-    assert "out of memory" in rows["dark"].scan["error_message"]
+    assert "nobody foresaw this" in rows["dark"].scan["error_message"]
     assert rows["good"].scan["status"] == "ok"
+
+
+@pytest.mark.parametrize("slices", [2, 6])
+def test_a_failing_network_is_no_scans_fault(slices):
+    def fail(batch: np.ndarray) -> np.ndarray:
+        raise MemoryError("no memory left on the GPU")
+
+    with pytest.raises(NetworkFailedError, match="MemoryError: no memory left on the GPU"):
+        segment([read_of("a", bright_square(slices)[0])], settings_with(), fail)
 
 
 def test_a_bad_reference_fails_a_scan_only_where_one_is_needed():

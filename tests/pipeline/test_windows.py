@@ -7,6 +7,7 @@ import pytest
 
 from raysegment.imaging.preprocess import Box, fit_geometry, prepare_scan
 from raysegment.options import Preprocessing
+from raysegment.pipeline import windows as windows_module
 from raysegment.pipeline.windows import find_windows, group_by_shape, move_box, skip_empty, whole_windows
 
 
@@ -53,6 +54,13 @@ def test_sides_divide_by_what_the_network_needs():
     assert all(window.rows % 64 == window.columns % 64 == 0 for window in windows.values())
 
 
+def test_few_slices_with_much_context_are_all_kept():
+    pixels = np.zeros((2, 64, 64, 1), np.uint8)
+    pixels[1, 3] = 9
+    prepared = prepare(pixels, 64)
+    assert list(skip_empty(whole_windows(prepared), prepared, 4)) == [0, 1]
+
+
 def test_slices_of_one_value_are_skipped_unless_a_neighbour_shows_something():
     pixels = cone(slices=8)
     pixels[:3] = 7
@@ -61,10 +69,26 @@ def test_slices_of_one_value_are_skipped_unless_a_neighbour_shows_something():
     assert list(skip_empty(whole_windows(prepared), prepared, 1)) == [2, 3, 4, 5, 6, 7]
 
 
-def test_noise_without_foreground_is_seen_through_the_smallest_window():
+def test_a_scan_without_foreground_is_seen_whole():
     pixels = np.random.default_rng(0).normal(10, 1, (5, 256, 256, 1)).astype(np.float32)
     windows = find_windows(pixels, prepare(pixels), context_slices=0, grid_factor=16)
-    assert set(windows.values()) == {Box(64, 192, 64, 192)}
+    assert set(windows.values()) == {Box(0, 256, 0, 256)}
+
+
+def test_a_slice_without_foreground_is_seen_where_its_scan_has_any():
+    pixels = cone(slices=3)
+    pixels[1] = 1
+    windows = find_windows(pixels, prepare(pixels), context_slices=0, grid_factor=16)
+    assert windows[1] == windows[0]
+
+
+@pytest.mark.parametrize("start", range(0, 250, 13))
+@pytest.mark.parametrize("length", [1, 16, 70, 153, 200])
+def test_windows_lie_on_the_coarsest_grid_and_hold_their_box(start, length):
+    stop = min(256, start + length)
+    first, last = windows_module._fit(start, stop, 256, 32, 128, 16)
+    assert 0 <= first <= start < stop <= last <= 256
+    assert first % 16 == (last - first) % 32 == 0
 
 
 def test_slices_are_grouped_by_shape_whatever_their_place():
