@@ -45,7 +45,8 @@ class InferResult:
         seconds_total: Wall-clock time of this start.
         seconds_startup: Until a network gave its first probabilities.
         slices_per_second: In steady state; None where too little was done to say.
-        seconds: Time by stage, summed over workers: read, prepare, predict, finish, stage, publish.
+        seconds: Time by stage, summed over workers and over what they do side by side: read, prepare, predict, finish,
+            stage, publish.
         failed_by_type: Scans that failed now, by type of error.
         failures: The first of them.
         exit_code: 0, or 3 where scans failed.

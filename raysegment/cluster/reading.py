@@ -17,8 +17,9 @@ from raysegment.cluster.plan import PlannedBlock
 from raysegment.pipeline.blocks import MAX_BLOCK_BYTES, read_block
 from raysegment.store.place import Place
 
-READ_CPUS = 0.5
-"""Logical CPUs of a reading task."""
+READ_CPUS = 1.0
+"""Logical CPUs of a reading task, where nodes have as many to spare: one reads faster than two cores segment, and more
+at once would only delay the start of the workers."""
 
 MAX_READ_RETRIES = 3
 """Times that a reading task is started again after its node or process was lost."""
@@ -32,11 +33,13 @@ class ReadSettings:
         location: The output folder, which holds the plan.
         memory_mb: Memory limit for decoding one scan.
         timeout_seconds: Time limit for decoding one scan.
+        num_cpus: Logical CPUs of a reading task.
     """
 
     location: str
     memory_mb: int
     timeout_seconds: float
+    num_cpus: float = READ_CPUS
 
 
 class BlockStream:
@@ -83,7 +86,7 @@ def build_dataset(planned: list[PlannedBlock], settings: ReadSettings, store_byt
             batch_size=None,
             batch_format="pyarrow",
             fn_kwargs={"settings": settings},
-            num_cpus=READ_CPUS,
+            num_cpus=settings.num_cpus,
             max_retries=MAX_READ_RETRIES,
             retry_exceptions=False,
         )

@@ -13,8 +13,8 @@ from raysegment.archive.manifest import entries
 from raysegment.cluster.dispatch import BlockFeed, Dispatcher, RoundOutcome
 from raysegment.cluster.nodes import check_node, check_nodes, describe_versions
 from raysegment.cluster.plan import MAX_BLOCK_SCANS, write_plan
-from raysegment.cluster.pool import WorkerPool
-from raysegment.cluster.reading import BlockStream, ReadSettings
+from raysegment.cluster.pool import CPU_SHARE, WorkerPool
+from raysegment.cluster.reading import READ_CPUS, BlockStream, ReadSettings
 from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.segmenter import CALLS_AT_ONCE, Receipt, WorkerSettings
 from raysegment.cluster.session import live_nodes
@@ -30,8 +30,11 @@ from raysegment.store.publish import publish_part, read_finished
 
 MAX_FAILED_AT_START = 50
 MAX_READ_FAILURES = 3
-STORE_BYTES_PER_WORKER = 256 * 2**20
-"""Room in Ray's object store for blocks that were read ahead."""
+STORE_BYTES_PER_WORKER = 64 * 2**20
+"""Room in Ray's object store for blocks that were read ahead: some seconds of work on processors."""
+
+STORE_BYTES_PER_GPU = 512 * 2**20
+"""The same for a worker with a GPU."""
 
 
 class Rounds:
@@ -118,11 +121,18 @@ class Rounds:
     def _do(self, pool: WorkerPool, plan: pa.Table, *, calls_at_once: int, max_scans: int) -> None:
         """One round."""
         self._round += 1
-        num_cpus = sum(float(node["Resources"].get("CPU", 0)) for node in live_nodes())
+        nodes = [node["Resources"] for node in live_nodes()]
+        cpus = [float(node.get("CPU", 0)) for node in nodes]
+        has_gpus = any(node.get("GPU", 0) for node in nodes)
         folder = f"{self.worker.staging}/plan-{self._round}"
-        blocks = write_plan(self.place, folder, plan, num_cpus=num_cpus, max_scans=max_scans)
-        settings = ReadSettings(self.place.location, self.options.read_memory_mb, self.options.read_timeout_seconds)
-        room = STORE_BYTES_PER_WORKER * max(1, len(pool.workers))
+        blocks = write_plan(self.place, folder, plan, num_cpus=sum(cpus), max_scans=max_scans)
+        settings = ReadSettings(
+            self.place.location,
+            self.options.read_memory_mb,
+            self.options.read_timeout_seconds,
+            num_cpus=min(READ_CPUS, CPU_SHARE * min(cpus, default=1.0)),
+        )
+        room = (STORE_BYTES_PER_GPU if has_gpus else STORE_BYTES_PER_WORKER) * max(1, len(pool.workers))
         feed = BlockFeed(BlockStream(blocks, settings, store_bytes=room), num_ahead=max(1, len(pool.workers)))
         try:
             outcome = Dispatcher(

@@ -99,7 +99,7 @@ class Segmenter:
             batch_size=settings.segment.batch_size,
         )
         predictor.warm_up()
-        self._segmenter = ScanSegmenter(predictor.predict, settings.segment)
+        self._segmenter = ScanSegmenter(predictor.predict, settings.segment, lanes=predictor.lanes)
         self._part = OpenPart(Place(settings.location), settings.staging, settings.part_bytes, settings.part_seconds)
         self._part_lock = threading.Lock()
 

@@ -89,21 +89,22 @@ class Work:
 class ScanSegmenter:
     """Segments scans with one loaded network; several threads may share it.
 
-    Only one thread at a time is inside the network; the others prepare and finish their scans meanwhile.
+    Few threads are inside the network at a time; the others prepare and finish their scans meanwhile.
 
     Args:
         predict: The network.
         settings: What decides the masks.
+        lanes: Threads that may be inside the network.
 
     Attributes:
         first_prediction: When the first probabilities came out of the network, in seconds since 1970.
     """
 
-    def __init__(self, predict: Predict, settings: SegmentSettings) -> None:
+    def __init__(self, predict: Predict, settings: SegmentSettings, *, lanes: int = 1) -> None:
         self.settings = settings
         self.first_prediction: float | None = None
         self._predict = predict
-        self._network_lock = threading.Lock()
+        self._network_room = threading.Semaphore(lanes)
 
     def segment(self, reads: Iterator[ReadScan] | list[ReadScan]) -> Iterator[ScanRows]:
         """Rows for each scan, failed ones included; small scans come together after the others."""
@@ -215,7 +216,7 @@ class ScanSegmenter:
 
     def _timed_predict(self, works: list[Work], batch: npt.NDArray[np.float32]) -> Probability:
         """Run the network; its failure is no scan's fault and ends this worker."""
-        with self._network_lock:
+        with self._network_room:
             started = time.perf_counter()
             try:
                 found = self._predict(batch)

@@ -17,8 +17,11 @@ Windows = dict[int, Box]
 MARGIN = 8
 """Pixels of the scan's own grid around the foreground."""
 
-STEP_SHARE = 1 / 8
+STEP_SHARE = 1 / 16
 """Sides of windows are multiples of this share of the image size, so that few shapes occur."""
+
+SLICES_TOGETHER = 4
+"""Slices of a scan whose windows get one shape; the network is as fast with four slices as with many."""
 
 SHORTEST_SHARE = 1 / 2
 """No side is shorter than this share of the image size: the network needs surroundings."""
@@ -68,7 +71,30 @@ def find_windows(raw: Pixels, prepared: PreparedScan, *, context_slices: int, gr
         rows = _fit(moved.row_start, moved.row_stop, side, step, shortest, grid_factor)
         columns = _fit(moved.column_start, moved.column_stop, side, step, shortest, grid_factor)
         windows[position] = Box(*rows, *columns)
-    return windows
+    return share_shapes(windows, side, grid_factor)
+
+
+def share_shapes(windows: Windows, side: int, grid_factor: int) -> Windows:
+    """Grow windows so that their slices, ordered by area, come in fours of one shape.
+
+    Args:
+        windows: Their starts and sides divide by `grid_factor`.
+        side: Of the network's grid.
+        grid_factor: Starts and sides go on dividing by this.
+    """
+    order = sorted(windows, key=lambda position: (-windows[position].rows * windows[position].columns, position))
+    shared = {}
+    for start in range(0, len(order), SLICES_TOGETHER):
+        together = order[start : start + SLICES_TOGETHER]
+        rows = max(windows[position].rows for position in together)
+        columns = max(windows[position].columns for position in together)
+        for position in together:
+            window = windows[position]
+            shared[position] = Box(
+                *_grow(window.row_start, window.row_stop, rows, side, grid_factor),
+                *_grow(window.column_start, window.column_stop, columns, side, grid_factor),
+            )
+    return dict(sorted(shared.items()))
 
 
 def move_box(box: Box, geometry: Geometry) -> Box:
@@ -114,8 +140,11 @@ def _fit(start: int, stop: int, side: int, step: int, shortest: int, grid_factor
     """Grow a stretch around its middle to a multiple of `step` that starts on the coarsest grid and holds it."""
     start, stop = start // grid_factor * grid_factor, _round_up(stop, grid_factor)
     length = max(shortest, _round_up(stop - start, step))
-    if length >= side:
-        return 0, side
+    return (0, side) if length >= side else _grow(start, stop, length, side, grid_factor)
+
+
+def _grow(start: int, stop: int, length: int, side: int, grid_factor: int) -> tuple[int, int]:
+    """Grow a stretch on the coarsest grid around its middle to a length on that grid, inside the side."""
     start = (start - (length - (stop - start)) // 2) // grid_factor * grid_factor
     start = min(max(0, start), side - length)
     return start, start + length

@@ -32,7 +32,7 @@ def test_each_window_holds_its_foreground_and_has_one_of_a_few_shapes(image_size
     windows = find_windows(pixels, prepared, context_slices=0, grid_factor=16)
     assert list(windows) == list(range(8))
     sides = {side for window in windows.values() for side in (window.rows, window.columns)}
-    assert sides <= set(range(image_size // 2, image_size + 1, image_size // 8))
+    assert sides <= set(range(image_size // 2, image_size + 1, max(16, image_size // 16)))
     assert len(sides) > 1
     for position, window in windows.items():
         outside = prepared.pixels[position].copy()
@@ -40,12 +40,21 @@ def test_each_window_holds_its_foreground_and_has_one_of_a_few_shapes(image_size
         assert not outside.any()
 
 
-def test_a_window_does_not_depend_on_other_scans_but_holds_its_neighbours_for_context():
+def test_a_window_holds_the_neighbours_that_the_network_sees_with_its_slice():
     pixels = cone()
-    alone = find_windows(pixels, prepare(pixels), context_slices=0, grid_factor=16)
-    joined = find_windows(pixels, prepare(pixels), context_slices=1, grid_factor=16)
-    assert joined[7] == alone[6]
-    assert joined[0] == alone[0]
+    prepared = prepare(pixels)
+    windows = find_windows(pixels, prepared, context_slices=1, grid_factor=16)
+    for position in range(1, 8):
+        outside = prepared.pixels[position - 1].copy()
+        outside[windows[position].window] = 0
+        assert not outside.any()
+
+
+def test_slices_come_in_fours_of_one_shape():
+    pixels = cone()
+    windows = find_windows(pixels, prepare(pixels), context_slices=0, grid_factor=16)
+    assert sorted(len(group) % 4 for group in group_by_shape(windows)) == [0] * len(group_by_shape(windows))
+    assert len(group_by_shape(windows)) == 2
 
 
 def test_sides_divide_by_what_the_network_needs():
