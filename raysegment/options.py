@@ -213,7 +213,7 @@ class InferOptions(Postprocessing, CommandOptions):
         affects_result=True,
     )
     foreground_box: bool = choice(
-        False,
+        True,
         "let the network see each slice through a window around what is not background, and empty slices not at all; "
         "faster, masks may differ a little",
         affects_result=True,

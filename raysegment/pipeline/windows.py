@@ -14,7 +14,7 @@ from raysegment.scan import Pixels
 Windows = dict[int, Box]
 """By position of the slice, the part of the network's grid that the network sees; slices left out are empty."""
 
-MARGIN = 8
+MARGIN = 12
 """Pixels of the scan's own grid around the foreground."""
 
 STEP_SHARE = 1 / 16
