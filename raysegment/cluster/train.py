@@ -111,7 +111,7 @@ def train_in_session(
     options: TrainOptions, manifest: pa.Table, folder: Path, record: dict[str, Any], log: TrainingLog
 ) -> None:
     """Keep the scans, fit, write the bundle; what is learned on the way goes into the record."""
-    from raysegment.cluster.samples import keep_scans
+    from raysegment.cluster.keep import keep_scans
     from raysegment.cluster.workers import WorkerTask, finish_on_worker, fit_with_retries
 
     start = time.monotonic()

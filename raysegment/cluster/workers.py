@@ -17,7 +17,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from raysegment.cluster.backend import CollectiveConfig
 from raysegment.cluster.hardware import WorkerShare, share_what_is_left
-from raysegment.cluster.samples import KeptSet, SharePlan, stream_batches
+from raysegment.cluster.keep import KeptSet
+from raysegment.cluster.samples import SharePlan, stream_batches
 from raysegment.cluster.training_log import TrainingLog
 from raysegment.errors import DiskFullError, RunError
 from raysegment.options import TrainOptions

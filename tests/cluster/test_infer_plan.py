@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, to_table
 from raysegment.cluster import pool as pool_module
 from raysegment.cluster.closing import describe_failures, describe_run, describe_summary
+from raysegment.cluster.dispatch import Dispatcher
 from raysegment.cluster.nodes import compare_versions
 from raysegment.cluster.plan import find_remaining, group_scans, write_plan
-from raysegment.cluster.pool import WorkerPool, share_node
+from raysegment.cluster.pool import MAX_FAILED_STARTS, Worker, WorkerPool, share_node
 from raysegment.cluster.reporter import ScanReporter
 from raysegment.cluster.segmenter import WorkerSettings
-from raysegment.errors import UsageError
+from raysegment.cluster.session import interruptible, raise_if_interrupted
+from raysegment.errors import ClusterError, InterruptedRunError, UsageError
 from raysegment.scan import ScanEntry
 from raysegment.store.parts import Failure
 from raysegment.store.place import Place
@@ -150,6 +154,75 @@ def test_workers_start_only_on_nodes_that_are_admitted(monkeypatch):
     pool.adjust()
     assert started == ["a", "c"]
     assert asked == ["a", "b", "c"]
+
+
+def test_a_node_where_workers_do_not_start_is_given_up_and_the_others_go_on(monkeypatch):
+    nodes = [{"NodeID": name, "Resources": {"CPU": 2.0}} for name in "ab"]
+    said = []
+    monkeypatch.setattr(pool_module, "live_nodes", lambda: nodes)
+    monkeypatch.setattr(pool_module, "start_segmenter", lambda *_, **__: None)
+    monkeypatch.setattr(ray, "kill", lambda *_, **__: None)
+    settings = WorkerSettings(
+        segment=None, precision="float32", threads=None, location="", staging="", part_bytes=1, part_seconds=1
+    )
+    pool = WorkerPool(None, settings, workers_per_node=None, say=said.append)
+    for _ in range(MAX_FAILED_STARTS + 1):
+        pool.adjust()
+        pool.remove(next(worker for worker in pool.workers if worker.node_id == "a"), "no memory")
+    pool.adjust()
+    assert [worker.node_id for worker in pool.workers] == ["b"]
+    assert "no memory No more are started there." in said[0]
+    for _ in range(MAX_FAILED_STARTS):
+        pool.remove(pool.workers[0], "no memory")
+        pool.adjust()
+    with pytest.raises(ClusterError, match="in a row died on node b"):
+        pool.remove(pool.workers[0], "no memory")
+
+
+class FakePool:
+    """Remembers which workers were removed."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.workers, self.removed = [worker], []
+
+    def remove(self, worker: Worker, cause: str) -> None:
+        self.removed.append(cause)
+
+
+@pytest.mark.parametrize(
+    "error", [ray.exceptions.OutOfMemoryError("killed for memory"), ray.exceptions.ActorUnschedulableError("gone")]
+)
+def test_however_a_worker_dies_its_scans_are_known(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(ray, "get", fail)
+    worker = Worker(handle=None, node_id="a", is_ready=True, waiting={"one": None}, is_closing=True)
+    pool = FakePool(worker)
+    dispatcher = Dispatcher(pool, feed=None, on_receipt=lambda receipt: None, part_seconds=1.0)
+    dispatcher._pending["answer"] = ("close", worker, None)
+    dispatcher._take_answer("answer")
+    assert len(pool.removed) == 1
+    assert dispatcher.outcome.hands[0].scan_ids == ["one"]
+
+
+def test_a_signal_that_was_lost_on_its_way_is_raised_again():
+    with interruptible():
+        with pytest.raises(InterruptedRunError):
+            signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(InterruptedRunError, match="SIGTERM"):
+            raise_if_interrupted()
+    raise_if_interrupted()
+
+
+@pytest.mark.parametrize(("workers", "gpus", "share"), [(4, 2, 0.5), (2, 2, 1.0), (1, 4, 1.0)])
+def test_workers_share_gpus(workers, gpus, share):
+    assert share_node({"Resources": {"CPU": 8.0, "GPU": gpus}}, workers)[3] == share
+
+
+def test_workers_that_cannot_share_the_gpus_are_refused():
+    with pytest.raises(UsageError, match="cannot be shared by 2 GPUs"):
+        share_node({"Resources": {"CPU": 8.0, "GPU": 2.0}}, 3)
 
 
 def test_an_evaluation_is_told_in_three_lines():

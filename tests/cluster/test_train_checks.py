@@ -1,13 +1,14 @@
 """What `train` refuses before Ray starts."""
 
+import pyarrow as pa
 import pytest
 
 from raysegment.cluster.demo import demo
 from raysegment.cluster.session import ray_session
 from raysegment.cluster.train import check_precision
-from raysegment.errors import UsageError
+from raysegment.errors import RunError, UsageError
 from raysegment.options import DemoOptions, TrainOptions
-from raysegment.pipeline.training_set import check_channels
+from raysegment.pipeline.training_set import check_channels, check_same_scans, select_used
 
 
 def make_options(**choices: object) -> TrainOptions:
@@ -38,3 +39,19 @@ def test_a_demo_over_other_scans_is_refused(tmp_path) -> None:
 def test_a_temporary_folder_for_a_running_cluster_is_refused(tmp_path) -> None:
     with pytest.raises(UsageError, match="ray start --temp-dir"), ray_session("auto", str(tmp_path)):
         pass
+
+
+def manifest_of(**splits: str) -> pa.Table:
+    return pa.table({"scan_id": list(splits), "split": list(splits.values())})
+
+
+def test_a_resumed_run_reads_the_scans_that_it_began_with() -> None:
+    manifest = manifest_of(a="train", b="train", c="val", d="test")
+    assert select_used(manifest, {})["scan_id"].to_pylist() == ["a", "b", "c"]
+    assert select_used(manifest, {"b": ("AccessError", "")})["scan_id"].to_pylist() == ["a", "c"]
+
+
+def test_a_resumed_run_stops_where_a_scan_can_no_longer_be_read() -> None:
+    check_same_scans({})
+    with pytest.raises(RunError, match=r"1 scans .* first 'a': AccessError: permission denied"):
+        check_same_scans({"a": ("AccessError", "permission denied.")})

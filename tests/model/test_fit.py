@@ -105,6 +105,19 @@ def test_training_from_a_checkpoint_ends_where_training_without_a_break_does(tmp
     assert again.learning_rate == pytest.approx(whole.learning_rate)
 
 
+def test_a_checkpoint_that_cannot_all_be_read_changes_nothing(tmp_path: Path) -> None:
+    make_fitter().save(tmp_path, {"epoch": 1})
+    with np.load(tmp_path / "arrays.npz") as arrays:
+        first = {name: value for name, value in arrays.items() if name.startswith("model_")}
+    np.savez(tmp_path / "arrays.npz", **first)
+    fitter = make_fitter(seed=1)
+    before = weights_of(fitter)
+    with pytest.raises(KeyError):
+        fitter.restore(tmp_path)
+    for one, other in zip(before, weights_of(fitter), strict=True):
+        assert np.array_equal(one, other)
+
+
 def test_several_steps_in_one_execution_are_the_same_steps() -> None:
     single, triple = make_fitter(), make_fitter(steps_per_execution=3)
     first, second = single.train_epoch(batches()), triple.train_epoch(batches())

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raysegment.errors import RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.finish import THRESHOLDS, choose_threshold
 from raysegment.pipeline.learn import (
@@ -97,13 +98,23 @@ def test_pruning_keeps_the_newest_checkpoints_and_the_best_weights_they_go_back_
 class FakeFitter:
     """Stands for a network whose newest checkpoint is damaged."""
 
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
     def restore(self, folder: Path) -> dict[str, object]:
         if folder.name == "epoch-00002":
-            raise zipfile.BadZipFile("File is not a zip file")
+            raise self.error
         return {"epoch": 1, "best_epoch": 1}
 
 
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", [zipfile.BadZipFile("File is not a zip file"), EOFError("No data left in file")])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path, error: Exception) -> None:
     make_checkpoint(tmp_path, 1, 1)
     make_checkpoint(tmp_path, 2, 1)
-    assert restore_newest(FakeFitter(), tmp_path).epoch == 1
+    assert restore_newest(FakeFitter(error), tmp_path).epoch == 1
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over_in_silence(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 2, 1)
+    with pytest.raises(RunError, match="none of the 1 checkpoints"):
+        restore_newest(FakeFitter(EOFError()), tmp_path)
