@@ -76,7 +76,7 @@ class Fitter:
     def __init__(self, task: FitTask) -> None:
         self.task = task
         options = task.options
-        set_threads(task.threads)
+        set_training_threads(task.threads)
         self.strategy = join_workers(task.num_workers)
         keras.utils.set_random_seed(options.seed)
         keras.config.set_dtype_policy(POLICIES[options.precision])
@@ -248,7 +248,7 @@ def spread_overflow(gradients: list[Any]) -> list[Any]:
     return [gradient + tf.cast(tf.where(total > 0, float("nan"), 0.0), gradient.dtype) for gradient in gradients]
 
 
-def set_threads(threads: int | None) -> None:
+def set_training_threads(threads: int | None) -> None:
     """Bound TensorFlow's threads; only before its first operation, later calls change nothing."""
     if threads is None:
         return
