@@ -145,7 +145,8 @@ def main() -> None:
             whole = record["slices"] / record["seconds_command"]
             # The interpreter's start and end are not in the record's own times.
             outside = record["seconds_command"] - record["seconds_total"]
-            first = f"first prediction after {record['seconds_startup'] + outside:.1f} s, whole run {whole:.1f} slices/s"
+            startup = record["seconds_startup"] + outside
+            first = f"first prediction after {startup:.1f} s, whole run {whole:.1f} slices/s"
             show(f"(c) infer bfloat16 {name} foreground boxes", rates[f"c {name}"], first)
         plain, ours = time_reading(arguments.archive)
         show("reading, plain tifffile, one core", plain)
