@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from raysegment.model.batch_norm import FusedBatchNormalization, SynchronizedBatchNormalization
 from raysegment.model.losses import make_loss
 from raysegment.model.unet import build_network
 from raysegment.options import TrainOptions
@@ -81,7 +82,8 @@ class Fitter:
         keras.utils.set_random_seed(options.seed)
         keras.config.set_dtype_policy(POLICIES[options.precision])
         with self.strategy.scope() if self.strategy else nullcontext():
-            self.model = build_chosen(options, task.num_channels, synchronized=task.num_workers > 1)
+            kind = FusedBatchNormalization if task.num_workers == 1 else SynchronizedBatchNormalization
+            self.model = build_chosen(options, task.num_channels, kind)
             self.optimizer = make_optimizer(options, task.steps_per_epoch)
             self.optimizer.build(self.model.trainable_variables)
         self.average = _copy_variables(self.model.trainable_variables) if options.ema else []
@@ -302,14 +304,16 @@ def build_plain(options: TrainOptions, num_channels: int, weights: list[npt.NDAr
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
-        model = build_chosen(options, num_channels, synchronized=False)
+        model = build_chosen(options, num_channels, keras.layers.BatchNormalization)
     finally:
         keras.config.set_dtype_policy(policy)
     model.set_weights(weights)
     return model
 
 
-def build_chosen(options: TrainOptions, num_channels: int, *, synchronized: bool) -> keras.Model:
+def build_chosen(
+    options: TrainOptions, num_channels: int, batch_norm: type[keras.layers.BatchNormalization]
+) -> keras.Model:
     """An untrained network as the options want it, in the arithmetic that Keras is set to."""
     return build_network(
         network=options.network,
@@ -319,7 +323,7 @@ def build_chosen(options: TrainOptions, num_channels: int, *, synchronized: bool
         dropout=options.dropout,
         norm=options.norm,
         norm_momentum=options.norm_momentum,
-        synchronized=synchronized,
+        batch_norm=batch_norm,
     )
 
 

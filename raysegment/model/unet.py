@@ -26,26 +26,9 @@ class BlockStyle:
 
     norm: Norm
     norm_momentum: float
-    synchronized: bool
+    batch_norm: type[layers.BatchNormalization]
     dropout: float
     residual: bool
-
-
-class SynchronizedBatchNormalization(layers.BatchNormalization):
-    """Batch normalization over the shares of all workers, which are of equal size; for training only.
-
-    Keras' own `synchronized=True` takes E[x²] − E[x]² of float32 sums, which loses digits; this takes the mean first
-    and the squared distances from it second.
-    """
-
-    def _moments(self, inputs: Any, mask: Any) -> tuple[Any, Any]:
-        import tensorflow as tf
-
-        axes = list(self._reduction_axes)
-        replica = tf.distribute.get_replica_context()
-        mean = replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.reduce_mean(inputs, axes))
-        squared = tf.math.squared_difference(inputs, mean)
-        return mean, replica.all_reduce(tf.distribute.ReduceOp.MEAN, tf.reduce_mean(squared, axes))
 
 
 def build_network(
@@ -57,7 +40,7 @@ def build_network(
     dropout: float = 0.0,
     norm: Norm = "batch",
     norm_momentum: float = 0.9,
-    synchronized: bool = False,
+    batch_norm: type[layers.BatchNormalization] = layers.BatchNormalization,
     output_channels: int = 1,
 ) -> keras.Model:
     """Build an untrained network.
@@ -72,14 +55,14 @@ def build_network(
         dropout: Share of features dropped at each block's end, while training.
         norm: Feature normalization behind each convolution.
         norm_momentum: Momentum of batch normalization's moving statistics.
-        synchronized: Take batch normalization's statistics over all workers; only for training on more than one.
+        batch_norm: Layer of batch normalization; those of `batch_norm` are for training only.
         output_channels: One per label.
 
     Returns:
         A functional model, (batch, rows, columns, channels) to float32 probabilities (batch, rows, columns,
         output_channels).
     """
-    style = BlockStyle(norm, norm_momentum, synchronized, dropout, residual=network == "residual_unet")
+    style = BlockStyle(norm, norm_momentum, batch_norm, dropout, residual=network == "residual_unet")
     inputs = keras.Input(input_shape)
     features, skipped = inputs, []
     for level in range(depth):
@@ -103,7 +86,7 @@ def build_network(
 def copy_as_plain(
     model: keras.Model, *, dtype: str = "float32", grid: tuple[int | None, int | None] | None = None
 ) -> keras.Model:
-    """A twin with the same weights, without synchronization between workers and in one arithmetic.
+    """A twin with the same weights, of Keras' own layers and in one arithmetic.
 
     Args:
         model: A functional model of `build_network`.
@@ -142,8 +125,7 @@ def _convolve(features: Any, filters: int, size: int, style: BlockStyle) -> Any:
     # A bias before a normalization has no effect and a zero gradient, which Adam turns into noise.
     features = layers.Conv2D(filters, size, padding="same", use_bias=style.norm == "none")(features)
     if style.norm == "batch":
-        kind = SynchronizedBatchNormalization if style.synchronized else layers.BatchNormalization
-        return kind(momentum=style.norm_momentum)(features)
+        return style.batch_norm(momentum=style.norm_momentum)(features)
     if style.norm == "group":
         return layers.GroupNormalization(groups=math.gcd(filters, GROUPS))(features)
     return features

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from raysegment.errors import UsageError
+from raysegment.model.batch_norm import SynchronizedBatchNormalization
 from raysegment.model.bundle import BundleDescription, load_bundle, save_bundle
 from raysegment.model.unet import build_network
 from raysegment.options import Postprocessing, Preprocessing
@@ -34,7 +35,7 @@ def describe(**changes):
 @pytest.fixture(scope="module")
 def network():
     keras.utils.set_random_seed(0)
-    return build_network(input_shape=(16, 16, 2), filters=2, depth=2, synchronized=True)
+    return build_network(input_shape=(16, 16, 2), filters=2, depth=2, batch_norm=SynchronizedBatchNormalization)
 
 
 @pytest.fixture(scope="module")

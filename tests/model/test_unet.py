@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras import layers
 
+from raysegment.model.batch_norm import SynchronizedBatchNormalization
 from raysegment.model.unet import build_network, copy_as_plain
 
 NETWORKS = ["unet", "attention_unet", "residual_unet"]
@@ -98,11 +99,12 @@ def test_a_gate_that_is_open_leaves_the_skipped_features_as_they_are():
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_plain_copy_has_the_same_output_and_no_synchronization(network):
     shape = (16, 16, 3)
-    model = randomize(build_network(network=network, input_shape=shape, filters=4, depth=2, synchronized=True))
+    kind = SynchronizedBatchNormalization
+    model = randomize(build_network(network=network, input_shape=shape, filters=4, depth=2, batch_norm=kind))
     twin = copy_as_plain(model, grid=(None, None))
     norms = [layer for layer in twin.layers if isinstance(layer, layers.BatchNormalization)]
     assert norms
-    assert not any(layer.synchronized for layer in norms)
+    assert {type(layer) for layer in norms} == {keras.layers.BatchNormalization}
     pixels = np.random.default_rng(0).random((2, 16, 16, 3), np.float32)
     np.testing.assert_allclose(model(pixels), twin(pixels), atol=1e-6)
 
