@@ -81,7 +81,7 @@ def read_block(decoder: Decoder, entries: list[ScanEntry], max_bytes: int = MAX_
     num_bytes = 0
     for entry in entries:
         row = read_entry(decoder, entry)
-        size = row["pixels"].nbytes if row["pixels"] is not None else 0
+        size = len(row["pixels"]) if row["pixels"] is not None else 0
         if rows and num_bytes + size > max_bytes:
             yield build_block(rows)
             rows, num_bytes = [], 0
@@ -108,7 +108,8 @@ def _pack(scan: Scan, reference: npt.NDArray[np.bool_] | None) -> dict[str, Any]
     return {
         "shape": list(pixels.shape),
         "dtype": pixels.dtype.str,
-        "pixels": memoryview(pixels.reshape(-1).view(np.uint8)),  # type: ignore[arg-type]
+        # Bytes, because Table.from_pylist never lets go of what a memoryview shows (PyArrow 26.0).
+        "pixels": pixels.tobytes(),
         "reference": None if reference is None else np.packbits(reference).tobytes(),
         "spacing_mm": None if scan.spacing_mm is None else list(scan.spacing_mm),
         "affine": None if scan.affine is None else scan.affine.ravel().tolist(),
