@@ -12,16 +12,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
+from ray.data import TaskPoolStrategy
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entry_of
 from raysegment.choices import pick
+from raysegment.cluster.session import live_nodes
 from raysegment.errors import ScanError, UnreadableReferenceError, WorkerCrashedError
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.samples import KeptScan, keep_scan, pack_scan, unpack_scan
-
-READ_CPUS = 1.0
-"""Logical CPUs of a task that reads scans; no training worker runs yet."""
 
 MAX_RETRIES = 3
 """Times that a data task or actor is started again after its process or node was lost."""
@@ -107,7 +106,9 @@ def keep_scans(
             keep,
             batch_size=None,
             batch_format="pyarrow",
-            num_cpus=READ_CPUS,
+            # No logical CPUs: what a lost node had kept is read again while workers hold all CPUs.
+            num_cpus=0,
+            compute=TaskPoolStrategy(size=max(1, int(sum(node["Resources"]["CPU"] for node in live_nodes())))),
             max_retries=MAX_RETRIES,
             retry_exceptions=False,
         ).materialize()

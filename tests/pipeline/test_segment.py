@@ -102,7 +102,7 @@ def test_a_foreground_box_changes_no_mask_of_a_local_network_and_saves_pixels():
     )["a"]
     assert with_box.metrics[0]["dice"] == pytest.approx(without.metrics[0]["dice"], abs=1e-9)
     assert all(rows * columns <= 0.5 * 256 * 256 for _, rows, columns, _ in watcher.shapes)
-    assert all(rows % 32 == columns % 32 == 0 for _, rows, columns, _ in watcher.shapes)
+    assert all(rows % 16 == columns % 16 == 0 for _, rows, columns, _ in watcher.shapes)
 
 
 def test_slices_that_hold_nothing_are_not_shown_to_the_network():
