@@ -1,0 +1,139 @@
+"""Rules of training, by its public functions with small real networks: best epoch, rates, statistics, memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import keras
+import numpy as np
+import pytest
+
+from raysegment.choices import changed_result
+from raysegment.imaging.augment import Augmentation, augment_slice
+from raysegment.imaging.intensity import measure_intensity
+from raysegment.model.fit import FitTask, Fitter
+from raysegment.options import Preprocessing, TrainOptions
+from raysegment.pipeline import learn
+from raysegment.pipeline.samples import KeptScan, keep_scan
+from raysegment.scan import Scan
+
+SIDE = 16
+
+
+def make_fitter(**choices: object) -> Fitter:
+    small = {"image_size": SIDE, "filters": 2, "depth": 1, "batch_size": 4, "precision": "float32"}
+    options = TrainOptions(source="scans", out="run", **{**small, **choices})
+    return Fitter(FitTask(options=options, num_channels=1, steps_per_epoch=4))
+
+
+def make_steps(first_epoch: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Endless steps of noise in which each slice has one pixel of lesion."""
+    random = np.random.default_rng(first_epoch)
+    while True:
+        pixels = random.normal(size=(4, SIDE, SIDE, 1)).astype(np.float32)
+        reference = np.zeros((4, SIDE, SIDE), np.uint8)
+        reference[:, 8, 8] = 1
+        yield pixels, reference
+
+
+def make_kept(slices: int = 4, side: int = SIDE, channels: int = 1) -> KeptScan:
+    random = np.random.default_rng(slices)
+    pixels = random.integers(0, 255, (slices, side, side, channels)).astype(np.uint8)
+    reference = np.zeros(pixels.shape[:3], bool)
+    reference[:, 8, 8] = True
+    chosen = Preprocessing(image_size=side)
+    return keep_scan("a", Scan(pixels), reference, chosen, num_channels=channels, for_validation=True)
+
+
+def run_epochs(fitter: Fitter, folder: Path) -> learn.Progress:
+    return learn.run_epochs(fitter, make_steps, {0: make_kept()}, 1, folder, lambda progress: None)
+
+
+@pytest.mark.xfail(strict=True, reason="the first of several epochs of equal Dice is kept, whatever their losses")
+def test_among_epochs_of_equal_dice_the_lowest_loss_is_the_best(tmp_path: Path) -> None:
+    fitter = make_fitter(epochs=6, norm="none", loss="bce", learning_rate=0.03, warmup_epochs=0.0, early_stopping=2)
+    progress = run_epochs(fitter, tmp_path)
+    history = progress.history
+    losses = [row["val_loss"] for row in history]
+    assert [row["val_dice"] for row in history] == [0.0] * 6
+    assert losses == sorted(losses, reverse=True)
+    assert progress.best_epoch == 6
+
+
+class HalfMinuteClock:
+    """Each look at it comes half a minute after the one before."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        self.now += 30.0
+        return self.now
+
+
+@pytest.mark.xfail(strict=True, reason="the rate falls over --epochs, however few of them the budget lets happen")
+def test_the_learning_rate_has_fallen_when_the_minutes_are_spent(tmp_path: Path, monkeypatch) -> None:
+    fitter = make_fitter(epochs=500, max_minutes=10.0, learning_rate=0.01)
+    monkeypatch.setattr(learn, "time", HalfMinuteClock())
+    history = run_epochs(fitter, tmp_path).history
+    assert 5 <= len(history) <= 20
+    assert history[-1]["learning_rate"] < 0.001
+    rates = [row["learning_rate"] for row in history[2:]]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.xfail(strict=True, reason="how long to train is part of a run's identity")
+def test_how_long_to_train_is_not_what_a_run_is() -> None:
+    longer = {"epochs": 50, "max_minutes": 5.0, "early_stopping": 3}
+    one, other = (TrainOptions(source="a", out="b", **choices) for choices in ({}, longer))
+    assert changed_result(one) == changed_result(other)
+
+
+@pytest.mark.xfail(strict=True, reason="averaged weights are used with the raw weights' statistics")
+def test_averaged_weights_have_the_statistics_of_their_own_features() -> None:
+    fitter = make_fitter(ema=0.9, learning_rate=0.05, warmup_epochs=0.0)
+    given = [step for step, _ in zip(make_steps(), range(4), strict=False)]
+    fitter.train_epoch(iter(given))
+    first = next(layer for layer in fitter.model.layers if isinstance(layer, keras.layers.BatchNormalization))
+    raw = [np.array(value) for value in fitter.model.get_weights()]
+    with fitter.averaged_weights():
+        seen = keras.Model(fitter.model.inputs, first.input)
+        features = np.concatenate([np.asarray(seen(pixels)) for pixels, _ in given])
+        assert np.asarray(first.moving_mean) == pytest.approx(features.mean(axis=(0, 1, 2)), abs=0.01)
+        assert np.asarray(first.moving_variance) == pytest.approx(features.var(axis=(0, 1, 2)), rel=0.05)
+    for before, after in zip(raw, fitter.model.get_weights(), strict=True):
+        assert np.array_equal(before, after)
+
+
+@pytest.mark.xfail(strict=True, reason="the occurrence of a slice within an epoch is not in the seed")
+def test_a_slice_that_comes_twice_in_an_epoch_is_augmented_anew() -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (SIDE, SIDE, 1)).astype(np.uint8)
+    intensity = measure_intensity(pixels[None], "zscore")
+    place = {"seed": 1, "epoch": 2, "scan_index": 3, "slice_index": 4}
+    reference = np.zeros((SIDE, SIDE), np.uint8)
+    found = [augment_slice(pixels, reference, intensity, Augmentation(), **place, occurrence=i)[0] for i in (0, 1, 0)]
+    assert not np.array_equal(found[0], found[1])
+    assert np.array_equal(found[0], found[2])
+
+
+@pytest.mark.xfail(strict=True, reason="a validation scan is held whole, as float32 with its neighbours")
+def test_validating_a_large_scan_holds_batches_of_it() -> None:
+    kept = make_kept(slices=400, side=64, channels=3)
+    options = TrainOptions(source="a", out="b", context_slices=2, batch_size=8)
+    fitter = SimpleNamespace(
+        task=SimpleNamespace(options=options, num_workers=1, rank=0),
+        predict=lambda pixels: np.zeros(pixels.shape[:3], np.float32),
+        slice_losses=lambda reference, probability: np.ones(len(reference), np.float32),
+        sum_over_ranks=lambda values: values,
+    )
+    learn.validate(fitter, {0: kept}, 1, 2)
+    tracemalloc.start()
+    scores = learn.validate(fitter, {0: kept}, 1, 2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert scores[0].tolist() == [0, 0, 400, 400, 400]
+    assert kept.pixels.nbytes == 4_915_200
+    assert peak < 8_000_000
