@@ -1,0 +1,172 @@
+"""A header promises the channels, size and type that the pixels then have, whoever wrote the file."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from raysegment.archive.formats import Header, Reader, get_reader
+from raysegment.scan import Pixels
+
+ROWS, COLUMNS = 6, 9
+INDICES = np.arange(ROWS * COLUMNS, dtype=np.uint8).reshape(ROWS, COLUMNS)
+COLOURS = [level for index in range(256) for level in (index, 255 - index, index * 7 % 256)]
+GREYS = [255 - index for index in range(256) for _ in range(3)]
+MODES = ["1", "L", "LA", "P", "PG", "RGB", "RGBA", "I;16"]
+
+
+RED = pytest.mark.xfail(
+    strict=True, reason="white as 0, palettes and transparent colours are read as they lie in the file"
+)
+
+
+def read_both(data: bytes, name: str) -> tuple[Header, Pixels]:
+    reader: Reader = get_reader("tiff" if name.endswith("tif") else "raster")
+    return reader.read_header(io.BytesIO(data), name), reader.read_slices(data, name).pixels
+
+
+def assert_agree(data: bytes, name: str) -> Pixels:
+    header, pixels = read_both(data, name)
+    assert (header.slices, header.rows, header.columns, header.channels) == pixels.shape
+    assert header.dtype == pixels.dtype
+    return pixels
+
+
+def make_image(mode: str, seed: int) -> Image.Image:
+    random = np.random.default_rng(seed)
+    if mode == "I;16":
+        return Image.fromarray(random.integers(0, 65536, (ROWS, COLUMNS), np.uint16))
+    if mode in ("P", "PG"):
+        image = Image.fromarray(random.integers(0, 256, (ROWS, COLUMNS), np.uint8)).convert("P")
+        image.putpalette(COLOURS if mode == "P" else GREYS)
+        return image
+    channels = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode]
+    grey = random.integers(0, 256, (ROWS, COLUMNS, channels), np.uint8)
+    if mode == "1":
+        return Image.fromarray(grey[..., 0] > 127)
+    return Image.fromarray(grey[..., 0] if channels == 1 else grey)
+
+
+def save(image: Image.Image, kind: str, **choices: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **choices)
+    return stream.getvalue()
+
+
+@RED
+@given(
+    mode=st.sampled_from(MODES),
+    seed=st.integers(0, 99),
+    compression=st.sampled_from(["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"]),
+    white_is_zero=st.booleans(),
+)
+@settings(max_examples=80, deadline=None)
+def test_tiffs_of_pillow(mode, seed, compression, white_is_zero):
+    tags = {262: 0} if white_is_zero and mode in ("1", "L") else {}
+    image = make_image(mode, seed)
+    pixels = assert_agree(save(image, "TIFF", compression=compression, tiffinfo=tags), "a.tif")
+    if mode in ("P", "PG"):
+        expected = np.asarray(image.convert("RGB" if mode == "P" else "L"))
+        np.testing.assert_array_equal(pixels[0].reshape(expected.shape), expected)
+
+
+@RED
+@given(
+    mode=st.sampled_from(MODES),
+    seed=st.integers(0, 99),
+    transparency=st.sampled_from([None, 3, bytes(range(0, 256, 2)), (1, 2, 3)]),
+)
+@settings(max_examples=80, deadline=None)
+def test_pngs_of_pillow(mode, seed, transparency):
+    image = make_image(mode, seed)
+    fits = {"1": int, "L": int, "I;16": int, "P": (int, bytes), "PG": (int, bytes), "RGB": tuple}.get(mode, ())
+    choices = {"transparency": transparency} if isinstance(transparency, fits) else {}
+    pixels = assert_agree(save(image, "PNG", **choices), "a.png")
+    if mode == "I;16":
+        expected = np.asarray(image)
+    else:
+        expected = np.asarray(image.convert({"1": "L", "P": "RGB", "PG": "RGB"}.get(mode, mode)))
+    np.testing.assert_array_equal(pixels[0].reshape(expected.shape), expected)
+
+
+@RED
+@given(
+    dtype=st.sampled_from(["bool", "u1", "u2", "u4", "i1", "i2", "i4", "f2", "f4", "f8"]),
+    shape=st.sampled_from([(ROWS, COLUMNS), (3, ROWS, COLUMNS), (ROWS, COLUMNS, 2), (ROWS, COLUMNS, 5)]),
+    photometric=st.sampled_from(["minisblack", "miniswhite"]),
+    compression=st.sampled_from([None, "zlib", "lzw"]),
+    options=st.sampled_from([{}, {"bigtiff": True}, {"byteorder": ">"}, {"tile": (16, 16)}, {"metadata": None}]),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=150, deadline=None)
+def test_tiffs_of_tifffile(dtype, shape, photometric, compression, options, seed):
+    values = (np.random.default_rng(seed).random(shape) * 2 - 0.5) * 100
+    values = (
+        values > 30 if dtype == "bool" else np.abs(values).astype(dtype) if dtype[0] == "u" else values.astype(dtype)
+    )
+    planar = {"planarconfig": "contig"} if len(shape) == 3 and shape[2] < COLUMNS else {}
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values, photometric=photometric, compression=compression, **options, **planar)
+    pixels = assert_agree(stream.getvalue(), "a.tif")
+    if photometric == "miniswhite" and values.size == pixels.size:
+        order = np.argsort(values.astype(np.float64), axis=None)
+        assert (np.diff(pixels.reshape(-1)[order].astype(np.float64)) <= 0).all()
+
+
+def write_tiff(values: np.ndarray, **choices: object) -> bytes:
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values, **choices)
+    return stream.getvalue()
+
+
+@RED
+@pytest.mark.parametrize("choices", [{}, {"compression": "lzw"}, {"tile": (16, 16)}, {"bigtiff": True}])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_where_white_is_zero_values_are_turned_so_that_bright_is_large(choices, dtype):
+    values = INDICES.astype(dtype)
+    pixels = assert_agree(write_tiff(values, photometric="miniswhite", **choices), "a.tif")
+    np.testing.assert_array_equal(pixels[0, ..., 0], np.iinfo(dtype).max - values)
+
+
+@RED
+def test_pillow_and_raysegment_see_the_same_where_white_is_zero():
+    for image in (make_image("L", 1), make_image("1", 1)):
+        data = save(image, "TIFF", tiffinfo={262: 0})
+        seen = np.asarray(Image.open(io.BytesIO(data)).convert("L"))
+        pixels = assert_agree(data, "a.tif")[0, ..., 0]
+        np.testing.assert_array_equal(pixels * (255 // max(1, pixels.max())), seen)
+
+
+@RED
+def test_alpha_is_not_turned_where_white_is_zero():
+    values = np.dstack([INDICES, np.full_like(INDICES, 200)])
+    choices = {"photometric": "miniswhite", "planarconfig": "contig", "extrasamples": ["unassalpha"]}
+    pixels = assert_agree(write_tiff(values, **choices), "a.tif")[0]
+    np.testing.assert_array_equal(pixels, np.dstack([255 - INDICES, np.full_like(INDICES, 200)]))
+
+
+def test_in_files_of_imagej_white_as_zero_is_a_matter_of_display():
+    pixels = assert_agree(write_tiff(INDICES, photometric="miniswhite", imagej=True), "a.tif")
+    np.testing.assert_array_equal(pixels[0, ..., 0], INDICES)
+
+
+@RED
+def test_a_palette_of_sixteen_bits_gives_eight_bit_colours():
+    colours = np.stack([np.arange(256), 255 - np.arange(256), np.zeros(256)]).astype(np.uint16)
+    for scale in (1, 256, 257):
+        data = write_tiff(INDICES, photometric="palette", colormap=colours * np.uint16(scale))
+        np.testing.assert_array_equal(assert_agree(data, "a.tif")[0], colours.T[INDICES])
+
+
+@RED
+def test_a_stack_with_a_palette_is_read_in_its_colours():
+    colours = np.stack([np.arange(256), 255 - np.arange(256), np.zeros(256)]).astype(np.uint16) * 257
+    stack = np.stack([INDICES, INDICES + 100])
+    data = write_tiff(stack, photometric="palette", colormap=colours)
+    np.testing.assert_array_equal(assert_agree(data, "a.tif"), (colours.T // 257)[stack])
