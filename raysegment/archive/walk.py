@@ -12,6 +12,7 @@ import pyarrow.fs as pafs
 
 from raysegment.archive.filesystem import describe, is_uri, open_source
 from raysegment.archive.names import encode_name, extension_of, show_name
+from raysegment.archive.own_folders import EXPORT_FILE, RECORD_FILE, RECORD_HEAD_BYTES, is_own_record
 from raysegment.errors import UsageError
 
 MAX_LINKS_DEEP = 4
@@ -48,11 +49,11 @@ class Folder:
 def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:
     """Every folder below a source that holds files with one of the extensions, or that cannot be listed.
 
-    Hidden files and folders (a leading dot) are left out. Links are followed, unless they lead back to a folder
-    that they lie in.
+    Hidden files and folders (a leading dot) are left out, and so are folders that raysegment wrote, with all that is
+    below them. Links are followed, unless they lead back to a folder that they lie in.
 
     Raises:
-        UsageError: The source does not exist.
+        UsageError: The source does not exist, or raysegment wrote it.
     """
     if is_uri(source):
         yield from _walk_bucket(source, extensions)
@@ -78,6 +79,10 @@ def _walk_folder(
     except OSError as error:
         folder.problem = f"the folder cannot be listed: {describe(error)}"
         items = []
+    if any(_marks_own_folder(item) for item in items):
+        if not relative:
+            raise _refuse_own_folder(path)
+        return
     for item in items:
         name = encode_name(item.name)
         if name.startswith("."):
@@ -101,6 +106,27 @@ def _walk_folder(
         yield from _walk_folder(os.path.join(path, name), _join(relative, encode_name(name)), chain, links, extensions)
 
 
+def _marks_own_folder(item: os.DirEntry[str]) -> bool:
+    if item.name not in (EXPORT_FILE, RECORD_FILE):
+        return False
+    try:
+        if not item.is_file():
+            return False
+        if item.name == EXPORT_FILE:
+            return True
+        with open(item.path, "rb") as stream:
+            return is_own_record(stream.read(RECORD_HEAD_BYTES))
+    except OSError:
+        return False
+
+
+def _refuse_own_folder(source: str) -> UsageError:
+    return UsageError(
+        f"SOURCE {show_name(source)} is a folder that raysegment wrote: nothing in it is a scan. Give the folder of "
+        "the scans themselves."
+    )
+
+
 def _add_file(folder: Folder, item: os.DirEntry[str], name: str, extensions: Extensions) -> None:
     shown = show_name(_join(folder.path, name))
     try:
@@ -122,6 +148,9 @@ def _walk_bucket(source: str, extensions: Extensions) -> Iterator[Folder]:
     except (pa.ArrowException, OSError) as error:
         raise UsageError(f"SOURCE {show_name(source)} cannot be listed: {describe(error)}") from error
     folders: dict[str, Folder] = {}
+    own = _find_own_folders(filesystem, root, listed)
+    if "" in own:
+        raise _refuse_own_folder(source)
     for item in listed:
         relative = item.path[len(root) :].lstrip("/")
         parent, _, name = relative.rpartition("/")
@@ -131,7 +160,34 @@ def _walk_bucket(source: str, extensions: Extensions) -> Iterator[Folder]:
             continue
         folder = folders.setdefault(parent, Folder(parent))
         folder.files.append(FoundFile(name, item.size, item.mtime_ns or 0))
-    yield from (folders[path] for path in sorted(folders))
+    yield from (folders[path] for path in sorted(folders) if own.isdisjoint(_with_parents(path)))
+
+
+def _find_own_folders(filesystem: pafs.FileSystem, root: str, listed: list[pafs.FileInfo]) -> set[str]:
+    """Paths below the source of the folders that raysegment wrote."""
+    own = set()
+    for item in listed:
+        if item.type != pafs.FileType.File or item.base_name not in (EXPORT_FILE, RECORD_FILE):
+            continue
+        if item.base_name == EXPORT_FILE or is_own_record(_read_head(filesystem, item.path)):
+            own.add(item.path[len(root) :].lstrip("/").rpartition("/")[0])
+    return own
+
+
+def _read_head(filesystem: pafs.FileSystem, path: str) -> bytes:
+    try:
+        with filesystem.open_input_file(path) as stream:
+            return bytes(stream.read(RECORD_HEAD_BYTES))
+    except (pa.ArrowException, OSError):
+        return b""
+
+
+def _with_parents(path: str) -> Iterator[str]:
+    """A folder's path and those of all folders above it, up to the source."""
+    yield path
+    while "/" in path:
+        path = path.rpartition("/")[0]
+        yield path
 
 
 def _join(folder: str, name: str) -> str:

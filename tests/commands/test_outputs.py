@@ -69,7 +69,7 @@ def write_archive(folder: Path, patients: int = 2, slices: int = 3) -> Path:
 
 
 def write_tables(
-    folder: Path, scan_ids: list[str], *, source: object = "", label: str = "lesion", **columns: Any
+    folder: Path, scan_ids: list[str], *, source: object = "/nowhere", label: str = "lesion", **columns: Any
 ) -> Path:
     """Tables as `infer` leaves them, a part for each scan, with the record of the run."""
     place = Place(str(folder))
