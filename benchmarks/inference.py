@@ -53,7 +53,7 @@ def run_engine(name: str, precision: str, batches: int) -> None:
     import keras
     import tensorflow as tf
 
-    from raysegment.model.predictor import Predictor
+    from raysegment.model.engines.tensorflow import Predictor
     from raysegment.model.unet import build_network
 
     if name == "keras" and precision == "bfloat16":

@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from raysegment.model.predictor import Predictor
+from raysegment.model.engines.tensorflow import Predictor
 from raysegment.model.unet import build_network, copy_as_plain
 
 PEER = Path(__file__).with_name("peer_openvino.py")

@@ -14,15 +14,15 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS = {
-    "demo": ("raysegment.cluster.demo", "demo"),
-    "evaluate": ("raysegment.cluster.infer", "evaluate"),
-    "export": ("raysegment.store.export", "export_masks"),
-    "index": ("raysegment.archive.index", "index"),
-    "infer": ("raysegment.cluster.infer", "infer"),
+    "demo": ("raysegment.commands.demo", "demo"),
+    "evaluate": ("raysegment.commands.evaluate", "evaluate"),
+    "export": ("raysegment.commands.export", "export_masks"),
+    "index": ("raysegment.commands.index", "index"),
+    "infer": ("raysegment.commands.infer", "infer"),
     "load_bundle": ("raysegment.model.bundle", "load_bundle"),
     "load_options": ("raysegment.choices", "load_options"),
-    "report": ("raysegment.pipeline.illustrate", "report"),
-    "train": ("raysegment.cluster.train", "train"),
+    "report": ("raysegment.commands.report", "report"),
+    "train": ("raysegment.commands.train", "train"),
     "DemoOptions": ("raysegment.options", "DemoOptions"),
     "EvaluateOptions": ("raysegment.options", "EvaluateOptions"),
     "ExportOptions": ("raysegment.options", "ExportOptions"),

@@ -28,8 +28,13 @@ def choice(
     minimum: float | None = None,
     maximum: float | None = None,
     positional: bool = False,
+    added: str = "",
 ) -> Any:
-    """A dataclass field that carries what the command line and the checks need to know of it."""
+    """A dataclass field that carries what the command line and the checks need to know of it.
+
+    `added` names the version with which a choice came whose default changes nothing: at its default it does not enter
+    `options_id`, so that an upgrade alone makes no run another one.
+    """
     metadata = {
         "help": help,
         "unit": unit,
@@ -37,6 +42,7 @@ def choice(
         "minimum": minimum,
         "maximum": maximum,
         "positional": positional,
+        "added": added,
     }
     return field(default=default, metadata=metadata)
 
@@ -143,8 +149,16 @@ def convert_value(hint: Any, value: Any) -> Any:
 
 
 def changed_result(options: Any) -> dict[str, Any]:
-    """The choices that change the result, by name."""
-    return {item.name: getattr(options, item.name) for item in fields(options) if item.metadata.get("affects_result")}
+    """The choices that change the result, by name; those that came later are left out at their defaults."""
+    chosen = {item: getattr(options, item.name) for item in fields(options) if item.metadata.get("affects_result")}
+    return {
+        item.name: value for item, value in chosen.items() if not (item.metadata.get("added") and value == item.default)
+    }
+
+
+def default_choices(kind: type[Any]) -> dict[str, Any]:
+    """The defaults of the choices that change the result, by name."""
+    return {item.name: item.default for item in fields(kind) if item.metadata.get("affects_result")}
 
 
 def hash_choices(choices: dict[str, Any]) -> str:

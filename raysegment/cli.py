@@ -8,7 +8,7 @@ import sys
 import typing
 from collections.abc import Callable
 from dataclasses import MISSING, Field, asdict, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,11 +24,6 @@ from raysegment.options import (
     ReportOptions,
     TrainOptions,
 )
-
-if TYPE_CHECKING:
-    from raysegment.archive.index import IndexSummary
-
-MAX_LISTED_PROBLEMS = 20
 
 app = typer.Typer(
     add_completion=False,
@@ -126,7 +121,7 @@ def _show(value: Any) -> str:
 @command(DemoOptions)
 def demo(options: DemoOptions) -> int:
     """Make scans up, train on them, segment and report: no download, under two minutes."""
-    from raysegment.cluster.demo import demo as run
+    from raysegment.commands.demo import demo as run
 
     return run(options).exit_code
 
@@ -134,16 +129,22 @@ def demo(options: DemoOptions) -> int:
 @command(IndexOptions)
 def index(options: IndexOptions) -> int:
     """Find the scans of an archive, say what looks wrong, and write the manifest."""
-    from raysegment.archive.index import index as run
+    from raysegment.commands.index import describe_index
+    from raysegment.commands.index import index as run
 
-    _print_summary(run(options).summary, options)
+    summary = run(options).summary
+    if options.json:
+        print(json.dumps({**asdict(summary), "manifest": options.out}))
+        return 0
+    written = [f"manifest written to {options.out}"] if options.out else []
+    print("\n".join(describe_index(summary) + written))
     return 0
 
 
 @command(TrainOptions, recipes=True)
 def train(options: TrainOptions) -> int:
     """Train a network on scans with references and write its bundle; goes on where it was stopped."""
-    from raysegment.cluster.train import train as run
+    from raysegment.commands.train import train as run
 
     result = run(options)
     if result.already_done:
@@ -154,7 +155,7 @@ def train(options: TrainOptions) -> int:
 @command(InferOptions)
 def infer(options: InferOptions) -> int:
     """Segment an archive into Parquet tables of masks and metrics; goes on where it was stopped."""
-    from raysegment.cluster.infer import infer as run
+    from raysegment.commands.infer import infer as run
 
     result = run(options)
     _say_result(options.json, result)
@@ -164,8 +165,8 @@ def infer(options: InferOptions) -> int:
 @command(EvaluateOptions)
 def evaluate(options: EvaluateOptions) -> int:
     """Segment scans that have a reference and summarise how well masks and references agree."""
-    from raysegment.cluster.closing import describe_summary
-    from raysegment.cluster.infer import evaluate as run
+    from raysegment.commands.evaluate import evaluate as run
+    from raysegment.runs.closing import describe_summary
 
     result = run(options)
     if not options.json:
@@ -177,7 +178,7 @@ def evaluate(options: EvaluateOptions) -> int:
 @command(ExportOptions)
 def export(options: ExportOptions) -> int:
     """Write masks as image files under the names of their sources."""
-    from raysegment.store.export import export_masks
+    from raysegment.commands.export import export_masks
 
     result = export_masks(options)
     _say(options.json, f"{result.num_files} masks written to {result.out}")
@@ -187,7 +188,7 @@ def export(options: ExportOptions) -> int:
 @command(ReportOptions)
 def report(options: ReportOptions) -> int:
     """Draw the figures of a training or inference run anew."""
-    from raysegment.pipeline.illustrate import report as run
+    from raysegment.commands.report import report as run
 
     result = run(options)
     for path in result.figures:
@@ -195,44 +196,10 @@ def report(options: ReportOptions) -> int:
     return result.exit_code
 
 
-def _print_summary(summary: IndexSummary, options: IndexOptions) -> None:
-    """What was found and what looks wrong: a table, or one JSON object."""
-    if options.json:
-        print(json.dumps({**asdict(summary), "manifest": options.out}))
-        return
-    rows = {
-        "scans": summary.scans,
-        "patients": summary.patients,
-        "files": f"{summary.files} ({summary.bytes / 2**20:.1f} MB)",
-        "scans with reference": summary.with_reference,
-        "scans with some references": summary.with_partial_reference,
-        "readers": _list_counts(summary.readers),
-        "height x width x channels": _list_counts(summary.shapes),
-        "splits": _list_counts(summary.splits) or "none given",
-        "masks without image": summary.masks_without_image,
-        "scans with problems": len(summary.problems),
-    }
-    for name, value in rows.items():
-        print(f"{name:<28}{value}")
-    if summary.own_patients:
-        print(f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern.")
-    for scan_id, problem in summary.problems[:MAX_LISTED_PROBLEMS]:
-        print(f"  {scan_id!r}: {problem}")
-    if len(summary.problems) > MAX_LISTED_PROBLEMS:
-        print(f"  … and {len(summary.problems) - MAX_LISTED_PROBLEMS} more, in the manifest's column `problem`")
-    if options.out:
-        print(f"manifest written to {options.out}")
-
-
-def _list_counts(counts: dict[str, int]) -> str:
-    parts = [f"{name}: {count}" for name, count in list(counts.items())[:MAX_LISTED_PROBLEMS]]
-    return ", ".join(parts) + (" …" if len(counts) > MAX_LISTED_PROBLEMS else "")
-
-
 def _say_result(is_json: bool, result: Any) -> None:
     """The last JSON line of a run: what its result object holds."""
     if is_json:
-        from raysegment.cluster.record import as_json
+        from raysegment.runs.record import as_json
 
         print(json.dumps(as_json({"event": "result", **asdict(result)})))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
@@ -48,6 +49,12 @@ PUBLIC = [
 def test_rooms_import_only_what_lies_below_them(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     assert lint_imports(no_cache=True) == EXIT_STATUS_SUCCESS
+
+
+def test_one_module_uses_what_ray_does_not_promise_to_keep():
+    private = re.compile(r"ray\.(\w+\.)*_|ray\.train\.v2|\._create_executor|_internal_ref_bundles")
+    users = [path.relative_to(ROOT) for path in MODULES if private.search(path.read_text(encoding="utf-8"))]
+    assert users == [Path("raysegment/cluster/ray_internals.py")]
 
 
 def test_the_public_names_are_the_documented_ones():

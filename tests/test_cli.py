@@ -117,7 +117,7 @@ def test_an_error_ends_in_its_exit_code_and_one_line(error, expected, monkeypatc
     def fail(options):
         raise error
 
-    monkeypatch.setattr("raysegment.pipeline.illustrate.report", fail)
+    monkeypatch.setattr("raysegment.commands.report.report", fail)
     code, _, err = run(monkeypatch, capsys, "report", "run")
     assert code == expected
     assert len(err.splitlines()) == 1
@@ -127,7 +127,7 @@ def test_ctrl_c_outside_of_a_run_ends_with_130_and_no_traceback(monkeypatch, cap
     def interrupt(options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raysegment.pipeline.illustrate.report", interrupt)
+    monkeypatch.setattr("raysegment.commands.report.report", interrupt)
     code, _, err = run(monkeypatch, capsys, "report", "run")
     assert code == 130
     assert "Traceback" not in err

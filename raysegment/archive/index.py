@@ -16,13 +16,12 @@ import pyarrow.compute as pc
 from raysegment.archive.filesystem import describe, is_uri, join_source, open_source
 from raysegment.archive.fingerprint import fill_fingerprints, fingerprint_files
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
-from raysegment.archive.layout import Draft, assign_patients, draft_scans, single_drafts
-from raysegment.archive.manifest import MANIFEST_SCHEMA, is_manifest, read_manifest, write_manifest
+from raysegment.archive.grouping.folders import Draft, assign_patients, draft_scans, single_drafts
+from raysegment.archive.manifest import MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import encode_name, extension_of, show_name
 from raysegment.archive.read import MAX_SCAN_BYTES
 from raysegment.archive.walk import walk_source
 from raysegment.errors import ScanError, UnknownFormatError, UsageError
-from raysegment.options import IndexOptions
 
 CONCURRENT_HEADERS = 16
 BUFFER_BYTES = 16 * 1024
@@ -61,31 +60,6 @@ class IndexSummary:
     problems: list[tuple[str, str]]
     own_patients: int
     masks_without_image: int
-
-
-@dataclass(frozen=True)
-class IndexResult:
-    """What `index` found.
-
-    Attributes:
-        table: The manifest.
-        summary: Its counts and problems.
-    """
-
-    table: pa.Table
-    summary: IndexSummary
-
-
-def index(options: IndexOptions) -> IndexResult:
-    """Find the scans of an archive and, if asked to, write the manifest.
-
-    Raises:
-        UsageError: The source is missing or holds no scan.
-    """
-    table = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
-    if options.out is not None:
-        write_manifest(table, options.out)
-    return IndexResult(table, summarise(table))
 
 
 def find_scans(source: str, *, patient_pattern: str | None = None, fingerprint: str = "stat") -> pa.Table:

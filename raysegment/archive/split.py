@@ -56,6 +56,46 @@ def assign_splits(
     return _apply(table, drawn, origin)
 
 
+def choose_scans(
+    manifest: pa.Table, *, split: str | None, split_file: str | None, run_manifest: pa.Table | None
+) -> pa.Table:
+    """The scans to evaluate: those with a reference, of one split if asked for.
+
+    The split comes from the manifest's column, else from the split file, else from the training run's manifest.
+
+    Raises:
+        UsageError: No scan has a reference, the split is known from nowhere, or it is empty.
+    """
+    has_reference = pa.array([any(files) for files in manifest["reference_files"].to_pylist()], pa.bool_())
+    chosen = manifest.filter(has_reference)
+    if chosen.num_rows == 0:
+        raise UsageError(f"none of the {manifest.num_rows} scans has a reference; `raysegment infer` needs none.")
+    if split is None:
+        return chosen
+    chosen = chosen.filter(pc.equal(_find_splits(chosen, split_file, run_manifest), split))
+    if chosen.num_rows == 0:
+        raise UsageError(f"--split {split}: no scan with a reference is in it.")
+    return chosen
+
+
+def _find_splits(
+    manifest: pa.Table, split_file: str | None, run_manifest: pa.Table | None
+) -> pa.Array | pa.ChunkedArray:
+    if manifest["split"].null_count < manifest.num_rows:
+        return pc.fill_null(manifest["split"], "")
+    if split_file is not None:
+        by_patient = read_split_file(split_file)
+    elif run_manifest is not None:
+        pairs = zip(run_manifest["patient_id"].to_pylist(), run_manifest["split"].to_pylist(), strict=True)
+        by_patient = {patient: split for patient, split in pairs if split}
+    else:
+        raise UsageError(
+            "--split: the scans have no split column, there is no --split-file, and MODEL is no training run with a "
+            "manifest.parquet. Give one of them."
+        )
+    return pa.array([by_patient.get(patient, "") for patient in manifest["patient_id"].to_pylist()], pa.string())
+
+
 def read_split_file(path: str) -> dict[str, str]:
     """Split by patient.
 

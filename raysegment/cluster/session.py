@@ -113,7 +113,7 @@ def tame_ray_data() -> None:
     """Leave the terminal to raysegment's own progress, and the cores to its work."""
     from ray.data import DataContext
 
-    from raysegment.cluster.pace import hold_back
+    from raysegment.cluster.ray_internals import hold_back
 
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -238,6 +238,6 @@ def resolve_on_cluster(precision: Precision) -> Precision:
 
 
 def _resolve_precision(precision: str) -> str:
-    from raysegment.model.predictor import resolve_precision
+    from raysegment.model.precision import resolve_precision
 
     return resolve_precision(precision)

@@ -80,7 +80,7 @@ def overlap_of(
     if union == 0:
         nothing = dict.fromkeys(("dice", "iou", "precision", "recall", "f1"), math.nan)
         return {**nothing, "accuracy": accuracy}
-    dice = 2 * true_positives / (union + true_positives)
+    dice = float(dice_of(true_positives, true_positives + false_positives, true_positives + false_negatives))
     return {
         "dice": dice,
         "iou": true_positives / union,
@@ -89,6 +89,21 @@ def overlap_of(
         "recall": true_positives / max(1, true_positives + false_negatives),
         "f1": dice,
     }
+
+
+def dice_of(
+    true_positives: npt.ArrayLike, mask_voxels: npt.ArrayLike, reference_voxels: npt.ArrayLike
+) -> npt.NDArray[np.float64]:
+    """Dice from counts of voxels, element by element: NaN where mask and reference are both empty."""
+    total = np.asarray(mask_voxels, np.float64) + np.asarray(reference_voxels, np.float64)
+    found = 2 * np.asarray(true_positives, np.float64)
+    return np.divide(found, total, out=np.full(total.shape, math.nan), where=total > 0)
+
+
+def dice_of_masks(mask: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]) -> float:
+    """Dice of two bool arrays of one shape."""
+    counts = (np.count_nonzero(mask & reference), np.count_nonzero(mask), np.count_nonzero(reference))
+    return float(dice_of(*counts))
 
 
 def _check_grid(mask: Mask, reference: npt.NDArray[np.bool_] | None, probability: npt.NDArray[np.float32]) -> None:
@@ -123,7 +138,7 @@ def _compare(mask: Mask, reference: npt.NDArray[np.bool_], probability: npt.NDAr
     false_negatives = int(reference_voxels.sum()) - true_positives
     true_negatives = mask.size - true_positives - false_positives - false_negatives
     has_lesion = reference_voxels > 0
-    slice_dice = 2 * both[has_lesion] / (mask_voxels + reference_voxels)[has_lesion]
+    slice_dice = dice_of(both, mask_voxels, reference_voxels)[has_lesion]
     return {
         "reference_voxels": int(reference_voxels.sum()),
         "true_positives": true_positives,
@@ -132,17 +147,12 @@ def _compare(mask: Mask, reference: npt.NDArray[np.bool_], probability: npt.NDAr
         "true_negatives": true_negatives,
         **overlap_of(true_positives, false_positives, false_negatives, true_negatives),
         "reference_is_empty": not has_lesion.any(),
-        "dice_at_half": _dice_of(probability >= np.float32(0.5), reference),
+        "dice_at_half": dice_of_masks(probability >= np.float32(0.5), reference),
         "lesion_slices": int(np.count_nonzero(has_lesion)),
         "lesion_slice_dice_sum": float(slice_dice.sum()),
         "clean_slices": int(np.count_nonzero(~has_lesion)),
         "clean_slices_with_mask": int(np.count_nonzero(mask_voxels[~has_lesion])),
     }
-
-
-def _dice_of(mask: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]) -> float:
-    total = int(np.count_nonzero(mask)) + int(np.count_nonzero(reference))
-    return 2 * int(np.count_nonzero(mask & reference)) / total if total else math.nan
 
 
 def _count_per_slice(mask: npt.NDArray[np.bool_]) -> Counts:

@@ -35,7 +35,6 @@ __all__ = [
     "resize_slices",
     "restore_grid",
     "select_channels",
-    "stack_context",
 ]
 
 
@@ -98,24 +97,3 @@ def check_channels(pixels: Pixels, num_channels: int) -> None:
     """
     if pixels.shape[-1] != num_channels:
         raise ChannelMismatchError(f"the scan has {pixels.shape[-1]} channels, the model expects {num_channels}.")
-
-
-def stack_context(pixels: Pixels, context_slices: int) -> Pixels:
-    """Give each slice its neighbours as more channels, from the slice before to the slice after.
-
-    Args:
-        pixels: (slices, rows, columns, channels).
-        context_slices: Neighbours on each side; the first and last slice stand in for those that do not exist.
-
-    Returns:
-        (slices, rows, columns, channels * (2 * context_slices + 1)).
-    """
-    if context_slices == 0:
-        return pixels
-    last, channels = len(pixels) - 1, pixels.shape[3]
-    stacked = np.empty((*pixels.shape[:3], channels * (2 * context_slices + 1)), pixels.dtype)
-    for index in range(len(pixels)):
-        for position in range(2 * context_slices + 1):
-            neighbour = min(max(index + position - context_slices, 0), last)
-            stacked[index, :, :, position * channels : (position + 1) * channels] = pixels[neighbour]
-    return stacked

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from raysegment.errors import RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.samples import KeptScan, score_scan
+from raysegment.pipeline.score import summarise_scores
 from raysegment.store.place import sync
 
 if TYPE_CHECKING:
@@ -152,16 +153,6 @@ def validate(
     for index, kept in validation.items():
         scores[index] = score_scan(kept, fitter.predict, fitter.slice_losses, context_slices).as_vector()
     return fitter.sum_over_ranks(scores.ravel()).reshape(scores.shape)
-
-
-def summarise_scores(scores: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Mean loss per slice, and mean hard Dice over scans whose reference is not empty."""
-    counted = scores[:, 2] > 0
-    dice = 2 * scores[counted, 0] / (scores[counted, 1] + scores[counted, 2])
-    return {
-        "val_loss": float(scores[:, 3].sum() / scores[:, 4].sum()),
-        "val_dice": float(dice.mean()) if len(dice) else math.nan,
-    }
 
 
 def score_of(row: Mapping[str, float], best_by: str) -> float:

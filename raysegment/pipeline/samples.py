@@ -13,8 +13,9 @@ import numpy.typing as npt
 from raysegment.errors import ChannelMismatchError, EmptyFileError
 from raysegment.imaging.augment import Augmentation, augment_slice
 from raysegment.imaging.geometry import Geometry, resize_reference, restore_grid
-from raysegment.imaging.preprocess import Intensity, normalize, prepare_scan, stack_context
+from raysegment.imaging.preprocess import Intensity, normalize, prepare_scan
 from raysegment.options import Preprocessing
+from raysegment.pipeline.views.slices import view_slice, view_slices
 from raysegment.scan import Pixels, Scan
 
 
@@ -150,7 +151,7 @@ def make_batch(
     samples = []
     for scan_index, slice_index in rows:
         kept = find_scan(scan_index)
-        pixels = stack_neighbours(kept.pixels, slice_index, context_slices)
+        pixels = view_slice(kept.pixels, slice_index, context_slices)
         reference = kept.reference[slice_index]
         if augmentation is None:
             samples.append((normalize(pixels, kept.intensity), reference))
@@ -170,15 +171,6 @@ def make_batch(
     return np.stack([sample[0] for sample in samples]), np.stack([sample[1] for sample in samples])
 
 
-def stack_neighbours(pixels: Pixels, slice_index: int, context_slices: int) -> Pixels:
-    """One slice with its neighbours as channels, as `stack_context` gives it for all slices."""
-    if context_slices == 0:
-        return pixels[slice_index]
-    first, last = slice_index - context_slices, slice_index + context_slices
-    chosen = np.clip(np.arange(first, last + 1), 0, len(pixels) - 1)
-    return np.concatenate([pixels[index] for index in chosen], axis=-1)
-
-
 def score_scan(
     kept: KeptScan,
     predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
@@ -186,7 +178,8 @@ def score_scan(
     context_slices: int,
 ) -> ValidationScore:
     """Validate one whole scan: loss on the network's grid, counts at 0.5 on the scan's own."""
-    probability = predict(normalize(stack_context(kept.pixels, context_slices), kept.intensity))
+    views = view_slices(kept.pixels, range(len(kept.pixels)), context_slices)
+    probability = predict(normalize(views, kept.intensity))
     losses = slice_losses(kept.reference, probability)
     mask = restore_grid(probability, kept.geometry) >= 0.5
     reference = kept.grid_reference if kept.grid_reference is not None else kept.reference != 0

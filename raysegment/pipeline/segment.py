@@ -24,7 +24,8 @@ from raysegment.imaging.preprocess import (
 )
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
-from raysegment.pipeline.windows import Windows, find_windows, group_by_shape, skip_empty, whole_windows
+from raysegment.pipeline.views.slices import view_slice
+from raysegment.pipeline.views.windows import Windows, find_windows, group_by_shape, skip_empty, whole_windows
 from raysegment.scan import Labels, Mask, Scan, Spacing
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows
@@ -200,13 +201,7 @@ class ScanSegmenter:
     def _gather(self, work: Work, positions: Sequence[int]) -> npt.NDArray[np.float32]:
         """Normalized slices with their neighbours as channels, through windows of one shape."""
         pixels, reach = work.prepared.pixels, self.settings.preprocessing.context_slices
-        last = len(pixels) - 1
-        views = []
-        for position in positions:
-            rows, columns = work.windows[position].window
-            neighbours = [min(max(0, position + shift), last) for shift in range(-reach, reach + 1)]
-            planes = [pixels[neighbour, rows, columns] for neighbour in neighbours]
-            views.append(planes[0] if reach == 0 else np.concatenate(planes, axis=-1))
+        views = [view_slice(pixels, position, reach, work.windows[position].window) for position in positions]
         return normalize(np.stack(views), work.prepared.intensity)
 
     def _scatter(self, work: Work, positions: Sequence[int], found: Probability) -> None:

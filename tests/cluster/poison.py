@@ -7,7 +7,7 @@ import signal
 
 import pyarrow as pa
 
-from raysegment.cluster.segmenter import Receipt, Segmenter
+from raysegment.cluster.inference.worker import Receipt, Segmenter
 from raysegment.errors import NetworkFailedError
 
 

@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import tifffile
 
-from raysegment.cluster.infer import evaluate, infer
+from raysegment.commands.evaluate import evaluate
+from raysegment.commands.infer import infer
 from raysegment.errors import LockedError, TooManyFailuresError, UsageError
 from raysegment.imaging.phantom import write_archive
 from raysegment.options import EvaluateOptions, InferOptions
-from raysegment.store.lock import RunLock
+from raysegment.runs.lock import RunLock
 from raysegment.store.masks import decode_mask
 from raysegment.store.place import Place
 

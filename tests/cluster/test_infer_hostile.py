@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from tables import assert_equal_tables, assert_whole, read_table
 
-from raysegment.cluster.infer import infer
+from raysegment.commands.infer import infer
 from raysegment.errors import DiskFullError
 from raysegment.imaging.phantom import make_phantom
 from raysegment.options import InferOptions

@@ -17,17 +17,17 @@ import pytest
 from poison import FailingSegmenter, PoisonedSegmenter
 from tables import assert_equal_tables, assert_whole
 
-from raysegment.cluster import pool
-from raysegment.cluster.infer import infer
-from raysegment.cluster.segmenter import start_segmenter
+from raysegment.cluster.inference import pool
+from raysegment.cluster.inference.worker import start_segmenter
 from raysegment.cluster.session import set_environment
+from raysegment.commands.infer import infer
 from raysegment.options import InferOptions
 
 pytestmark = pytest.mark.cluster
 
 DRIVER = """
 import sys
-from raysegment.cluster.infer import infer
+from raysegment.commands.infer import infer
 from raysegment.options import InferOptions
 print(infer(InferOptions(model=sys.argv[1], source=sys.argv[2], out=sys.argv[3], part_seconds=0.0)).scans_now)
 """

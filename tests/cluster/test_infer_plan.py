@@ -13,16 +13,17 @@ import pytest
 import ray
 
 from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, to_table
-from raysegment.cluster import pool as pool_module
-from raysegment.cluster.closing import describe_failures, describe_run, describe_summary
-from raysegment.cluster.dispatch import Dispatcher
-from raysegment.cluster.nodes import compare_versions
-from raysegment.cluster.plan import find_remaining, group_scans, write_plan
-from raysegment.cluster.pool import MAX_FAILED_STARTS, Worker, WorkerPool, share_node
-from raysegment.cluster.reporter import ScanReporter
-from raysegment.cluster.segmenter import WorkerSettings
+from raysegment.cluster.inference import pool as pool_module
+from raysegment.cluster.inference.dispatch import Dispatcher
+from raysegment.cluster.inference.nodes import compare_versions
+from raysegment.cluster.inference.pool import MAX_FAILED_STARTS, Worker, WorkerPool, share_node
+from raysegment.cluster.inference.remaining import find_remaining, group_scans, write_plan
+from raysegment.cluster.inference.worker import WorkerSettings
 from raysegment.cluster.session import interruptible, raise_if_interrupted
 from raysegment.errors import ClusterError, InterruptedRunError, UsageError
+from raysegment.runs.closing import describe_failures, describe_run, describe_summary
+from raysegment.runs.console import Console
+from raysegment.runs.progress import ScanProgress
 from raysegment.scan import ScanEntry
 from raysegment.store.parts import Failure
 from raysegment.store.place import Place
@@ -249,9 +250,10 @@ def test_the_closing_lines_name_failures_by_type_and_the_first_of_them():
 
 
 def test_programs_get_one_json_object_a_line(capsys):
-    with ScanReporter(10, as_json=True) as reporter:
-        reporter.advance(2, 1, 30)
-        reporter.say("hello")
+    with Console(None, as_json=True) as console:
+        progress = ScanProgress(console, 10)
+        progress.advance(2, 1, 30)
+        console.say("hello")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [{"event": "message", "text": "hello"}]
-    assert (reporter.done, reporter.failed, reporter.num_slices) == (2, 1, 30)
+    assert (progress.done, progress.failed, progress.num_slices) == (2, 1, 30)

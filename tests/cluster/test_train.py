@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from raysegment.cluster.train import train
+from raysegment.commands.train import train
 from raysegment.errors import ClusterError, TooManyFailuresError, UsageError
 from raysegment.imaging.phantom import write_archive
 from raysegment.options import TrainOptions

@@ -3,9 +3,9 @@
 import pyarrow as pa
 import pytest
 
-from raysegment.cluster.demo import demo
 from raysegment.cluster.session import ray_session
-from raysegment.cluster.train import check_precision
+from raysegment.commands.demo import demo
+from raysegment.commands.train import check_precision
 from raysegment.errors import RunError, UsageError
 from raysegment.options import DemoOptions, TrainOptions
 from raysegment.pipeline.training_set import check_channels, check_same_scans, select_used

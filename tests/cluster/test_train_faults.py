@@ -14,7 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from raysegment.cluster.train import train
+from raysegment.commands.train import train
 from raysegment.imaging.phantom import write_archive
 from raysegment.options import TrainOptions
 

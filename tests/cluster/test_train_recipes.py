@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysegment.choices import load_options, recipe_names
-from raysegment.cluster.train import train
+from raysegment.commands.train import train
 from raysegment.options import TrainOptions
 
 pytestmark = [

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from raysegment.imaging.augment import Augmentation, augment_slice
 from raysegment.imaging.phantom import make_phantom
-from raysegment.imaging.preprocess import measure_intensity, normalize, stack_context
+from raysegment.imaging.preprocess import measure_intensity, normalize
+from raysegment.pipeline.views.slices import view_slice
 
 NOTHING = Augmentation(rotation=0, shift=0, zoom=0, shear=0, flip=False, brightness=0, contrast=0, noise=0)
 PIXELS, REFERENCE = make_phantom(3, image_size=96, slices=9)
@@ -100,7 +101,7 @@ def test_noise_is_normal_with_the_drawn_deviation():
 def test_context_slices_share_warp_and_contrast():
     choices = only(rotation=30, zoom=0.2, flip=True, contrast=0.3, brightness=0.3)
     alike = np.repeat(PIXELS[SLICE][None], 3, axis=0)
-    stacked = stack_context(alike, 1)[1]
+    stacked = view_slice(alike, 1, 1)
     pixels, _ = augment_slice(
         stacked, REFERENCE[SLICE], INTENSITY, choices, seed=0, epoch=0, scan_index=0, slice_index=0
     )

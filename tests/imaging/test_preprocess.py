@@ -14,7 +14,6 @@ from raysegment.imaging.preprocess import (
     prepare_scan,
     resize_reference,
     select_channels,
-    stack_context,
 )
 from raysegment.options import Preprocessing
 
@@ -102,27 +101,6 @@ def test_a_channel_that_does_not_exist_is_refused(channels):
 def test_a_wrong_number_of_channels_names_both_numbers():
     with pytest.raises(ChannelMismatchError, match="has 3 channels, the model expects 4"):
         check_channels(random_scan(np.uint8), 4)
-
-
-def test_context_gives_each_slice_its_neighbours_in_order():
-    pixels = np.arange(4).reshape(4, 1, 1, 1).repeat(2, axis=3) * 10 + np.array([0, 1])
-    stacked = stack_context(pixels, 1)[:, 0, 0]
-    assert stacked.tolist() == [
-        [0, 1, 0, 1, 10, 11],
-        [0, 1, 10, 11, 20, 21],
-        [10, 11, 20, 21, 30, 31],
-        [20, 21, 30, 31, 30, 31],
-    ]
-    assert stack_context(pixels, 0) is pixels
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_context_slices_are_normalized_like_single_ones(dtype):
-    pixels = random_scan(dtype)
-    intensity = measure_intensity(pixels, "zscore")
-    before = normalize(stack_context(pixels, 2), intensity)
-    after = stack_context(normalize(pixels, intensity), 2)
-    assert np.array_equal(before, after)
 
 
 def test_a_prepared_scan_is_normalized_by_the_whole_scan():

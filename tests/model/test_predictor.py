@@ -8,10 +8,11 @@ import tensorflow as tf
 from test_unet import randomize
 
 from raysegment.errors import UsageError
-from raysegment.model import predictor as module
+from raysegment.model import precision as module
 from raysegment.model.bundle import BundleDescription, save_bundle
-from raysegment.model.fuse import FusedNetwork, trace_network
-from raysegment.model.predictor import Predictor, list_batch_sizes, resolve_precision, split_batch
+from raysegment.model.engines.fuse import FusedNetwork, trace_network
+from raysegment.model.engines.tensorflow import Predictor, list_batch_sizes, split_batch
+from raysegment.model.precision import resolve_precision
 from raysegment.model.unet import build_network
 from raysegment.options import Postprocessing, Preprocessing
 
@@ -165,7 +166,7 @@ def test_threads_predict_side_by_side_while_python_goes_on():
     ],
 )
 def test_auto_precision_follows_the_hardware(monkeypatch, gpus, flags, expected):
-    monkeypatch.setattr(module, "_find_gpus", lambda: gpus)
+    monkeypatch.setattr(module, "find_gpus", lambda: gpus)
     monkeypatch.setattr(module, "_read_cpu_flags", lambda: frozenset(flags))
     assert resolve_precision("auto") == expected
 

@@ -8,7 +8,6 @@ import pytest
 
 from raysegment.errors import RunError
 from raysegment.options import TrainOptions
-from raysegment.pipeline.finish import THRESHOLDS, choose_threshold
 from raysegment.pipeline.learn import (
     Progress,
     load_best,
@@ -16,8 +15,8 @@ from raysegment.pipeline.learn import (
     restore_newest,
     save_best,
     score_of,
-    summarise_scores,
 )
+from raysegment.pipeline.score import THRESHOLDS, choose_threshold, summarise_scores
 
 
 def options(**choices: object) -> TrainOptions:

@@ -3,9 +3,9 @@ import pytest
 
 from raysegment.errors import ChannelMismatchError
 from raysegment.imaging.phantom import make_phantom
-from raysegment.imaging.preprocess import stack_context
 from raysegment.options import Preprocessing
-from raysegment.pipeline.samples import keep_scan, make_batch, pack_scan, score_scan, stack_neighbours, unpack_scan
+from raysegment.pipeline.samples import keep_scan, make_batch, pack_scan, score_scan, unpack_scan
+from raysegment.pipeline.views.slices import view_slice, view_slices
 from raysegment.scan import Scan
 
 
@@ -32,9 +32,9 @@ def test_a_scan_with_other_channels_than_the_rest_is_refused() -> None:
 
 @pytest.mark.parametrize("context", [0, 1, 2])
 def test_neighbours_of_one_slice_are_those_of_the_whole_stack(kept, context: int) -> None:
-    stacked = stack_context(kept.pixels, context)
+    stacked = view_slices(kept.pixels, range(len(kept.pixels)), context)
     for index in range(len(kept.pixels)):
-        assert np.array_equal(stack_neighbours(kept.pixels, index, context), stacked[index])
+        assert np.array_equal(view_slice(kept.pixels, index, context), stacked[index])
 
 
 def test_a_batch_is_in_plan_order_and_without_augmentation_only_normalized(kept) -> None:

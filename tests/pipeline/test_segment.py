@@ -215,7 +215,7 @@ def test_postprocessing_works_in_three_dimensions():
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_mask_does_not_depend_on_its_neighbours_in_the_batch(precision):
-    from raysegment.model.predictor import Predictor
+    from raysegment.model.engines.tensorflow import Predictor
     from raysegment.model.unet import build_network
 
     network = build_network(

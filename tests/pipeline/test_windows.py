@@ -7,8 +7,8 @@ import pytest
 
 from raysegment.imaging.preprocess import Box, fit_geometry, prepare_scan
 from raysegment.options import Preprocessing
-from raysegment.pipeline import windows as windows_module
-from raysegment.pipeline.windows import find_windows, group_by_shape, move_box, skip_empty, whole_windows
+from raysegment.pipeline.views import windows as windows_module
+from raysegment.pipeline.views.windows import find_windows, group_by_shape, move_box, skip_empty, whole_windows
 
 
 def cone(slices: int = 8, size: int = 256) -> np.ndarray:

@@ -1,0 +1,1 @@
+"""Segmenting an archive on workers and nodes that may die."""

@@ -1,0 +1,280 @@
+"""One start of `raysegment infer` or `evaluate`: the plan done, run.json kept true, the end told."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysegment.choices import changed_result, hash_choices
+from raysegment.cluster.inference.remaining import Remaining, find_remaining
+from raysegment.cluster.inference.rounds import Rounds
+from raysegment.cluster.inference.worker import WorkerSettings
+from raysegment.cluster.session import ray_session, resolve_on_cluster
+from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, LockedError
+from raysegment.model.bundle import Bundle
+from raysegment.model.precision import resolve_precision
+from raysegment.options import InferOptions, Postprocessing
+from raysegment.pipeline.segment import SegmentSettings
+from raysegment.runs.closing import describe_failures, describe_nothing_to_do, describe_run
+from raysegment.runs.console import Console
+from raysegment.runs.identity import check_unrecorded, identify
+from raysegment.runs.lock import RunLock
+from raysegment.runs.progress import ScanProgress
+from raysegment.runs.record import describe_choices, describe_machine, keep_record
+from raysegment.store.parts import STAGING, Failure
+from raysegment.store.place import Place
+from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, take_out
+from raysegment.store.schema import STATUS_OK
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferResult:
+    """What an inference run came to.
+
+    Attributes:
+        out: The output folder.
+        scans_total: Scans that were asked for.
+        scans_ok: Of these, segmented, now or before.
+        scans_failed: Of these, failed, now or before.
+        scans_now: Scans done by this start of the command; 0 where there was nothing left to do.
+        slices: Slices segmented by this start.
+        seconds_total: Wall-clock time of this start.
+        seconds_startup: Until a network gave its first probabilities.
+        slices_per_second: In steady state; None where too little was done to say.
+        seconds: Time by stage, summed over workers and over what they do side by side: read, prepare, predict, finish,
+            stage, publish.
+        failed_by_type: Scans that failed now, by type of error.
+        failures: The first of them.
+        exit_code: 0, or 3 where scans failed.
+    """
+
+    out: str
+    scans_total: int
+    scans_ok: int
+    scans_failed: int
+    scans_now: int = 0
+    slices: int = 0
+    seconds_total: float = 0.0
+    seconds_startup: float | None = None
+    slices_per_second: float | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    failed_by_type: dict[str, int] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    exit_code: int = EXIT_DONE
+
+
+def run_inference(
+    options: InferOptions, bundle: Bundle, manifest: pa.Table, *, command: str, started: float
+) -> InferResult:
+    """Bring the tables of an output folder up to a manifest.
+
+    Args:
+        options: Choices of `infer` or `evaluate`.
+        bundle: The model.
+        manifest: Scans that are wanted.
+        command: `infer`, or `evaluate`, which fails scans without a usable reference.
+        started: When the command began, in seconds since 1970.
+    """
+    with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
+        return _run_in_folder(resolve_options(options, bundle), bundle, manifest, command, started)
+
+
+def _run_in_folder(
+    options: InferOptions, bundle: Bundle, manifest: pa.Table, command: str, started: float
+) -> InferResult:
+    place = Place(options.out)
+    identity = identify(command, options, key="result_options", model_id=bundle.model_id)
+    if not identity.open(place).get("status"):
+        check_unrecorded(place, identity)
+    place.make_folder()
+    with RunLock(place) as lock:
+        record = identity.open(place) | {"options_id": hash_choices(changed_result(options))}
+        prepare_tables(place)
+        remaining = find_remaining(manifest, read_finished(place), retry_failed=options.retry_failed)
+        if remaining.plan.num_rows == 0 and record.get("status") == "done":
+            console = Console(None, as_json=options.json)
+            console.say(describe_nothing_to_do(manifest.num_rows, remaining.num_failed, options.out))
+            return InferResult(
+                out=options.out,
+                scans_total=manifest.num_rows,
+                scans_ok=remaining.num_ok,
+                scans_failed=remaining.num_failed,
+            )
+        run = InferenceRun(options, bundle, place, lock, record, remaining, manifest, started)
+        with run.recorded():
+            if remaining.plan.num_rows:
+                run.segment_all()
+        return run.conclude()
+
+
+def resolve_options(options: InferOptions, bundle: Bundle) -> InferOptions:
+    """Fill what was left to the bundle or the hardware, so that it is the same on all nodes and in every resumption.
+
+    Raises:
+        UsageError: The batch size is of no use to the model.
+    """
+    stored = bundle.postprocessing
+    chosen = {
+        "threshold": bundle.threshold,
+        "min_component_voxels": stored.min_component_voxels or 0,
+        "largest_component": bool(stored.largest_component),
+        "fill_holes": bool(stored.fill_holes),
+    }
+    given = {name: getattr(options, name) for name in chosen}
+    filled = {name: chosen[name] if value is None else value for name, value in given.items()}
+    resolve = resolve_on_cluster if options.address else resolve_precision
+    return replace(options, precision=resolve(options.precision), **filled)  # type: ignore[arg-type]
+
+
+class InferenceRun:
+    """One start of the command: from what is to be done to published tables.
+
+    Args:
+        options: Every choice resolved.
+        bundle: The model.
+        place: The output folder.
+        lock: Held on it.
+        record: What run.json holds so far.
+        remaining: What is to be done.
+        manifest: Scans that are wanted.
+        started: When the command began, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        options: InferOptions,
+        bundle: Bundle,
+        place: Place,
+        lock: RunLock,
+        record: dict[str, Any],
+        remaining: Remaining,
+        manifest: pa.Table,
+        started: float,
+    ) -> None:
+        self.options = options
+        self.bundle = bundle
+        self.place = place
+        self.lock = lock
+        self.record = record
+        self.remaining = remaining
+        self.manifest = manifest
+        self.started = started
+        self.console = Console(place, as_json=options.json)
+        self.progress = ScanProgress(self.console, remaining.plan.num_rows)
+        self.rounds: Rounds | None = None
+
+    def segment_all(self) -> None:
+        """Do the plan, with Ray."""
+        take_out(self.place, self.remaining.take_out)
+        attempt = int(self.record["attempt"])
+        staging = f"{STAGING}/{attempt:04d}-{uuid.uuid4().hex[:8]}"
+        with self.console, ray_session(self.options.address, self.options.temp_dir):
+            self.rounds = Rounds(
+                options=self.options,
+                bundle=self.bundle,
+                worker=self._worker_settings(staging, attempt),
+                place=self.place,
+                lock=self.lock,
+                console=self.console,
+                progress=self.progress,
+                num_ok_before=self.remaining.num_ok,
+            )
+            self.rounds.run(self.remaining.plan)
+
+    def _worker_settings(self, staging: str, attempt: int) -> WorkerSettings:
+        options, bundle = self.options, self.bundle
+        spacing_mm = options.spacing_mm
+        segment = SegmentSettings(
+            preprocessing=bundle.preprocessing,
+            postprocessing=Postprocessing(
+                threshold=options.threshold,
+                min_component_voxels=options.min_component_voxels,
+                largest_component=options.largest_component,
+                fill_holes=options.fill_holes,
+            ),
+            labels=bundle.labels,
+            num_channels=bundle.num_channels,
+            grid_factor=bundle.grid_factor,
+            spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
+            foreground_box=options.foreground_box,
+            sees_whole_slices=bundle.network.get("norm") == "group",
+            batch_size=options.batch_size,
+            needs_reference=self.record["command"] == "evaluate",
+            model_id=bundle.model_id,
+            options_id=str(self.record["options_id"]),
+            attempt=attempt,
+        )
+        return WorkerSettings(
+            segment=segment,
+            precision=options.precision,
+            threads=options.threads,
+            location=self.place.location,
+            staging=staging,
+            part_bytes=options.part_mb * 2**20,
+            part_seconds=options.part_seconds,
+        )
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Keep run.json true from start to end, whatever happens, and leave no staged work behind."""
+        self.record |= {**describe_choices(self.options), **describe_machine()}
+        try:
+            with keep_record(self.place, self.record, measure=self._measure):
+                yield
+        except LockedError:
+            # The folder is another run's now: its staged work is not ours to touch.
+            raise
+        except BaseException:
+            self._clean()
+            raise
+        self._clean()
+
+    def conclude(self) -> InferResult:
+        """Show how it ended."""
+        numbers = self._measure()
+        rounds = self.rounds
+        scans_now = rounds.num_published if rounds else 0
+        failed, failures = (dict(rounds.failed), tuple(rounds.failures)) if rounds else ({}, ())
+        for line in describe_run(numbers, scans_now) + describe_failures(failed, failures, self.options.out):
+            self.console.say(line)
+        return InferResult(
+            out=self.options.out,
+            scans_now=scans_now,
+            failed_by_type=failed,
+            failures=failures,
+            exit_code=EXIT_SOME_SCANS_FAILED if numbers["scans_failed"] else EXIT_DONE,
+            **numbers,
+        )
+
+    def _clean(self) -> None:
+        self.place.delete(STAGING)
+        drop_orphans(self.place)
+
+    def _measure(self) -> dict[str, Any]:
+        num_ok, num_failed = count_finished(self.manifest, read_finished(self.place))
+        first = self.rounds.first_prediction if self.rounds else None
+        return {
+            "scans_total": self.manifest.num_rows,
+            "scans_ok": num_ok,
+            "scans_failed": num_failed,
+            "slices": self.progress.num_slices,
+            "seconds_total": time.time() - self.started,
+            "seconds_startup": None if first is None else first - self.started,
+            "slices_per_second": self.progress.slices_per_second,
+            "seconds": dict(self.rounds.seconds) if self.rounds else {},
+        }
+
+
+def count_finished(manifest: pa.Table, finished: pa.Table) -> tuple[int, int]:
+    """How many scans of a manifest are in the tables: ok, and failed."""
+    wanted = pc.is_in(finished["scan_id"], value_set=manifest["scan_id"].combine_chunks())
+    status = finished["status"].filter(wanted)
+    num_ok = int(pc.sum(pc.equal(status, STATUS_OK)).as_py() or 0)
+    return num_ok, len(status) - num_ok

@@ -1,0 +1,62 @@
+"""Every use of what Ray does not promise to keep: an upgrade of Ray opens this file. Written for Ray 2.60."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from ray.data import DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+SECONDS_BETWEEN_STEPS = 0.05
+
+
+class Pace(ExecutionCallback):
+    """Lets the loop that schedules Ray Data's tasks rest after each step.
+
+    In Ray 2.60 that loop spins without a pause while no task may run because enough is made ahead. It then takes most
+    of a core, and Python's lock, from the training or inference it serves.
+    """
+
+    def on_execution_step(self, executor: object) -> None:
+        time.sleep(SECONDS_BETWEEN_STEPS)
+
+
+def hold_back(context: DataContext) -> None:
+    """Let all executions under a context rest between steps."""
+    if Pace not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(Pace)
+
+
+class Execution:
+    """One execution of a Ray Data set whose blocks are handed on as references; close it while Ray runs.
+
+    Ray Data ends an execution that nobody finished when it is garbage-collected. If Ray is gone by then it starts a new
+    one and hangs, so `close` ends it before.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        self._executor = dataset._create_executor()
+
+    def __iter__(self) -> Iterator[Any]:
+        """References to blocks, as they come; the pixels stay in Ray's object store."""
+        for bundle in self._dataset._build_bundle_iterator(self._executor):
+            yield from bundle.block_refs
+
+    def close(self) -> None:
+        """Stop executing."""
+        self._executor.shutdown(force=True)
+
+
+def list_blocks(materialized: Any) -> list[Any]:
+    """References to the blocks of a materialized Ray Data set."""
+    return [reference for bundle in materialized.iter_internal_ref_bundles() for reference in bundle.block_refs]
+
+
+def make_trainer(train_on_worker: Any, **settings: Any) -> Any:
+    """Ray Train's trainer for any framework; the public `TensorflowTrainer` would force Keras 2."""
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
+
+    return DataParallelTrainer(train_on_worker, **settings)

@@ -1,0 +1,1 @@
+"""Training on workers and nodes that may die."""

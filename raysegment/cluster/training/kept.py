@@ -1,0 +1,194 @@
+"""Training scans read once, in parallel, and kept in Ray's object store."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import TaskPoolStrategy
+
+from raysegment.archive.decoder import Decoder
+from raysegment.archive.manifest import entry_of
+from raysegment.choices import pick
+from raysegment.cluster.ray_internals import list_blocks
+from raysegment.cluster.session import live_nodes
+from raysegment.errors import ScanError, UnreadableReferenceError, WorkerCrashedError
+from raysegment.options import Preprocessing, TrainOptions
+from raysegment.pipeline.samples import KeptScan, keep_scan, pack_scan, unpack_scan
+
+MAX_RETRIES = 3
+"""Times that a data task or actor is started again after its process or node was lost."""
+
+BUFFERS = ("pixels", "reference")
+READ_MEMORY_MB = 8192
+READ_TIMEOUT_SECONDS = 300.0
+
+KEPT_SCHEMA = pa.schema(
+    [
+        ("scan_id", pa.string()),
+        ("channels", pa.int64()),
+        ("shape", pa.list_(pa.int64())),
+        ("dtype", pa.string()),
+        ("pixels", pa.large_binary()),
+        ("reference", pa.large_binary()),
+        ("has_lesion", pa.list_(pa.bool_())),
+        ("extras", pa.large_binary()),
+        ("error_type", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class KeptSet:
+    """All kept scans of one split.
+
+    Attributes:
+        blocks: References to Arrow tables in Ray's object store, owned by the driver.
+        scan_ids: In the manifest's order.
+        num_channels: Channels of the first one as read, before any were chosen; 0 where there is none.
+        places: (scans, 2): the block of each scan and the row in it.
+        slices: (slices, 2): scan index and slice index of every slice.
+        has_lesion: bool, (slices,).
+    """
+
+    blocks: list[Any]
+    scan_ids: list[str]
+    num_channels: int
+    places: npt.NDArray[np.int64]
+    slices: npt.NDArray[np.int64]
+    has_lesion: npt.NDArray[np.bool_]
+
+    @property
+    def slices_per_scan(self) -> list[int]:
+        return list(np.bincount(self.slices[:, 0], minlength=len(self.scan_ids)))
+
+    def fetch(self, scan: int) -> KeptScan:
+        """The kept scan of an index; its pixels stay in shared memory."""
+        block, row = self.places[scan]
+        table: pa.Table = ray.get(self.blocks[block]).slice(row, 1)
+        columns = {
+            name: table[name].chunk(0)[0].as_buffer() if name in BUFFERS else table[name][0].as_py()
+            for name in ("scan_id", "shape", "dtype", "pixels", "reference", "extras")
+        }
+        return unpack_scan(columns)
+
+
+def keep_scans(
+    manifest: pa.Table, options: TrainOptions, num_channels: int | None
+) -> tuple[dict[str, KeptSet], dict[str, tuple[str, str]]]:
+    """Read, check and keep all scans of the splits, in parallel.
+
+    Args:
+        manifest: Rows whose `split` is set.
+        options: The run's choices.
+        num_channels: Channels that every scan must have.
+
+    Returns:
+        The kept scans by split, and the errors (type, message) of the others by scan_id.
+    """
+    preprocessing = pick(Preprocessing, options)
+
+    def keep(batch: pa.Table) -> pa.Table:
+        return keep_rows(manifest.take(batch["item"]), preprocessing, num_channels)
+
+    # Unlike from_arrow or range, from_items starts no task of its own.
+    blocks = ray.data.from_items(list(range(manifest.num_rows)), override_num_blocks=manifest.num_rows)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray 2.60 says that `max_retries` goes away; nothing else bounds its retries.
+        kept = blocks.map_batches(
+            keep,
+            batch_size=None,
+            batch_format="pyarrow",
+            # No logical CPUs: what a lost node had kept is read again while workers hold all CPUs.
+            num_cpus=0,
+            compute=TaskPoolStrategy(size=max(1, int(sum(node["Resources"]["CPU"] for node in live_nodes())))),
+            max_retries=MAX_RETRIES,
+            retry_exceptions=False,
+        ).materialize()
+    references = list_blocks(kept)
+    described = ray.get([describe_block.remote(reference) for reference in references])
+    found = {
+        row["scan_id"]: KeptPlace(block, position, row)
+        for block, rows in enumerate(described)
+        for position, row in enumerate(rows)
+    }
+    errors = {
+        scan_id: (place.row["error_type"], place.row["error_message"])
+        for scan_id, place in found.items()
+        if place.row["error_type"] is not None
+    }
+    by_split: dict[str, list[str]] = {split: [] for split in manifest["split"].unique().to_pylist()}
+    for scan_id, split in zip(manifest["scan_id"].to_pylist(), manifest["split"].to_pylist(), strict=True):
+        if scan_id not in errors:
+            by_split[split].append(scan_id)
+    return {split: make_set(references, scan_ids, found) for split, scan_ids in by_split.items()}, errors
+
+
+class KeptPlace(NamedTuple):
+    """Where a kept scan lies, and what is known of it."""
+
+    block: int
+    position: int
+    row: dict[str, Any]
+
+
+def make_set(references: list[Any], scan_ids: list[str], found: dict[str, KeptPlace]) -> KeptSet:
+    """The set of some kept scans."""
+    places = [found[scan_id] for scan_id in scan_ids]
+    lesions = [np.array(place.row["has_lesion"], bool) for place in places]
+    return KeptSet(
+        blocks=references,
+        scan_ids=scan_ids,
+        num_channels=places[0].row["channels"] if places else 0,
+        places=np.array([place[:2] for place in places], np.int64).reshape(-1, 2),
+        slices=np.array([(scan, i) for scan, flags in enumerate(lesions) for i in range(len(flags))]).reshape(-1, 2),
+        has_lesion=np.concatenate([np.zeros(0, bool), *lesions]),
+    )
+
+
+def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int | None) -> pa.Table:
+    """Read and keep the scans of some manifest rows; a bad scan becomes a row with its error."""
+    rows = []
+    for manifest_row in batch.to_pylist():
+        entry = entry_of(manifest_row)
+        row: dict[str, Any] = {"scan_id": entry.scan_id}
+        try:
+            decoded = open_decoder().read(entry, with_reference=True)
+            if decoded.reference is None:
+                raise UnreadableReferenceError(decoded.reference_error or "the scan has no reference.")
+            kept = keep_scan(
+                entry.scan_id,
+                decoded.scan,
+                decoded.reference,
+                preprocessing,
+                num_channels=num_channels,
+                for_validation=entry.split == "val",
+            )
+            row |= {"channels": decoded.scan.pixels.shape[-1], **pack_scan(kept)}
+        except ScanError as error:
+            row |= {"error_type": type(error).__name__, "error_message": str(error)}
+        except Exception as error:
+            message = f"{entry.scan_id}: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            row |= {"error_type": WorkerCrashedError.__name__, "error_message": message}
+        rows.append(row)
+    return pa.Table.from_pylist(rows, schema=KEPT_SCHEMA)
+
+
+@lru_cache(maxsize=1)
+def open_decoder() -> Decoder:
+    """This process's decoder, kept alive for the next scan."""
+    return Decoder(READ_MEMORY_MB, READ_TIMEOUT_SECONDS)
+
+
+@ray.remote(num_cpus=0.05, max_retries=3)
+def describe_block(block: pa.Table) -> list[dict[str, Any]]:
+    """What the driver needs to know of kept scans: everything but pixels."""
+    return list(block.select(["scan_id", "channels", "has_lesion", "error_type", "error_message"]).to_pylist())

@@ -1,0 +1,113 @@
+"""One training on the cluster: scans kept, workers fitted, the bundle written, pictures drawn."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from raysegment.cluster.session import resolve_on_cluster
+from raysegment.cluster.training.hardware import share_what_is_left, wait_for_hardware
+from raysegment.options import TrainOptions
+from raysegment.pipeline.finish import count_inputs
+from raysegment.pipeline.gallery import draw_training_figures
+from raysegment.pipeline.learn import Progress, find_checkpoints
+from raysegment.pipeline.training_set import (
+    check_errors,
+    check_same_scans,
+    describe_data,
+    most_common_channels,
+    select_used,
+    write_run_manifest,
+)
+from raysegment.runs.closing import describe_left_out
+from raysegment.runs.console import Console
+from raysegment.runs.record import describe_choices, describe_machine, write_record
+from raysegment.store.place import Place
+
+
+def train_in_session(
+    options: TrainOptions, manifest: pa.Table, place: Place, record: dict[str, Any], console: Console
+) -> None:
+    """Keep the scans, fit, write the bundle; what is learned on the way goes into the record."""
+    from raysegment.cluster.training.kept import keep_scans
+    from raysegment.cluster.training.workers import WorkerTask, finish_on_worker, fit_with_retries
+
+    folder, start = Path(place.root), time.monotonic()
+    options = replace(options, precision=record.get("precision") or resolve_on_cluster(options.precision))
+    share = wait_for_hardware(options.workers, options)
+    num_channels = most_common_channels(manifest)
+    done = find_checkpoints(folder / "checkpoints")
+    left_out = record.get("errors", {}) if done else {}
+    kept, errors = keep_scans(select_used(manifest, left_out), options, num_channels)
+    if done:
+        check_same_scans(errors)
+    errors |= left_out
+    train_set, validation_set = kept["train"], kept["val"]
+    write_run_manifest(manifest, errors, folder)
+    if errors:
+        for line in describe_left_out(errors, folder / "manifest.parquet"):
+            console.say(line)
+    check_errors(errors, manifest)
+    num_channels = num_channels or validation_set.num_channels
+    console.say(
+        f"{len(train_set.has_lesion)} slices of {len(train_set.scan_ids)} scans to train on, "
+        f"{len(validation_set.has_lesion)} of {len(validation_set.scan_ids)} to validate on, read in "
+        f"{time.monotonic() - start:.1f} s; {share}, {options.precision}"
+    )
+    record |= {
+        **describe_machine(),
+        **describe_choices(options),
+        "seed": options.seed,
+        "precision": options.precision,
+        "seconds_prepare": time.monotonic() - start,
+        "scans_total": len(train_set.scan_ids) + len(validation_set.scan_ids) + len(errors),
+        "scans_failed": len(errors),
+        "errors": errors,
+    }
+    write_record(place, record)
+    task = WorkerTask(
+        options=options,
+        folder=str(folder),
+        train=train_set,
+        validation=validation_set,
+        num_inputs=count_inputs(options, num_channels),
+        threads=share.threads,
+        mailbox=None,
+    )
+    if done:
+        console.say(f"going on after {done[-1].name.replace('-', ' ')}")
+    progress = fit_with_retries(task, share, console)
+    share = share_what_is_left(options, needs_gpu=share.use_gpu)
+    task = replace(task, threads=share.threads)
+    scores = finish_on_worker(task, share, progress, describe_data(options, manifest, errors, num_channels, record))
+    record |= {"scores": scores, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
+    console.say(describe_end(progress, scores, folder), **scores)
+    draw_pictures(folder, console)
+
+
+def describe_end(progress: Progress, scores: dict[str, float], folder: Path) -> str:
+    """The result in one line."""
+    return (
+        f"done: best epoch {progress.best_epoch} of {progress.epoch}, validation Dice {scores['val_dice']:.4f} at "
+        f"threshold {scores['threshold']:.2f} ({scores['val_dice_at_half']:.4f} at 0.5); bundle in {folder / 'model'}"
+    )
+
+
+def draw_pictures(folder: Path, console: Console) -> None:
+    """Draw the run's figures, in a Ray task: it loads the network, which the driver does not."""
+    import ray
+
+    try:
+        # Without GPUs, and the process ends: TensorFlow would hold all their memory as long as it lives.
+        hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": "-1"}}
+        task = ray.remote(num_cpus=0.5, max_retries=3, max_calls=1, runtime_env=hidden)(draw_training_figures)
+        drawn = ray.get(task.remote(folder))
+    except ray.exceptions.RayError as error:
+        console.say(f"the figures could not be drawn ({' '.join(str(error).split())[-200:]}); try `raysegment report`")
+        return
+    for path in drawn:
+        console.say(f"drew {path}")

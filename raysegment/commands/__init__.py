@@ -1,0 +1,1 @@
+"""One module per verb: its story, from the options to the result."""

@@ -1,0 +1,75 @@
+"""`raysegment evaluate`: segment scans that have a reference, then summarise how masks and references agree."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysegment.archive.index import find_scans
+from raysegment.archive.manifest import read_manifest
+from raysegment.archive.split import choose_scans
+from raysegment.cluster.inference.run import InferResult, run_inference
+from raysegment.cluster.session import interruptible
+from raysegment.model.bundle import load_bundle
+from raysegment.options import EvaluateOptions
+from raysegment.pipeline.gallery import draw_inference_figures
+from raysegment.pipeline.score import summarise_metrics
+from raysegment.runs.record import as_json
+from raysegment.store.place import Place
+from raysegment.store.publish import read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateResult(InferResult):
+    """What an evaluation came to.
+
+    Attributes:
+        summary: What summary.json holds; NaN where it has null.
+        figures: Pictures that were drawn.
+    """
+
+    summary: dict[str, Any] = field(default_factory=dict)
+    figures: tuple[str, ...] = ()
+
+
+@interruptible()
+def evaluate(options: EvaluateOptions) -> EvaluateResult:
+    """Segment the scans that have a reference, and summarise how masks and references agree.
+
+    Raises:
+        UsageError: As `infer`; also where no scan has a reference, or the split is known from nowhere.
+        RaysegmentError: As `infer`.
+    """
+    started = time.time()
+    bundle = load_bundle(options.model)
+    found = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
+    manifest = choose_scans(
+        found, split=options.split, split_file=options.split_file, run_manifest=_read_run_manifest(options.model)
+    )
+    manifest = manifest.slice(0, options.limit) if options.limit else manifest
+    inference = run_inference(options, bundle, manifest, command="evaluate", started=started)
+    place = Place(options.out)
+    metrics = read_rows(place, "metrics")
+    summary = summarise_metrics(
+        metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks())),
+        scans_failed=inference.scans_failed,
+        threshold=bundle.threshold if options.threshold is None else options.threshold,
+        training_patients=sum(map(bundle.has_seen, set(manifest["patient_id"].to_pylist()))),
+    )
+    place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
+    figures = draw_inference_figures(Path(options.out), manifest) if place.is_local else []
+    return EvaluateResult(**vars(inference), summary=summary, figures=tuple(map(str, figures)))
+
+
+def _read_run_manifest(model: str) -> pa.Table | None:
+    """The manifest of the training run that holds the model, if it is one."""
+    for folder in (Path(model), Path(model).parent):
+        if (folder / "manifest.parquet").is_file() and (folder / "model").is_dir():
+            return read_manifest(str(folder / "manifest.parquet"))
+    return None

@@ -1,0 +1,67 @@
+"""`raysegment index`: find the scans of an archive, say what looks wrong, and write the manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from raysegment.archive.index import IndexSummary, find_scans, summarise
+from raysegment.archive.manifest import write_manifest
+from raysegment.options import IndexOptions
+
+MAX_LISTED_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class IndexResult:
+    """What `index` found.
+
+    Attributes:
+        table: The manifest.
+        summary: Its counts and problems.
+    """
+
+    table: pa.Table
+    summary: IndexSummary
+
+
+def index(options: IndexOptions) -> IndexResult:
+    """Find the scans of an archive and, if asked to, write the manifest.
+
+    Raises:
+        UsageError: The source is missing or holds no scan.
+    """
+    table = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
+    if options.out is not None:
+        write_manifest(table, options.out)
+    return IndexResult(table, summarise(table))
+
+
+def describe_index(summary: IndexSummary) -> list[str]:
+    """What was found and what looks wrong, a line each."""
+    rows = {
+        "scans": summary.scans,
+        "patients": summary.patients,
+        "files": f"{summary.files} ({summary.bytes / 2**20:.1f} MB)",
+        "scans with reference": summary.with_reference,
+        "scans with some references": summary.with_partial_reference,
+        "readers": _list_counts(summary.readers),
+        "height x width x channels": _list_counts(summary.shapes),
+        "splits": _list_counts(summary.splits) or "none given",
+        "masks without image": summary.masks_without_image,
+        "scans with problems": len(summary.problems),
+    }
+    lines = [f"{name:<28}{value}" for name, value in rows.items()]
+    if summary.own_patients:
+        lines.append(f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern.")
+    lines += [f"  {scan_id!r}: {problem}" for scan_id, problem in summary.problems[:MAX_LISTED_PROBLEMS]]
+    if len(summary.problems) > MAX_LISTED_PROBLEMS:
+        rest = len(summary.problems) - MAX_LISTED_PROBLEMS
+        lines.append(f"  … and {rest} more, in the manifest's column `problem`")
+    return lines
+
+
+def _list_counts(counts: dict[str, int]) -> str:
+    parts = [f"{name}: {count}" for name, count in list(counts.items())[:MAX_LISTED_PROBLEMS]]
+    return ", ".join(parts) + (" …" if len(counts) > MAX_LISTED_PROBLEMS else "")

@@ -1,0 +1,30 @@
+"""`raysegment infer`: from an archive to three tables, on workers and nodes that may die."""
+
+from __future__ import annotations
+
+import time
+
+from raysegment.archive.index import find_scans
+from raysegment.cluster.inference.run import InferResult, run_inference
+from raysegment.cluster.session import interruptible
+from raysegment.model.bundle import load_bundle
+from raysegment.options import InferOptions
+
+
+@interruptible()
+def infer(options: InferOptions) -> InferResult:
+    """Segment the scans of an archive that the output folder does not have yet.
+
+    Raises:
+        UsageError: Before Ray starts: wrong option, path or model, or a folder of another run.
+        LockedError: Another live run owns the folder.
+        DiskFullError: No space left; what is published stays valid.
+        TooManyFailuresError: The first 50 finished scans all failed.
+        ClusterError: The cluster cannot meet the request, or was lost.
+        InterruptedRunError: Ctrl-C or SIGTERM; the same command resumes.
+    """
+    started = time.time()
+    bundle = load_bundle(options.model)
+    manifest = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
+    manifest = manifest.slice(0, options.limit) if options.limit else manifest
+    return run_inference(options, bundle, manifest, command="infer", started=started)

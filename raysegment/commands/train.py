@@ -1,0 +1,126 @@
+"""`raysegment train`: from an archive to a bundle, on Ray Train workers that may die."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from raysegment.archive.index import find_scans
+from raysegment.archive.split import assign_splits
+from raysegment.cluster.session import interruptible, ray_session, run_interruptibly
+from raysegment.cluster.training.run import train_in_session
+from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, UsageError
+from raysegment.options import TrainOptions
+from raysegment.pipeline.training_set import (
+    Errors,
+    check_channels,
+    check_splits,
+    describe_split,
+    hash_data,
+    most_common_channels,
+    select_referenced,
+)
+from raysegment.runs.console import Console
+from raysegment.runs.identity import identify
+from raysegment.runs.lock import RunLock
+from raysegment.runs.record import keep_record
+from raysegment.store.place import Place, report_full_disk
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What a training run came to.
+
+    Attributes:
+        folder: The run.
+        bundle: Folder of the trained model.
+        epochs: Epochs done.
+        best_epoch: The epoch whose weights were kept, counted from 1.
+        val_dice: Mean per-scan Dice of the bundle on the validation scans, at its threshold.
+        threshold: The bundle's threshold.
+        scans_total: Scans of the train and val splits.
+        errors: Scans left out.
+        already_done: There was nothing left to do.
+    """
+
+    folder: Path
+    bundle: Path
+    epochs: int
+    best_epoch: int
+    val_dice: float | None
+    threshold: float
+    scans_total: int
+    errors: Errors = field(default_factory=dict)
+    already_done: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        return EXIT_SOME_SCANS_FAILED if self.errors else EXIT_DONE
+
+
+@interruptible()
+def train(options: TrainOptions) -> TrainResult:
+    """Train a network and write its bundle; an unfinished run in the same folder goes on.
+
+    Raises:
+        UsageError: Wrong options, nothing to train on, or a folder that holds a different run.
+        RunError: Too many bad scans, too many lost workers, a full disk, or a cluster that is too small.
+    """
+    folder = Path(options.out).absolute()
+    place = Place(str(folder))
+    found = find_scans(options.source, patient_pattern=options.patient_pattern)
+    split = assign_splits(
+        select_referenced(found, options.source),
+        split_file=options.split_file,
+        train_fraction=options.train_fraction,
+        val_fraction=options.val_fraction,
+        seed=options.seed,
+    )
+    check_splits(split.table)
+    check_channels(options, most_common_channels(split.table))
+    record = identify("train", options, key="options", data_id=hash_data(split.table)).open(place)
+    if record.get("status") == "done":
+        return build_result(folder, record, already_done=True)
+    check_precision(options, record)
+    place.make_folder()
+    with (
+        report_full_disk(str(folder)),
+        RunLock(place),
+        keep_record(place, record),
+        Console(place, as_json=options.json) as console,
+    ):
+        console.say(describe_split(split, found), left_out=list(split.left_out))
+        with ray_session(options.address, options.temp_dir):
+            run_interruptibly(lambda: train_in_session(options, split.table, place, record, console))
+    return build_result(folder, record)
+
+
+def check_precision(options: TrainOptions, record: dict[str, Any]) -> None:
+    """Refuse to go on in another precision than the run began in; with `auto` it keeps its own.
+
+    Raises:
+        UsageError: Names both.
+    """
+    before = record.get("precision")
+    if before is not None and options.precision not in ("auto", before):
+        raise UsageError(
+            f"--out {options.out} holds a run in {before}, --precision is {options.precision}. Give --precision auto "
+            "or choose another --out."
+        )
+
+
+def build_result(folder: Path, record: dict[str, Any], already_done: bool = False) -> TrainResult:
+    """The result as the record has it."""
+    scores = record["scores"]
+    return TrainResult(
+        folder=folder,
+        bundle=folder / "model",
+        epochs=record["epochs"],
+        best_epoch=record["best_epoch"],
+        val_dice=scores["val_dice"],
+        threshold=scores["threshold"],
+        scans_total=record["scans_total"],
+        errors={scan_id: tuple(error) for scan_id, error in record["errors"].items()},
+        already_done=already_done,
+    )

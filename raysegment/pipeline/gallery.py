@@ -1,0 +1,178 @@
+"""Figures of finished runs: which scans to show, their pixels read anew, their masks from the tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysegment.archive.decoder import Decoder
+from raysegment.archive.index import find_scans
+from raysegment.archive.manifest import entries
+from raysegment.errors import RaysegmentError
+from raysegment.options import Postprocessing
+from raysegment.pipeline.blocks import read_block, scans_of
+from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
+from raysegment.scan import ScanEntry
+from raysegment.store.masks import decode_mask
+from raysegment.store.place import Place
+from raysegment.store.publish import list_parts, read_rows
+from raysegment.store.schema import SCHEMAS
+
+MAX_TRAINING_CASES = 12
+"""Validation scans that are segmented to find the best, the median and the worst."""
+
+MaskOf = Callable[[ScanEntry], Any]
+
+
+def draw_training_figures(folder: Path) -> list[Path]:
+    """Draw `curves.png` and, where there are a bundle and validation scans, `predictions.png` of a training run."""
+    from raysegment.report.figures import draw_curves
+
+    figures = [_make_folder(folder) / "curves.png"]
+    draw_curves(pq.read_table(folder / "history.parquet").to_pydict(), figures[0])
+    manifest = folder / "manifest.parquet"
+    if manifest.is_file() and (folder / "model").is_dir():
+        table = pq.read_table(manifest)
+        table = table.filter(pc.fill_null(pc.equal(table["split"], "val"), False))
+        figures += _draw_validation(folder, list(entries(table.slice(0, MAX_TRAINING_CASES))))
+    return figures
+
+
+def draw_inference_figures(folder: Path, manifest: pa.Table | None = None) -> list[Path]:
+    """Draw what the tables of an output folder allow.
+
+    Args:
+        folder: What `infer` or `evaluate` wrote.
+        manifest: Scans to take into account; if None, the run's source is looked through again.
+
+    Returns:
+        `predictions.png`; and with references `confusion_matrix.png` and `dice_per_scan.png`.
+    """
+    place = Place(str(folder))
+    metrics = read_rows(place, "metrics")
+    if manifest is None:
+        manifest = _find_manifest(folder)
+    if manifest is not None:
+        metrics = metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks()))
+    compared = metrics.filter(pc.is_valid(metrics["dice"]))
+    figures = _draw_scores(_make_folder(folder), compared) if compared.num_rows else []
+    if manifest is not None and metrics.num_rows:
+        shown = _choose_rows(compared if compared.num_rows else metrics)
+        figures += _draw_stored(place, _make_folder(folder), manifest, shown)
+    return figures
+
+
+def _draw_scores(folder: Path, metrics: pa.Table) -> list[Path]:
+    from raysegment.report.figures import draw_confusion_matrix, draw_dice_per_scan
+
+    names = ("true_negatives", "false_positives", "false_negatives", "true_positives")
+    confusion = {name: int(pc.sum(metrics[name]).as_py()) for name in names}
+    draw_confusion_matrix(confusion, folder / "confusion_matrix.png")
+    draw_dice_per_scan(metrics["scan_id"].to_pylist(), metrics["dice"].to_pylist(), folder / "dice_per_scan.png")
+    return [folder / "confusion_matrix.png", folder / "dice_per_scan.png"]
+
+
+def _choose_rows(metrics: pa.Table) -> list[tuple[str, str]]:
+    """Title and scan_id of the scans to show; without references those with the largest, a middle and no mask."""
+    from raysegment.report.predictions import choose_cases
+
+    ids = metrics["scan_id"].to_pylist()
+    if metrics["dice"].null_count < metrics.num_rows:
+        dice = metrics["dice"].to_numpy()
+        return [(f"{word}, Dice {dice[index]:.2f}\n{ids[index]}", ids[index]) for word, index in choose_cases(dice)]
+    order = np.argsort(-metrics["voxels"].to_numpy(), kind="stable")
+    picked = dict.fromkeys(int(order[position]) for position in (0, len(order) // 2, -1))
+    return [(f"{metrics['voxels'][index].as_py()} voxels\n{ids[index]}", ids[index]) for index in picked]
+
+
+def _draw_stored(place: Place, folder: Path, manifest: pa.Table, shown: list[tuple[str, str]]) -> list[Path]:
+    ids = [scan_id for _, scan_id in shown]
+    masks = {scan_id: _find_mask(place, scan_id) for scan_id in ids}
+    wanted = manifest.filter(pc.is_in(manifest["scan_id"], value_set=pa.array(ids, pa.string())))
+    by_id = {entry.scan_id: entry for entry in entries(wanted)}
+    known = [(title, by_id[scan_id], masks[scan_id]) for title, scan_id in shown if scan_id in by_id]
+    return _draw_cases(folder, known)
+
+
+def _draw_cases(folder: Path, shown: Sequence[tuple[str, ScanEntry, Any]]) -> list[Path]:
+    """Draw scans with their masks; those that cannot be read any more are left out."""
+    from raysegment.report.predictions import draw_predictions, make_case
+
+    cases = []
+    with Decoder() as decoder:
+        for title, entry, mask in shown:
+            read = next(scans_of(next(read_block(decoder, [entry]))))
+            if read.scan is not None and mask is not None and mask.shape == read.scan.grid:
+                cases.append(make_case(title, read.scan.pixels, read.reference, mask))
+    if not cases:
+        return []
+    draw_predictions(cases, folder / "predictions.png")
+    return [folder / "predictions.png"]
+
+
+def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
+    """Segment some validation scans with the run's bundle, and show the best, the median and the worst."""
+    from raysegment.model.bundle import load_bundle
+    from raysegment.model.engines.tensorflow import Predictor
+    from raysegment.report.predictions import choose_cases
+
+    bundle = load_bundle(folder)
+    settings = SegmentSettings(
+        preprocessing=bundle.preprocessing,
+        postprocessing=Postprocessing(threshold=bundle.threshold),
+        labels=bundle.labels,
+        num_channels=bundle.num_channels,
+        grid_factor=bundle.grid_factor,
+        foreground_box=False,
+        needs_reference=True,
+    )
+    segmenter = ScanSegmenter(Predictor(bundle).predict, settings)
+    with Decoder() as decoder:
+        blocks = (block for entry in scans for block in read_block(decoder, [entry]))
+        rows = [row for block in blocks for row in segmenter.segment(scans_of(block)) if row.mask is not None]
+    dice = [float(row.metrics[0]["dice"]) for row in rows]
+    by_id = {entry.scan_id: entry for entry in scans}
+    shown = []
+    for word, index in choose_cases(dice):
+        row = rows[index]
+        title = f"{word} of {len(rows)}, Dice {dice[index]:.2f}\n{row.scan_id}"
+        shown.append((title, by_id[row.scan_id], decode_mask(row.mask or {})))
+    return _draw_cases(folder / "figures", shown)
+
+
+def _find_mask(place: Place, scan_id: str) -> Any:
+    """The stored mask of one scan, or None; parts are looked through one by one, so memory stays small."""
+    for name in list_parts(place, "masks"):
+        path = place.path(f"masks/{name}")
+        found = pq.read_table(
+            path,
+            filesystem=place.filesystem,
+            schema=SCHEMAS["masks"],
+            filters=pc.field("scan_id") == scan_id,
+            partitioning=None,
+        )
+        if found.num_rows:
+            return decode_mask(found.to_pylist()[0])
+    return None
+
+
+def _find_manifest(folder: Path) -> pa.Table | None:
+    """The scans of a run's source, or None where it is no longer there."""
+    chosen = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("chosen", {})
+    try:
+        return find_scans(chosen["source"], patient_pattern=chosen.get("patient_pattern"))
+    except (KeyError, RaysegmentError):
+        return None
+
+
+def _make_folder(folder: Path) -> Path:
+    figures = folder / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
+    return figures

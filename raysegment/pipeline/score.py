@@ -1,0 +1,158 @@
+"""How well masks and references agree: Dice over scans, the threshold it chooses, the summary of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysegment.imaging.geometry import restore_grid
+from raysegment.imaging.measure import dice_of, dice_of_masks, overlap_of
+
+if TYPE_CHECKING:
+    from raysegment.pipeline.samples import KeptScan
+
+RESAMPLES = 10_000
+DRAWS_AT_ONCE = 5_000_000
+THRESHOLDS = np.arange(1, 20) / 20
+"""Candidates for the bundle's threshold."""
+
+PLATEAU = 0.001
+"""Thresholds whose Dice is this close to the best count as equal; the one nearest to 0.5 is taken."""
+
+CONFUSION = ("true_negatives", "false_positives", "false_negatives", "true_positives")
+
+
+def summarise_metrics(
+    metrics: pa.Table, *, scans_failed: int, threshold: float, training_patients: int
+) -> dict[str, Any]:
+    """The summary of an evaluation.
+
+    Means, medians and the interval are over scans; accuracy, precision, recall and f1 are pooled over all voxels.
+
+    Args:
+        metrics: Rows of the metrics table that have a reference.
+        scans_failed: Scans that are not among them because they failed.
+        threshold: Probability from which a voxel belongs to the mask.
+        training_patients: Patients among them that the model was trained on.
+
+    Returns:
+        The keys of summary.json; what has no value is NaN.
+    """
+    columns = {name: _numbers(metrics, name) for name in ("dice", "iou", "dice_at_half")}
+    counts = {name: int(_numbers(metrics, name).sum()) for name in CONFUSION}
+    pooled = overlap_of(
+        counts["true_positives"], counts["false_positives"], counts["false_negatives"], counts["true_negatives"]
+    )
+    lesion_slices = _numbers(metrics, "lesion_slices").sum()
+    return {
+        "scans": metrics.num_rows,
+        "scans_failed": scans_failed,
+        "dice_mean": mean_of(columns["dice"]),
+        "dice_median": _median(columns["dice"]),
+        "dice_ci95": list(bootstrap_interval(columns["dice"])),
+        "iou_mean": mean_of(columns["iou"]),
+        "iou_median": _median(columns["iou"]),
+        "lesion_slice_dice_mean": _ratio(_numbers(metrics, "lesion_slice_dice_sum").sum(), lesion_slices),
+        "clean_slices": int(_numbers(metrics, "clean_slices").sum()),
+        "clean_slices_with_mask": int(_numbers(metrics, "clean_slices_with_mask").sum()),
+        **{name: pooled[name] for name in ("accuracy", "precision", "recall", "f1")},
+        "confusion": counts,
+        "threshold": threshold,
+        "dice_mean_at_half": mean_of(columns["dice_at_half"]),
+        "empty_policy": describe_empty(metrics),
+        "training_patients_included": training_patients,
+    }
+
+
+def describe_empty(metrics: pa.Table) -> str:
+    """How scans without lesion enter the means, and how many there are."""
+    no_lesion, no_mask = metrics["reference_is_empty"], metrics["mask_is_empty"]
+    both = _count(pc.and_(no_lesion, no_mask))
+    alone = _count(no_lesion) - both, _count(no_mask) - both
+    return (
+        f"dice and iou are per scan; {both} scans with empty reference and empty mask are left out of means, "
+        f"{alone[0]} with empty reference only and {alone[1]} with empty mask only count as 0"
+    )
+
+
+def bootstrap_interval(values: npt.NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over scans, NaN left out; NaN where there is no scan.
+
+    After Efron (1979), doi:10.1214/aos/1176344552.
+    """
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return float("nan"), float("nan")
+    random = np.random.default_rng(seed)
+    resamples = RESAMPLES if len(values) <= RESAMPLES else RESAMPLES // 10
+    rows = max(1, DRAWS_AT_ONCE // len(values))
+    means = [
+        values[random.integers(0, len(values), (min(rows, resamples - start), len(values)))].mean(axis=1)
+        for start in range(0, resamples, rows)
+    ]
+    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
+    return float(low), float(high)
+
+
+def summarise_scores(scores: npt.NDArray[np.float64]) -> dict[str, float]:
+    """Mean loss per slice, and mean hard Dice over scans whose reference is not empty."""
+    counted = scores[:, 2] > 0
+    dice = dice_of(*scores[counted, :3].T)
+    return {
+        "val_loss": float(scores[:, 3].sum() / scores[:, 4].sum()),
+        "val_dice": mean_of(dice),
+    }
+
+
+def score_thresholds(
+    validation: Sequence[KeptScan], probabilities: Iterable[npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float64]:
+    """Mean per-scan Dice at each of `THRESHOLDS`, scans with empty reference left out; NaN if none is left.
+
+    Args:
+        validation: Scans with their references on their own grids.
+        probabilities: Of each scan, on the network's grid.
+    """
+    rows = []
+    for kept, probability in zip(validation, probabilities, strict=True):
+        reference = kept.grid_reference if kept.grid_reference is not None else kept.reference != 0
+        if not reference.any():
+            continue
+        restored = restore_grid(probability, kept.geometry)
+        masks = (restored >= np.float32(threshold) for threshold in THRESHOLDS)
+        rows.append([dice_of_masks(mask, reference) for mask in masks])
+    return np.mean(rows, axis=0) if rows else np.full(len(THRESHOLDS), np.nan)
+
+
+def choose_threshold(dice: npt.NDArray[np.float64]) -> float:
+    """The best threshold; among equals the one nearest to 0.5; 0.5 where nothing could be measured."""
+    if np.isnan(dice).all():
+        return 0.5
+    good = THRESHOLDS[dice >= np.nanmax(dice) - PLATEAU]
+    return float(good[np.argmin(np.abs(good - 0.5))])
+
+
+def mean_of(values: npt.NDArray[np.float64]) -> float:
+    """Mean over scans, NaN left out; NaN where there is none."""
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _numbers(metrics: pa.Table, name: str) -> npt.NDArray[np.float64]:
+    return metrics[name].cast(pa.float64()).to_numpy()
+
+
+def _median(values: npt.NDArray[np.float64]) -> float:
+    return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def _count(condition: pa.ChunkedArray | pa.Array) -> int:
+    return int(pc.sum(condition).as_py() or 0)

@@ -1,0 +1,97 @@
+"""What a run says at its end: done, failed by type, speed, and where the time went."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raysegment.archive.names import show_name
+from raysegment.store.parts import MAX_FAILURES_SHOWN, Failure
+
+
+def describe_nothing_to_do(scans_total: int, scans_failed: int, out: str) -> str:
+    """One line for a run that is finished already."""
+    failed = f", {scans_failed} of them failed; --retry-failed tries these again" if scans_failed else ""
+    return f"nothing to do: all {scans_total} scans are in {out}{failed}."
+
+
+def describe_run(numbers: Mapping[str, Any], scans_now: int) -> list[str]:
+    """The closing table, a line each.
+
+    Args:
+        numbers: `scans_total, scans_ok, scans_failed, slices, seconds_total, seconds_startup, slices_per_second`, and
+            `seconds` by stage.
+        scans_now: Scans done by this start of the command.
+    """
+    total = float(numbers["seconds_total"])
+    lines = [
+        f"{'scans':<10}{numbers['scans_ok']} ok, {numbers['scans_failed']} failed of {numbers['scans_total']}; "
+        f"{scans_now} of them now",
+        f"{'time':<10}{total:.1f} s in all" + _add(", {:.1f} s to the first prediction", numbers["seconds_startup"]),
+        f"{'speed':<10}{numbers['slices']} slices, {numbers['slices'] / total:.1f} slices/s and "
+        f"{scans_now / total:.2f} scans/s in all"
+        + _add(", {:.1f} slices/s in steady state", numbers["slices_per_second"]),
+    ]
+    if spent := numbers["seconds"]:
+        stages = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in spent.items())
+        lines.append(f"{'workers':<10}{stages}")
+    return lines
+
+
+def describe_failures(failed_by_type: Mapping[str, int], failures: Sequence[Failure], out: str) -> list[str]:
+    """Failed scans by type, then the first of them, and where the rest stands."""
+    if not failed_by_type:
+        return []
+    counts = ", ".join(f"{error_type} {count}" for error_type, count in sorted(failed_by_type.items()))
+    lines = [f"{'failed':<10}{counts}"]
+    lines += [f"  {show_name(item.scan_id)}: {item.error_type}: {show_name(item.message)}" for item in failures]
+    rest = sum(failed_by_type.values()) - len(failures)
+    where = f"{out}/scans, status = 'failed'"
+    return [*lines, f"  and {rest} more in {where}" if rest > 0 else f"  all of them are in {where}"]
+
+
+def describe_left_out(errors: Mapping[str, tuple[str, str]], where: Path) -> list[str]:
+    """Scans that a training leaves out by type of error, then the first of them, and where the rest stands.
+
+    Args:
+        errors: (type, message) by scan_id.
+        where: The run's manifest.
+    """
+    by_type = Counter(error_type for error_type, _ in errors.values())
+    counts = ", ".join(f"{count} {name}" for name, count in sorted(by_type.items()))
+    lines = [f"{len(errors)} scans left out: {counts}"]
+    shown = list(errors.items())[:MAX_FAILURES_SHOWN]
+    lines += [f"  {scan_id!r}: {error_type}: {message}" for scan_id, (error_type, message) in shown]
+    rest = len(errors) - len(shown)
+    return [*lines, f"  … and {rest} more in {where}"] if rest else lines
+
+
+def describe_summary(summary: Mapping[str, Any], out: str) -> list[str]:
+    """An evaluation in a few lines.
+
+    Args:
+        summary: What summary.json holds.
+        out: The output folder.
+    """
+    low, high = summary["dice_ci95"]
+    known = summary["training_patients_included"]
+    warning = [f"warning: {known} of these patients were trained on; the numbers flatter the model"] if known else []
+    return [
+        *warning,
+        f"Dice per scan: mean {_show(summary['dice_mean'])} (95 % interval {_show(low)} to {_show(high)}), median "
+        f"{_show(summary['dice_median'])}, at threshold {summary['threshold']:.2f}; {summary['scans']} scans",
+        f"IoU mean {_show(summary['iou_mean'])}, lesion-slice Dice {_show(summary['lesion_slice_dice_mean'])}; "
+        f"over all voxels precision {_show(summary['precision'])}, recall {_show(summary['recall'])}",
+        f"summary in {out}/summary.json, each scan in {out}/metrics",
+    ]
+
+
+def _show(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def _add(text: str, value: float | None) -> str:
+    return "" if value is None else text.format(value)

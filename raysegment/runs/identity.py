@@ -1,0 +1,112 @@
+"""Whose an output folder is: what makes two runs the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from raysegment.choices import changed_result, default_choices
+from raysegment.errors import UsageError
+from raysegment.runs.console import LOG_FILE
+from raysegment.runs.lock import LOCK_FILE
+from raysegment.runs.record import RECORD_FILE, as_json, read_record
+from raysegment.store.place import Place
+from raysegment.store.publish import list_parts, read_rows
+from raysegment.store.schema import SCHEMAS
+
+OWN_NAMES = frozenset({*SCHEMAS, RECORD_FILE, "summary.json", "figures", LOG_FILE, LOCK_FILE})
+"""What `infer` and `evaluate` leave in their folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What must be the same for a run to go on in a folder.
+
+    Attributes:
+        command: The verb.
+        facts: What else must be equal, such as `model_id` or `data_id`.
+        choices: The choices that change the result.
+        defaults: What an older version meant that did not have a choice.
+        key: Where run.json has the choices.
+    """
+
+    command: str
+    facts: Mapping[str, str]
+    choices: Mapping[str, Any]
+    defaults: Mapping[str, Any]
+    key: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The same as run.json has it."""
+        return {"command": self.command, **self.facts, self.key: dict(self.choices)}
+
+    def open(self, place: Place) -> dict[str, Any]:
+        """The record of a folder whose run goes on, or a new one.
+
+        Raises:
+            UsageError: The folder holds a run with another identity; the message names the differences.
+        """
+        record = read_record(place)
+        if record:
+            self.check(place, record)
+        return {**record, **self.record}
+
+    def check(self, place: Place, record: Mapping[str, Any]) -> None:
+        """Refuse a folder that another command, or the same with other choices, wrote.
+
+        Raises:
+            UsageError: Names the differences.
+        """
+        if record.get("command") != self.command:
+            raise UsageError(
+                f"--out {place.location} holds a run of `{record.get('command')}`, not of `{self.command}`. "
+                "Choose another --out."
+            )
+        assumed = as_json(dict(self.defaults))
+        now = assumed | as_json({**self.facts, **self.choices})
+        before = assumed | as_json({name: record.get(name) for name in self.facts}) | (record.get(self.key) or {})
+        changed = [_describe_change(name, before.get(name), now[name]) for name in now if before.get(name) != now[name]]
+        if changed:
+            raise UsageError(
+                f"--out {place.location} holds a run with other choices: {'; '.join(changed)}. Choose another --out."
+            )
+
+
+def identify(command: str, options: Any, *, key: str, **facts: str) -> Identity:
+    """The identity of a run with these options."""
+    choices, defaults = changed_result(options), default_choices(type(options))
+    return Identity(command=command, facts=facts, choices=choices, defaults=defaults, key=key)
+
+
+def check_unrecorded(place: Place, identity: Identity) -> None:
+    """Refuse a folder without run.json that holds something else than tables of this model.
+
+    Args:
+        place: The output folder of `infer` or `evaluate`.
+        identity: `model_id` is among its facts.
+
+    Raises:
+        UsageError: Names what is there.
+    """
+    foreign = [name for name in place.list_names() if name not in OWN_NAMES and not name.startswith(("_", "."))]
+    if foreign:
+        raise UsageError(
+            f"--out {place.location} is not empty and no raysegment output: it holds {foreign[0]!r}. "
+            "Choose another --out."
+        )
+    if not list_parts(place, "scans"):
+        return
+    models = set(read_rows(place, "scans", ["model_id"])["model_id"].unique().to_pylist())
+    if models != {identity.facts["model_id"]}:
+        raise UsageError(
+            f"--out {place.location} has tables of model {', '.join(sorted(map(str, models)))}; this one is "
+            f"{identity.facts['model_id']}. Choose another --out."
+        )
+
+
+def _describe_change(name: str, before: Any, now: Any) -> str:
+    if name == "data_id":
+        return "the scans, their files or their split changed"
+    return f"{name} was {before}, is {now}"

@@ -1,0 +1,1 @@
+"""Masks as files of one format each; headers come as arguments."""

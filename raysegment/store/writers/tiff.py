@@ -1,0 +1,30 @@
+"""A mask as a TIFF that any viewer opens."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from raysegment.scan import Mask
+from raysegment.store.place import report_full_disk
+
+
+def write_mask(path: Path, mask: Mask, *, num_labels: int = 1) -> None:
+    """Write a mask (slices, rows, columns) as a TIFF in one step.
+
+    Raises:
+        DiskFullError: No space left.
+    """
+    shown = mask * np.uint8(255) if num_labels == 1 else mask
+    with report_full_disk(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}.partial")
+        try:
+            pages, axes = (shown[0], "YX") if len(shown) == 1 else (shown, "ZYX")
+            tifffile.imwrite(temporary, pages, compression="zlib", photometric="minisblack", metadata={"axes": axes})
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
