@@ -13,7 +13,7 @@ from tables import assert_equal_tables, assert_whole
 import raysegment
 from raysegment import EvaluateOptions, InferOptions
 from raysegment.errors import UsageError
-from raysegment.model.predictor import resolve_precision
+from raysegment.model.precision import resolve_precision
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
