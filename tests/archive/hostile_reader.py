@@ -32,6 +32,8 @@ def read_slices(data: bytes, name: str) -> Scan:
     if words[1] == "crash-once" and not Path(words[2]).exists():
         Path(words[2]).touch()
         os.kill(os.getpid(), signal.SIGSEGV)
+    if words[1] == "kill-parent":
+        os.kill(os.getppid(), signal.SIGKILL)
     if words[1] == "eat":
         eaten = [np.ones(2**24, np.uint8) for _ in range(100_000)]
         return Scan(eaten[0][:16].reshape(1, 4, 4, 1))
