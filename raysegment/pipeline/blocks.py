@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from raysegment.archive.decoder import Decoder
-from raysegment.errors import AccessError, ScanError
+from raysegment.errors import AccessError, DecoderMemoryError, ScanError, UnreadableFileError
 from raysegment.scan import Scan, ScanEntry
 
 MAX_BLOCK_BYTES = 128 * 2**20
 """A block holds at most this many bytes of pixels; a larger scan is alone in its block."""
+
+SMALL_BYTES = 2**20
+"""Pixels of scans below this size are copied together, so that a block of many has few buffers."""
 
 BLOCK_SCHEMA = pa.schema(
     [
@@ -37,6 +41,9 @@ BLOCK_SCHEMA = pa.schema(
     ]
 )
 """`reference` holds eight voxels a byte. A failed scan has `error_type` and no pixels."""
+
+BUFFERS = ("pixels", "reference")
+"""Columns that are built from buffers; Table.from_pylist never lets go of a memoryview (PyArrow 26.0)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +79,14 @@ def read_entry(decoder: Decoder, entry: ScanEntry) -> dict[str, Any]:
         row |= {"error_type": type(error).__name__, "error_message": str(error)}
     except OSError as error:
         row |= {"error_type": AccessError.__name__, "error_message": f"{entry.scan_id}: {error}"}
+    except MemoryError:
+        decoder.close()
+        message = f"{entry.scan_id}: its pixels do not fit into the memory of the reading process."
+        row |= {"error_type": DecoderMemoryError.__name__, "error_message": message}
+    except Exception as error:
+        decoder.close()
+        message = f"{entry.scan_id}: reading it failed ({type(error).__name__})."
+        row |= {"error_type": UnreadableFileError.__name__, "error_message": message}
     return row | {"seconds_read": time.perf_counter() - started}
 
 
@@ -81,7 +96,7 @@ def read_block(decoder: Decoder, entries: list[ScanEntry], max_bytes: int = MAX_
     num_bytes = 0
     for entry in entries:
         row = read_entry(decoder, entry)
-        size = len(row["pixels"]) if row["pixels"] is not None else 0
+        size = row["pixels"].size if row["pixels"] is not None else 0
         if rows and num_bytes + size > max_bytes:
             yield build_block(rows)
             rows, num_bytes = [], 0
@@ -92,15 +107,18 @@ def read_block(decoder: Decoder, entries: list[ScanEntry], max_bytes: int = MAX_
 
 
 def build_block(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows of `read_entry` as a table."""
-    return pa.Table.from_pylist(rows, schema=BLOCK_SCHEMA)
+    """Rows of `read_entry` as a table, in which the pixels of larger scans lie where the decoder put them."""
+    columns = {name: [row[name] for row in rows] for name in BLOCK_SCHEMA.names}
+    buffers = {name: _join_buffers(columns[name]) for name in BUFFERS}
+    return pa.table(columns | buffers, schema=BLOCK_SCHEMA)
 
 
 def scans_of(block: pa.Table) -> Iterator[ReadScan]:
     """The scans of a block; their pixels are views of the block's memory and read-only."""
-    plain = block.drop_columns(["pixels", "reference"]).to_pylist()
-    for row, pixels, reference in zip(plain, block["pixels"], block["reference"], strict=True):
-        yield _unpack(row, pixels.as_buffer(), reference.as_buffer())
+    plain = block.drop_columns(list(BUFFERS)).to_pylist()
+    pixels, references = (_split_buffers(block[name]) for name in BUFFERS)
+    for row, buffer, reference in zip(plain, pixels, references, strict=True):
+        yield _unpack(row, buffer, reference)
 
 
 def _pack(scan: Scan, reference: npt.NDArray[np.bool_] | None) -> dict[str, Any]:
@@ -108,12 +126,38 @@ def _pack(scan: Scan, reference: npt.NDArray[np.bool_] | None) -> dict[str, Any]
     return {
         "shape": list(pixels.shape),
         "dtype": pixels.dtype.str,
-        # Bytes, because Table.from_pylist never lets go of what a memoryview shows (PyArrow 26.0).
-        "pixels": pixels.tobytes(),
-        "reference": None if reference is None else np.packbits(reference).tobytes(),
+        "pixels": pa.py_buffer(pixels.reshape(-1).view(np.uint8)),
+        "reference": None if reference is None else pa.py_buffer(np.packbits(reference)),
         "spacing_mm": None if scan.spacing_mm is None else list(scan.spacing_mm),
         "affine": None if scan.affine is None else scan.affine.ravel().tolist(),
     }
+
+
+def _join_buffers(buffers: list[pa.Buffer | None]) -> pa.ChunkedArray:
+    """A large_binary column: neighbouring small buffers are copied into one chunk, a large one is a chunk as it is."""
+    chunks: list[pa.Array] = []
+    for is_large, group in groupby(buffers, key=lambda buffer: buffer is not None and buffer.size >= SMALL_BYTES):
+        if is_large:
+            chunks += [_wrap_buffer(buffer) for buffer in group]
+        else:
+            small = [None if buffer is None else buffer.to_pybytes() for buffer in group]
+            chunks.append(pa.array(small, pa.large_binary()))
+    return pa.chunked_array(chunks, pa.large_binary())
+
+
+def _wrap_buffer(buffer: pa.Buffer) -> pa.Array:
+    """One value of large_binary around a buffer, without a copy."""
+    offsets = pa.py_buffer(np.array([0, buffer.size], np.int64))
+    return pa.Array.from_buffers(pa.large_binary(), 1, [None, offsets, buffer])
+
+
+def _split_buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
+    """The values of a large_binary column as views; a scalar of PyArrow would be a copy."""
+    for chunk in filter(len, column.chunks):
+        _, offsets, data = chunk.buffers()
+        bounds = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1].tolist()
+        for is_valid, start, stop in zip(chunk.is_valid().to_pylist(), bounds, bounds[1:], strict=False):
+            yield data.slice(start, stop - start) if is_valid else None
 
 
 def _unpack(row: dict[str, Any], pixels: pa.Buffer | None, reference: pa.Buffer | None) -> ReadScan:
@@ -122,7 +166,7 @@ def _unpack(row: dict[str, Any], pixels: pa.Buffer | None, reference: pa.Buffer 
         return ReadScan(**identity, scan=None, error=(row["error_type"], row["error_message"]))
     shape = tuple(row["shape"])
     scan = Scan(
-        np.frombuffer(pixels, row["dtype"]).reshape(shape),
+        np.require(np.frombuffer(pixels, row["dtype"]), requirements="A").reshape(shape),
         None if row["spacing_mm"] is None else tuple(row["spacing_mm"]),
         None if row["affine"] is None else np.reshape(row["affine"], (4, 4)),
     )

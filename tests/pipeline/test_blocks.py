@@ -46,3 +46,41 @@ def test_a_reading_process_keeps_nothing_of_what_it_read():
         pass
     gc.collect()
     assert [made() for made in decoder.made] == [None] * 6
+
+
+def test_large_scans_and_small_ones_share_a_block_and_the_large_are_not_copied():
+    sizes = [(1, 3, 5, 1), (4, 512, 512, 1), (1, 7, 3, 1), (4, 600, 512, 1), (1, 2, 2, 3)]
+    made = [np.arange(np.prod(size), dtype=np.uint16).reshape(size) for size in sizes]
+
+    class Listed(FakeDecoder):
+        def read(self, entry: ScanEntry, *, with_reference: bool) -> SimpleNamespace:
+            return SimpleNamespace(scan=Scan(made[int(entry.fingerprint)]), reference=None, reference_error=None)
+
+    (table,) = read_block(Listed(), entries_of(len(sizes)))
+    pixels = [read.scan.pixels for read in scans_of(table)]
+    for found, expected in zip(pixels, made, strict=True):
+        np.testing.assert_array_equal(found, expected)
+        assert not found.flags.writeable
+    assert [bool(np.shares_memory(*pair)) for pair in zip(pixels, made, strict=True)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
+
+
+def test_what_goes_wrong_outside_the_decoder_is_an_error_of_that_scan():
+    class Sick(FakeDecoder):
+        def read(self, entry: ScanEntry, *, with_reference: bool) -> SimpleNamespace:
+            if entry.scan_id != "s1":
+                raise {"s0": MemoryError(), "s2": ValueError("secret header")}[entry.scan_id]
+            return super().read(entry, with_reference=with_reference)
+
+        def close(self) -> None:
+            pass
+
+    (table,) = read_block(Sick(), entries_of(3))
+    assert table["error_type"].to_pylist() == ["DecoderMemoryError", None, "UnreadableFileError"]
+    assert "secret" not in str(table["error_message"].to_pylist())
+    assert [scan.scan is None for scan in scans_of(table)] == [True, False, True]
