@@ -36,6 +36,8 @@ _HARMLESS_TAGS = {270, 271, 272, 274, 280, 281, 282, 283, 296, 305, 306, 315, 33
 _META_DESCRIPTIONS = (b"ImageJ=", b"<?xml", b"<OME", b"{", b"shape=", b"SCANIMAGE", b"Aperio")
 _SHAPE_DESCRIPTION = re.compile(rb'\{"shape": \[([0-9, ]+)\]\}\0*')
 _DESCRIPTION_BYTES = 64
+WHITE_IS_ZERO = 0
+"""The photometric interpretation of pages whose smallest value is the brightest."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class PlainLayout:
     dtype: np.dtype[np.generic]
     compression: int
     predictor: int
+    is_white_zero: bool
     rows_per_strip: int
     offsets: tuple[int, ...]
     byte_counts: tuple[int, ...]
@@ -125,7 +128,7 @@ def plain_layout(page: Page) -> PlainLayout | None:
         and compression in (1, 5, 8, 32946)
         and (predictor == 1 or (predictor == 2 and kind != "f4"))
         and (channels == 1 or page.first(PLANAR, 1) == 1)
-        and page.first(PHOTOMETRIC, 1) in (0, 1, 2)
+        and page.first(PHOTOMETRIC, 1) in ((0, 1, 2) if channels == 1 else (1, 2))
         and page.first(254, 0) == 0
         and _is_one_image(bytes(tags.get(DESCRIPTION, ())), rows * columns * channels)
     )
@@ -144,6 +147,7 @@ def plain_layout(page: Page) -> PlainLayout | None:
         dtype,
         compression,
         predictor,
+        page.first(PHOTOMETRIC, 1) == WHITE_IS_ZERO,
         rows_per_strip,
         offsets,
         counts,
@@ -165,8 +169,19 @@ def decode_plain(data: bytes, layout: PlainLayout) -> Pixels | None:
     pixels = np.frombuffer(joined, layout.dtype).reshape(layout.rows, layout.columns, layout.channels)
     pixels = pixels.astype(layout.dtype.newbyteorder("="), copy=False)
     if layout.predictor == 2:
-        return np.asarray(imagecodecs.delta_decode(pixels, axis=-2))
-    return pixels
+        pixels = np.asarray(imagecodecs.delta_decode(pixels, axis=-2))
+    return turn_white(pixels, 8 * layout.dtype.itemsize) if layout.is_white_zero else pixels
+
+
+def turn_white(pixels: Pixels, bits: int) -> Pixels:
+    """Turn values of which 0 means white, so that a brighter one is larger.
+
+    Unsigned values are taken from the largest that their bits hold, as libtiff does; signed and floating-point ones, of
+    which the standard says nothing, change their order only: -1 - value and -value.
+    """
+    if pixels.dtype.kind == "u":
+        return np.subtract(2**bits - 1, pixels, dtype=pixels.dtype)
+    return np.subtract(0, pixels, dtype=pixels.dtype) if pixels.dtype.kind == "f" else np.invert(pixels)
 
 
 _DECODERS: dict[int, Callable[..., Buffer]] = {

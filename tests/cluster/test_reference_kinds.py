@@ -166,32 +166,16 @@ def test_values_are_judged_over_all_slices_of_a_scan(segmented):
     assert segmented.loc["one_slice"]["reference_voxels"] == SIZE * SIZE
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "palette_png",
-        "palette_tiff",
-        pytest.param(
-            "white_is_zero",
-            marks=pytest.mark.xfail(strict=True, reason="TIFFs in which white is 0 are read inverted"),
-        ),
-        pytest.param(
-            "white_is_zero_bits",
-            marks=pytest.mark.xfail(strict=True, reason="TIFFs in which white is 0 are read inverted"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("name", ["palette_png", "palette_tiff", "white_is_zero", "white_is_zero_bits"])
 def test_palettes_and_white_as_zero_keep_the_region(segmented, name):
     assert segmented.loc[name]["reference_voxels"] == REGION_VOXELS
 
 
-@pytest.mark.xfail(strict=True, reason="a transparent colour makes a fourth channel")
 def test_a_transparent_colour_of_a_png_adds_no_channel(segmented):
     assert segmented.loc["transparent"]["status"] == "ok"
     assert segmented.loc["transparent"]["mask"] == segmented.loc["plain_rgb"]["mask"]
 
 
-@pytest.mark.xfail(strict=True, reason="the palette's numbers are read as grey levels")
 def test_an_image_with_a_palette_is_read_in_its_colours(segmented):
     assert segmented.loc["palette_image"]["status"] == "ok"
 

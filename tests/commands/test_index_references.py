@@ -73,7 +73,6 @@ def palette_tiff(path: Path) -> None:
     image.save(path)
 
 
-@pytest.mark.xfail(strict=True, reason="the palette's numbers are taken for grey levels")
 def test_index_tells_the_three_channels_of_a_palette_tiff(tmp_path, monkeypatch, capsys):
     palette_tiff(tmp_path / "image.tif")
     _, out = run(monkeypatch, capsys, "index", tmp_path, "--json")

@@ -42,6 +42,7 @@ class Header:
         channels: Number of contrasts or colours.
         dtype: Type of one value as stored.
         spacing_mm: (slices, rows, columns), None where the format has none.
+        is_lossy: Whether the pixels were compressed so that they are not exactly what was saved.
     """
 
     slices: int
@@ -50,6 +51,7 @@ class Header:
     channels: int
     dtype: np.dtype[np.generic]
     spacing_mm: Spacing | None = None
+    is_lossy: bool = False
 
     @property
     def num_bytes(self) -> int:

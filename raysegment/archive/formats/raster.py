@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from typing import BinaryIO
 
 import imagecodecs
 import numpy as np
+import numpy.typing as npt
 
 from raysegment.archive.formats import Header
 from raysegment.archive.names import show_name
@@ -49,8 +51,8 @@ def read_slices(data: bytes, name: str) -> Scan:
     """Decode the image.
 
     Returns:
-        Pixels (1, rows, columns, channels) as stored: grey, grey and alpha, RGB or RGBA. Palettes become RGB; an
-        orientation note of a camera is not followed.
+        Pixels (1, rows, columns, channels) as stored: grey, grey and alpha, RGB or RGBA. Palettes become RGB; a
+        transparent colour adds no channel; an orientation note of a camera is not followed.
 
     Raises:
         ScanError: Truncated or broken.
@@ -58,10 +60,11 @@ def read_slices(data: bytes, name: str) -> Scan:
     try:
         if data.startswith(PNG_MAGIC):
             _check_png_complete(data, name)
-            pixels = imagecodecs.png_decode(data)
+            # Of a file with a transparent colour (tRNS) the decoder makes one channel more than it declares.
+            pixels = _with_channels(imagecodecs.png_decode(data))[..., : _png_header(io.BytesIO(data[8:])).channels]
         elif data.startswith(JPEG_MAGIC):
             _check_jpeg_complete(data, name)
-            pixels = imagecodecs.jpeg8_decode(data)
+            pixels = _with_channels(imagecodecs.jpeg8_decode(data))
         else:
             raise UnknownFormatError(f"{show_name(name)}: the first bytes are not those of a PNG or JPEG file.")
     except (ScanError, MemoryError):
@@ -69,7 +72,11 @@ def read_slices(data: bytes, name: str) -> Scan:
     except Exception as error:
         kind = type(error).__name__
         raise UnreadableFileError(f"{show_name(name)} cannot be decoded: broken image ({kind}).") from error
-    return Scan(np.asarray(pixels)[None, ..., None] if pixels.ndim == 2 else np.asarray(pixels)[None])
+    return Scan(pixels[None])
+
+
+def _with_channels(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def _png_header(stream: BinaryIO) -> Header:
@@ -89,7 +96,7 @@ def _jpeg_header(stream: BinaryIO, name: str) -> Header:
         (length,) = struct.unpack(">H", stream.read(2))
         if marker[1] in _JPEG_FRAMES:
             _, rows, columns, channels = struct.unpack(">BHHB", stream.read(6))
-            return Header(1, rows, columns, channels, np.dtype(np.uint8))
+            return Header(1, rows, columns, channels, np.dtype(np.uint8), is_lossy=True)
         stream.seek(max(length - 2, 0), 1)
 
 

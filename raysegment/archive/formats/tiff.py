@@ -1,4 +1,10 @@
-"""TIFF: single images and stacks, uncompressed or compressed, 8 to 64 bit, tiled, multi-page, OME and ImageJ axes."""
+"""TIFF: single images and stacks, uncompressed or compressed, 8 to 64 bit, tiled, multi-page, OME and ImageJ axes.
+
+Where 0 means white (photometric 0) values are turned, so that a brighter one is larger and a white region on black is
+a region, as Pillow and OpenCV show it. Two programs write 0 for white without meaning it, and their values stay:
+ImageJ, where it is a matter of display, and tifffile for arrays of bool. Numbers of a palette become its colours: RGB
+of 8 bit, or grey where all colours of the palette are.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +13,7 @@ import logging
 from typing import BinaryIO
 
 import numpy as np
+import numpy.typing as npt
 import tifffile
 
 from raysegment.archive import plain_tiff
@@ -22,6 +29,12 @@ from raysegment.scan import Pixels, Scan
 
 EXTENSIONS = (".tif", ".tiff")
 REDUCED_IMAGE = 1
+PALETTE = 3
+LOSSY_COMPRESSIONS = frozenset((6, 7, 33007, 34892))
+"""The kinds of JPEG."""
+ALPHA_SAMPLES = (1, 2)
+TIFFFILE = "tifffile.py"
+"""What tifffile calls itself in the files that it writes."""
 
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
@@ -55,7 +68,8 @@ def read_slices(data: bytes, name: str) -> Scan:
     """Decode all pages.
 
     Returns:
-        Pixels (slices, rows, columns, channels), the values that `tifffile.imread` gives. TIFF knows no voxel spacing.
+        Pixels (slices, rows, columns, channels), brighter ones larger, palettes as their colours. TIFF knows no voxel
+        spacing.
 
     Raises:
         ScanError: Truncated, broken, or of a kind that is no scan.
@@ -70,7 +84,10 @@ def read_slices(data: bytes, name: str) -> Scan:
             series = _single_series(tiff, name)
             _header_of(series, name)
             _check_series_complete(series, len(data), name)
-            return Scan(_arrange(series.asarray(maxworkers=1), series.axes, name))
+            pixels = _arrange(_turn_white(series.asarray(maxworkers=1), series), series.axes, name)
+            colours = _find_palette(series, name)
+            _check_palettes(series, name)
+            return Scan(pixels if colours is None else colours[pixels[..., 0]])
     except (ScanError, MemoryError):
         raise
     except Exception as error:
@@ -106,7 +123,56 @@ def _header_of(series: tifffile.TiffPageSeries, name: str) -> Header:
     if dtype.kind not in "buif":
         raise UnreadableFileError(f"{show_name(name)} holds {dtype} values; expected whole or floating-point numbers.")
     dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
-    return Header(sizes["z"], sizes["y"], sizes["x"], sizes["c"], dtype)
+    colours = _find_palette(series, name)
+    if colours is not None:
+        if sizes["c"] != 1:
+            raise UnreadableFileError(
+                f"{show_name(name)} has a palette and {sizes['c']} channels; expected one channel."
+            )
+        sizes["c"], dtype = colours.shape[1], colours.dtype
+    is_lossy = int(series.keyframe.compression) in LOSSY_COMPRESSIONS
+    return Header(sizes["z"], sizes["y"], sizes["x"], sizes["c"], dtype, is_lossy=is_lossy)
+
+
+def _find_palette(series: tifffile.TiffPageSeries, name: str) -> npt.NDArray[np.uint8] | None:
+    """The colours that a series' values stand for, (values, 3) or (values, 1) where all are grey; None without any.
+
+    Some writers give 8 bits in the palette's 16.
+    """
+    if series.keyframe.photometric != PALETTE:
+        return None
+    stored = series.keyframe.colormap
+    if stored is None or np.dtype(series.dtype).kind != "u":
+        raise UnreadableFileError(
+            f"{show_name(name)}: the TIFF's palette is missing or its values are no numbers of it."
+        )
+    colours = np.ascontiguousarray((stored if stored.max() < 256 else stored >> 8).astype(np.uint8).T)
+    return colours[:, :1] if (colours == colours[:, :1]).all() else colours
+
+
+def _check_palettes(series: tifffile.TiffPageSeries, name: str) -> None:
+    """Refuse a stack whose pages have palettes of their own."""
+    if series.keyframe.photometric != PALETTE:
+        return
+    for page in series.pages:
+        if page is not None and not np.array_equal(page.aspage().colormap, series.keyframe.colormap):
+            raise SliceMismatchError(f"{show_name(name)}: its pages have different palettes; all must share one.")
+
+
+def _turn_white(pixels: Pixels, series: tifffile.TiffPageSeries) -> Pixels:
+    """Values as bright as they are large; alpha stays as it is."""
+    page = series.keyframe
+    means_nothing = page.is_imagej or (page.bitspersample == 1 and page.software == TIFFFILE)
+    if page.photometric != plain_tiff.WHITE_IS_ZERO or means_nothing:
+        return pixels
+    bits = page.bitspersample
+    num_alpha = sum(kind in ALPHA_SAMPLES for kind in page.extrasamples)
+    if not num_alpha or "S" not in series.axes:
+        return plain_tiff.turn_white(pixels, bits)
+    samples = np.moveaxis(pixels, series.axes.index("S"), -1)
+    colours, alpha = samples[..., :-num_alpha], samples[..., -num_alpha:]
+    turned = np.concatenate([plain_tiff.turn_white(colours, bits), alpha], axis=-1)
+    return np.moveaxis(turned, -1, series.axes.index("S"))
 
 
 def _role(axis: str) -> str:
