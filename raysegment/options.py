@@ -17,6 +17,13 @@ Loss = Literal["dice", "bce", "dice_bce", "focal", "tversky"]
 Network = Literal["unet", "attention_unet", "residual_unet"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
+PATIENT_PATTERN_HELP = "regular expression whose first group, found in the scan_id, is the patient_id"
+SCAN_PATTERN_HELP = (
+    "regular expression whose first group, found in an image's path below SOURCE, is the scan_id: images with one "
+    "scan_id are its slices; by folders and numbered names if not given"
+)
+SPLIT_FILE_HELP = 'JSON {"train": [name, …], "val": […], "test": […]}: patients, or scans that stand for their patient'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing(Checked):
@@ -79,9 +86,8 @@ class IndexOptions(Checked):
 
     source: str = choice(MISSING, "folder or bucket with scans", positional=True)
     out: str | None = choice(None, "manifest to write, Parquet")
-    patient_pattern: str | None = choice(
-        None, "regular expression whose first group, found in the scan_id, is the patient_id"
-    )
+    scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
+    patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
     fingerprint: Literal["stat", "content"] = choice(
         "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
     )
@@ -94,14 +100,13 @@ class TrainOptions(Preprocessing, CommandOptions):
 
     source: str = choice(MISSING, "folder, manifest or bucket with scans and references", positional=True)
     out: str = choice(MISSING, "folder of the run; an unfinished run there goes on")
-    split_file: str | None = choice(None, 'JSON {"train": [patient, …], "val": […], "test": […]}')
+    split_file: str | None = choice(None, SPLIT_FILE_HELP)
     train_fraction: float = choice(
         0.9, "share of patients to train on, where no other split is given", affects_result=True, minimum=0, maximum=1
     )
     val_fraction: float = choice(0.05, "share of patients to validate on", affects_result=True, minimum=0, maximum=1)
-    patient_pattern: str | None = choice(
-        None, "regular expression whose first group, found in the scan_id, is the patient_id", affects_result=True
-    )
+    scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP, affects_result=True)
+    patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP, affects_result=True)
     label: str = choice("lesion", "name of the segmented region", affects_result=True)
     network: Network = choice("unet", "network", affects_result=True)
     filters: int = choice(32, "filters of the first level; doubled at each", affects_result=True, minimum=1)
@@ -200,9 +205,8 @@ class InferOptions(Postprocessing, CommandOptions):
     out: str = choice(MISSING, "folder or bucket for the tables; an unfinished run there goes on")
     limit: int | None = choice(None, "segment only the first scans of the manifest", unit="scans", minimum=1)
     retry_failed: bool = choice(False, "try failed scans again")
-    patient_pattern: str | None = choice(
-        None, "regular expression whose first group, found in the scan_id, is the patient_id"
-    )
+    scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
+    patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
     fingerprint: Literal["stat", "content"] = choice(
         "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
     )
@@ -247,12 +251,17 @@ class EvaluateOptions(InferOptions):
     split: Literal["train", "val", "test"] | None = choice(
         None, "scans of this split only; all with a reference if not given"
     )
-    split_file: str | None = choice(None, 'JSON {"train": [patient, …], "val": […], "test": […]}')
+    split_file: str | None = choice(None, SPLIT_FILE_HELP)
+    allow_training_patients: bool = choice(
+        False, "with --split val or test, measure patients too that the model was trained on; refused if not given"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.split_file is not None and self.split is None:
             raise UsageError("--split-file says who is in which split; give --split train, val or test as well.")
+        if self.allow_training_patients and self.split not in ("val", "test"):
+            raise UsageError("--allow-training-patients has a meaning only with --split val or test.")
 
 
 @dataclass(frozen=True, kw_only=True)

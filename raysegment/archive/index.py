@@ -62,12 +62,19 @@ class IndexSummary:
     masks_without_image: int
 
 
-def find_scans(source: str, *, patient_pattern: str | None = None, fingerprint: str = "stat") -> pa.Table:
+def find_scans(
+    source: str,
+    *,
+    patient_pattern: str | None = None,
+    scan_pattern: str | None = None,
+    fingerprint: str = "stat",
+) -> pa.Table:
     """Find the scans of a source; `layout` has the rules.
 
     Args:
         source: Folder, manifest (Parquet or CSV, which is then only read), or `s3://` or `gs://` URI.
         patient_pattern: Regular expression whose first group, found in the scan_id, is the patient.
+        scan_pattern: Regular expression whose first group, found in an image's path below the source, is the scan.
         fingerprint: `stat` hashes name, size and time of a scan's files, `content` their bytes. What a manifest already
             says is not computed again.
 
@@ -77,14 +84,20 @@ def find_scans(source: str, *, patient_pattern: str | None = None, fingerprint: 
     Raises:
         UsageError: The source is missing or holds no scan, or the pattern does not fit.
     """
+    compiled = None if scan_pattern is None else _compile_pattern("--scan-pattern", scan_pattern, "scan")
     if is_manifest(source):
+        if compiled is not None:
+            raise UsageError(
+                f"{show_name(source)} is a manifest, which says what a scan is; --scan-pattern belongs to folders. "
+                "Give it to `raysegment index` when the manifest is made."
+            )
         table = fill_fingerprints(read_manifest(source), fingerprint)
         return table if patient_pattern is None else _with_pattern(table, patient_pattern)
     if not is_uri(source):
         source = encode_name(os.path.abspath(source))
     extensions = readers_by_extension()
     name = source.split("?")[0].rstrip("/").rpartition("/")[2] or "scan"
-    drafts, lone_masks = draft_scans(walk_source(source, frozenset(extensions)), name)
+    drafts, lone_masks = draft_scans(walk_source(source, frozenset(extensions)), name, compiled)
     if not any(draft.files for draft in drafts):
         looked_for = ", ".join(f"*{extension}" for extension in sorted(extensions))
         raise UsageError(f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.")
@@ -169,11 +182,13 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
         extension = extension_of(draft.files[0][0]) if draft.files else ""
         return [(draft, readers_by_extension().get(extension, ""), None, problem)]
     reader, header, cause = _read_header(source, good)
-    if header is not None and header.slices > 1 and len(draft.files) > 1:
+    if header is not None and header.slices > 1 and len(draft.files) > 1 and not draft.is_named:
         return [item for single in single_drafts(draft) for item in _examine(source, single)]
     if header is not None and header.num_bytes * len(draft.files) > MAX_SCAN_BYTES:
         size_mb = header.num_bytes * len(draft.files) / 2**20
         cause = f"{show_name(good)} declares a scan of {size_mb:.0f} MB"
+    if header is not None and header.slices > 1 and len(draft.files) > 1:
+        cause = f"{show_name(good)} holds {header.slices} slices; a scan of several files has one in each"
     return [(draft, reader, header, problem or cause)]
 
 
@@ -216,12 +231,7 @@ def _open(source: str, path: str) -> BinaryIO:
 
 def _with_pattern(table: pa.Table, pattern: str) -> pa.Table:
     """The table with patients read from the scan_ids."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"--patient-pattern {pattern!r} is no regular expression: {error}.") from error
-    if not compiled.groups:
-        raise UsageError(f"--patient-pattern {pattern!r} has no group; put brackets around the patient's part.")
+    compiled = _compile_pattern("--patient-pattern", pattern, "patient")
     patients = []
     for scan_id in table["scan_id"].to_pylist():
         match = compiled.search(scan_id)
@@ -232,6 +242,16 @@ def _with_pattern(table: pa.Table, pattern: str) -> pa.Table:
     metadata = {**(table.schema.metadata or {}), OWN_PATIENTS: b"0"}
     index = table.schema.get_field_index("patient_id")
     return table.set_column(index, MANIFEST_SCHEMA.field("patient_id"), column).replace_schema_metadata(metadata)
+
+
+def _compile_pattern(option: str, pattern: str, what: str) -> re.Pattern[str]:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{option} {pattern!r} is no regular expression: {error}.") from error
+    if not compiled.groups:
+        raise UsageError(f"{option} {pattern!r} has no group; put brackets around the {what}'s part.")
+    return compiled
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

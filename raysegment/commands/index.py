@@ -32,7 +32,12 @@ def index(options: IndexOptions) -> IndexResult:
     Raises:
         UsageError: The source is missing or holds no scan.
     """
-    table = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
+    table = find_scans(
+        options.source,
+        patient_pattern=options.patient_pattern,
+        scan_pattern=options.scan_pattern,
+        fingerprint=options.fingerprint,
+    )
     if options.out is not None:
         write_manifest(table, options.out)
     return IndexResult(table, summarise(table))
@@ -54,7 +59,10 @@ def describe_index(summary: IndexSummary) -> list[str]:
     }
     lines = [f"{name:<28}{value}" for name, value in rows.items()]
     if summary.own_patients:
-        lines.append(f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern.")
+        lines.append(
+            f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern, and scans "
+            "of several images with --scan-pattern."
+        )
     lines += [f"  {scan_id!r}: {problem}" for scan_id, problem in summary.problems[:MAX_LISTED_PROBLEMS]]
     if len(summary.problems) > MAX_LISTED_PROBLEMS:
         rest = len(summary.problems) - MAX_LISTED_PROBLEMS

@@ -25,6 +25,11 @@ def infer(options: InferOptions) -> InferResult:
     """
     started = time.time()
     bundle = load_bundle(options.model)
-    manifest = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
-    manifest = manifest.slice(0, options.limit) if options.limit else manifest
+    found = find_scans(
+        options.source,
+        patient_pattern=options.patient_pattern,
+        scan_pattern=options.scan_pattern,
+        fingerprint=options.fingerprint,
+    )
+    manifest = found.slice(0, options.limit) if options.limit else found
     return run_inference(options, bundle, manifest, command="infer", started=started)

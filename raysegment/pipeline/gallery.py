@@ -167,7 +167,11 @@ def _find_manifest(folder: Path) -> pa.Table | None:
     """The scans of a run's source, or None where it is no longer there."""
     chosen = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("chosen", {})
     try:
-        return find_scans(chosen["source"], patient_pattern=chosen.get("patient_pattern"))
+        return find_scans(
+            chosen["source"],
+            patient_pattern=chosen.get("patient_pattern"),
+            scan_pattern=chosen.get("scan_pattern"),
+        )
     except (KeyError, RaysegmentError):
         return None
 

@@ -245,6 +245,54 @@ def test_the_patient_pattern_reads_patients_from_scan_ids(tmp_path):
     assert summarise(table).own_patients == 0
 
 
+def test_the_scan_pattern_joins_images_and_references_of_one_folder(tmp_path):
+    for name in ("p1-10", "p1-9", "p2-1"):
+        write_image(tmp_path / "images" / f"{name}.png")
+    for name in ("p1-9", "p2-1_mask"):
+        write_image(tmp_path / "masks" / f"{name}.png")
+    table = find_scans(str(tmp_path), scan_pattern=r"(p\d+)-")
+    assert column(table, "scan_id") == ["p1", "p2"] == column(table, "patient_id")
+    assert column(table, "files") == [["images/p1-9.png", "images/p1-10.png"], ["images/p2-1.png"]]
+    assert column(table, "reference_files") == [["masks/p1-9.png", ""], ["masks/p2-1_mask.png"]]
+    summary = summarise(table)
+    assert (summary.own_patients, summary.masks_without_image) == (2, 0)
+    (first, _) = entries(table)
+    assert read_scan(first).grid == (2, 8, 8)
+
+
+def test_the_scan_pattern_splits_a_series_and_the_folder_is_still_the_patient(tmp_path):
+    for patient in ("a", "b"):
+        for name in ("t1_1", "t1_2", "t2_1"):
+            write_image(tmp_path / patient / f"{name}.png")
+    table = find_scans(str(tmp_path), scan_pattern=r"(\w/t\d)_")
+    assert column(table, "scan_id") == ["a/t1", "a/t2", "b/t1", "b/t2"]
+    assert column(table, "patient_id") == ["a", "a", "b", "b"]
+
+
+def test_the_scan_pattern_may_join_images_of_several_folders(tmp_path):
+    for patient in ("a", "b"):
+        for slice_ in ("1", "2"):
+            write_image(tmp_path / patient / slice_ / "flair.png")
+    table = find_scans(str(tmp_path), scan_pattern=r"^(\w)/")
+    assert column(table, "scan_id") == ["a", "b"] == column(table, "patient_id")
+    assert column(table, "files")[0] == ["a/1/flair.png", "a/2/flair.png"]
+
+
+def test_a_scan_torn_between_split_folders_has_no_split_and_says_so(tmp_path):
+    for folder, name in (("train", "p1_1"), ("test", "p1_2"), ("test", "p2_1")):
+        write_image(tmp_path / folder / "images" / f"{name}.png")
+    table = find_scans(str(tmp_path), scan_pattern=r"(p\d)_")
+    assert column(table, "split") == [None, "test"]
+    assert [scan_id for scan_id, _ in summarise(table).problems] == ["p1"]
+
+
+def test_stacks_are_no_slices_of_a_named_scan(tmp_path):
+    for number in range(2):
+        tifffile.imwrite(tmp_path / f"ct_{number}.tif", np.zeros((5, 8, 8), np.int16))
+    table = find_scans(str(tmp_path), scan_pattern=r"(ct)_")
+    assert summarise(table).problems == [("ct", "ct_0.tif holds 5 slices; a scan of several files has one in each")]
+
+
 @pytest.mark.parametrize("pattern", ["images/.*", "(", "(nothing)"])
 def test_a_patient_pattern_that_cannot_work_is_refused(tmp_path, pattern):
     write_image(tmp_path / "images" / "a.png")

@@ -5,6 +5,8 @@
   the common beginning of the names where a folder holds several such series.
 - Every other file is a scan of its own: a single image or a stack of pages. Its scan_id is the file's path.
 - In a folder called `images` (image, imgs, img) each file is a scan of its own.
+- With a scan pattern none of these three holds: images in whose paths its first group finds the same text are slices of
+  one scan, in natural order of their paths, and the text is its scan_id.
 - The reference of `x.tif` is `x_mask.*` beside it, or `x.*` or `x_mask.*` in a folder `masks` (mask, labels, label)
   that lies beside `images`, or in the folder of the images.
 - A folder train, val or test (training, valid, validation, testing) among the first three of a path gives the split.
@@ -16,11 +18,12 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from raysegment.archive.names import extension_of, natural_key
+from raysegment.archive.names import extension_of, natural_key, show_name
 from raysegment.archive.walk import Folder, FoundFile
+from raysegment.errors import UsageError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label")
@@ -49,6 +52,7 @@ class Draft:
         references: As `files`; None is a slice without a reference. Empty where there is none at all.
         split: What a train, val or test folder says.
         is_series: Whether the slices were joined by their numbers.
+        is_named: Whether a scan pattern joined them.
         problem: Why there is nothing to open.
     """
 
@@ -58,18 +62,25 @@ class Draft:
     references: list[LocatedFile | None] = field(default_factory=list)
     split: str | None = None
     is_series: bool = False
+    is_named: bool = False
     problem: str | None = None
 
 
-def draft_scans(folders: Iterable[Folder], source_name: str) -> tuple[list[Draft], int]:
+def draft_scans(
+    folders: Iterable[Folder], source_name: str, scan_pattern: re.Pattern[str] | None = None
+) -> tuple[list[Draft], int]:
     """Join files to scans.
 
     Args:
         folders: What lies below the source.
         source_name: The source's last folder, which names a scan that lies directly in it.
+        scan_pattern: Names the scan of each image by its first group; None where the layout tells the scans.
 
     Returns:
         The scans, and the number of masks beside which no image lies.
+
+    Raises:
+        UsageError: The pattern finds no scan in an image's path.
     """
     by_path = {folder.path: folder for folder in folders}
     mask_folders = _mask_folders(by_path)
@@ -85,9 +96,14 @@ def draft_scans(folders: Iterable[Folder], source_name: str) -> tuple[list[Draft
         num_masks += len(masks)
         for partner in _partners(path, mask_folders):
             masks |= _masks_by_stem(by_path[partner], partner)
-        found = _draft_folder(path, images, masks, source_name)
+        if scan_pattern is None:
+            found = _draft_folder(path, images, masks, source_name)
+        else:
+            found = [_draft_image(path, file, masks, scan_pattern) for file in images]
         used += sum(reference is not None for draft in found for reference in draft.references)
         drafts += found
+    if scan_pattern is not None:
+        drafts = _join_by_name(drafts)
     drafts.sort(key=lambda draft: natural_key(draft.scan_id))
     _make_unique(drafts)
     return drafts, max(num_masks - used, 0)
@@ -114,6 +130,24 @@ def assign_patients(drafts: list[Draft]) -> tuple[list[str], int]:
         num_own += is_own
         patients.append(draft.scan_id if is_own else draft.place[level])
     return patients, num_own
+
+
+def former_names(files: Sequence[str], source_name: str) -> set[str]:
+    """The scan_ids that these rules give to the files of one scan while other files lie beside them, or fewer.
+
+    One slice alone has its own path, the only series of a folder the folder's, one of several the folder's and its
+    own beginning.
+
+    Args:
+        files: The files of one scan, below the source.
+        source_name: As in `draft_scans`.
+    """
+    names = set(files)
+    for path in files:
+        folder, _, name = path.rpartition("/")
+        if match := _NUMBERED.fullmatch(_stem(name)):
+            names |= {folder or source_name, _join(folder, match[1].strip("_-. "))}
+    return names
 
 
 def _common_folders(drafts: list[Draft]) -> int:
@@ -144,6 +178,41 @@ def _draft_folder(path: str, images: list[FoundFile], masks: dict[str, LocatedFi
         draft.references = references if any(references) else []
         drafts.append(draft)
     return drafts
+
+
+def _draft_image(path: str, file: FoundFile, masks: dict[str, LocatedFile], scan_pattern: re.Pattern[str]) -> Draft:
+    """One image as a slice of the scan that the pattern names."""
+    located = _join(path, file.name)
+    match = scan_pattern.search(located)
+    if match is None or not match[1]:
+        raise UsageError(f"--scan-pattern {scan_pattern.pattern!r} finds no scan in {show_name(located)}.")
+    names, split = _naming_parts(path)
+    reference = masks.get(_stem(file.name))
+    return Draft(match[1], (*names, match[1]), [(located, file)], [reference], split=split, is_named=True)
+
+
+def _join_by_name(drafts: list[Draft]) -> list[Draft]:
+    """Slices of one name as one scan; drafts without a file stay as they are."""
+    joined: dict[str, list[Draft]] = defaultdict(list)
+    for draft in drafts:
+        joined[draft.scan_id if draft.is_named else f"\0{draft.scan_id}"].append(draft)
+    return [_join_slices(slices) if slices[0].is_named else slices[0] for slices in joined.values()]
+
+
+def _join_slices(slices: list[Draft]) -> Draft:
+    slices.sort(key=lambda draft: natural_key(draft.files[0][0]))
+    splits = {draft.split for draft in slices}
+    references = [reference for draft in slices for reference in draft.references]
+    is_torn = len(splits) > 1
+    return Draft(
+        slices[0].scan_id,
+        (*slices[0].place[: _common_folders(slices)], slices[0].scan_id),
+        [file for draft in slices for file in draft.files],
+        references if any(references) else [],
+        split=None if is_torn else splits.pop(),
+        is_named=True,
+        problem="its slices lie in folders of different splits, so these give it none" if is_torn else None,
+    )
 
 
 def _find_series(images: list[FoundFile]) -> list[tuple[str | None, list[FoundFile]]]:
