@@ -50,6 +50,11 @@ def extension_of(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
+def stem_of(path: str) -> str:
+    """File name without folders and extension."""
+    return os.path.splitext(path.rpartition("/")[2])[0]
+
+
 def _escape(character: str) -> str:
     code = ord(character)
     if 0 <= code - ESCAPE_BASE < 256:

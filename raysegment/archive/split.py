@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,10 +12,27 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.names import show_name
+from raysegment.archive.manifest import read_manifest
+from raysegment.archive.names import show_name, stem_of
 from raysegment.errors import UsageError
 
 SPLITS = ("train", "val", "test")
+MAX_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How splits are drawn where nothing gives them.
+
+    Attributes:
+        train_fraction: Share of patients to train on.
+        val_fraction: Share of patients to validate on; what is left over is the test split.
+        seed: Seed of the drawing.
+    """
+
+    train_fraction: float
+    val_fraction: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -22,46 +41,79 @@ class SplitResult:
 
     Attributes:
         table: The scans that have a split.
+        found: All scans, as they were given.
+        named: The names that the origin puts into each split.
+        unknown: Those of them that fit no scan, in the origin's order.
         left_out: Patients of the manifest that the split does not name, sorted; their scans are not in the table.
         origin: Where the split comes from, in words.
     """
 
     table: pa.Table
+    found: pa.Table
+    named: dict[str, tuple[str, ...]]
+    unknown: tuple[str, ...]
     left_out: tuple[str, ...]
     origin: str
 
 
 def assign_splits(
-    table: pa.Table, *, split_file: str | None, train_fraction: float, val_fraction: float, seed: int
+    table: pa.Table, *, split_file: str | None, run_manifest: str | None = None, drawing: Drawing | None = None
 ) -> SplitResult:
-    """Give each scan its split: by the split file, else by the manifest's column or folders, else by seeded fractions.
+    """Give each scan its split; training and evaluation look for it in one order.
+
+    First the split file, then the manifest of the model's own run, joined by patient, then the column `split` of the
+    archive's manifest or its train, val and test folders, and at last the drawing. The first of these that there is
+    decides alone.
 
     Args:
         table: A manifest.
-        split_file: JSON `{"train": [patient, …], "val": […], "test": […]}`; `test` may be missing.
-        train_fraction: Share of patients to train on.
-        val_fraction: Share of patients to validate on; what is left over is the test split.
-        seed: Seed of the drawing.
+        split_file: JSON `{"train": [name, …], "val": […], "test": […]}`; `test` may be missing. A name is a patient_id,
+            a scan_id, or the file name of a scan_id without extension, and stands for the whole patient.
+        run_manifest: Path of the manifest of the training run that made the model; None in training.
+        drawing: Shares and seed; None where nothing may be drawn.
 
     Raises:
-        UsageError: A patient is on two sides, a split is unknown, or there are too few patients.
+        UsageError: A patient is on two sides, a split is unknown, no name fits a scan, there are too few patients, or
+            the splits are known from nowhere.
     """
     if split_file is not None:
-        return _apply(table, read_split_file(split_file), f"split file {split_file}")
+        return _apply(table, read_split_file(split_file), _patients_by_name(table), f"split file {split_file}")
+    patients = {patient: {patient} for patient in pc.unique(table["patient_id"]).to_pylist()}
+    if run_manifest is not None:
+        origin = f"the model's own {run_manifest}"
+        return _apply(table, _given_splits(read_manifest(run_manifest), origin), patients, origin)
     if table["split"].null_count < table.num_rows:
-        return _apply(table, _given_splits(table), "train, val and test folders or the manifest's column")
-    patients = sorted(pc.unique(table["patient_id"]).to_pylist())
-    drawn = draw_splits(patients, train_fraction, val_fraction, seed)
-    origin = f"drawn with seed {seed}: {train_fraction:g} train, {val_fraction:g} val"
-    return _apply(table, drawn, origin)
+        origin = "train, val and test folders or the manifest's column"
+        return _apply(table, _given_splits(table, "the archive"), patients, origin)
+    if drawing is None:
+        raise UsageError(
+            "which scans are train, val and test is known from nowhere: there is no --split-file, MODEL is no training "
+            "run with a manifest.parquet, and the scans have no split column or folders. Give one of them."
+        )
+    drawn = draw_splits(sorted(patients), drawing.train_fraction, drawing.val_fraction, drawing.seed)
+    shares = f"{drawing.train_fraction:g} train, {drawing.val_fraction:g} val"
+    return _apply(table, drawn, patients, f"drawn with seed {drawing.seed}: {shares}")
+
+
+def require_split(result: SplitResult, split: str) -> pa.Table:
+    """The scans of one split.
+
+    Raises:
+        UsageError: There is none; the message shows examples of what the split names and of what was found.
+    """
+    chosen = result.table.filter(pc.equal(result.table["split"], split))
+    if not chosen.num_rows:
+        raise UsageError(
+            f"the {split} split holds no scan with a reference. {_describe_sides(result.found, result.named, split)} "
+            f"The split comes from {result.origin}; mend it there, or give a --split-file."
+        )
+    return chosen
 
 
 def choose_scans(
-    manifest: pa.Table, *, split: str | None, split_file: str | None, run_manifest: pa.Table | None
+    manifest: pa.Table, *, split: str | None, split_file: str | None, run_manifest: str | None
 ) -> pa.Table:
     """The scans to evaluate: those with a reference, of one split if asked for.
-
-    The split comes from the manifest's column, else from the split file, else from the training run's manifest.
 
     Raises:
         UsageError: No scan has a reference, the split is known from nowhere, or it is empty.
@@ -72,37 +124,36 @@ def choose_scans(
         raise UsageError(f"none of the {manifest.num_rows} scans has a reference; `raysegment infer` needs none.")
     if split is None:
         return chosen
-    chosen = chosen.filter(pc.equal(_find_splits(chosen, split_file, run_manifest), split))
-    if chosen.num_rows == 0:
-        raise UsageError(f"--split {split}: no scan with a reference is in it.")
-    return chosen
+    return require_split(assign_splits(chosen, split_file=split_file, run_manifest=run_manifest), split)
 
 
-def _find_splits(
-    manifest: pa.Table, split_file: str | None, run_manifest: pa.Table | None
-) -> pa.Array | pa.ChunkedArray:
-    if manifest["split"].null_count < manifest.num_rows:
-        return pc.fill_null(manifest["split"], "")
-    if split_file is not None:
-        by_patient = read_split_file(split_file)
-    elif run_manifest is not None:
-        pairs = zip(run_manifest["patient_id"].to_pylist(), run_manifest["split"].to_pylist(), strict=True)
-        by_patient = {patient: split for patient, split in pairs if split}
-    else:
+def refuse_training_patients(scans: pa.Table, split: str, has_seen: Callable[[str], bool]) -> None:
+    """Refuse to measure a model on patients that it was trained on as if it had never seen them.
+
+    Args:
+        scans: Those of the split.
+        split: `val` or `test`.
+        has_seen: Whether the model was trained on a patient.
+
+    Raises:
+        UsageError: Names how many they are and the first of them.
+    """
+    patients = sorted(pc.unique(scans["patient_id"]).to_pylist())
+    seen = [patient for patient in patients if has_seen(patient)]
+    if seen:
         raise UsageError(
-            "--split: the scans have no split column, there is no --split-file, and MODEL is no training run with a "
-            "manifest.parquet. Give one of them."
+            f"--split {split}: the model was trained on {len(seen)} of its {len(patients)} patients: {_list(seen)}. "
+            "Give the split that it was trained with, or --allow-training-patients to measure them all the same."
         )
-    return pa.array([by_patient.get(patient, "") for patient in manifest["patient_id"].to_pylist()], pa.string())
 
 
 def read_split_file(path: str) -> dict[str, str]:
-    """Split by patient.
+    """Split by name, as the file has it.
 
     Raises:
-        UsageError: Not readable, another shape than expected, or a patient in two lists.
+        UsageError: Not readable, another shape than expected, or a name in two lists.
     """
-    expected = 'expected {"train": [patient, …], "val": […], "test": […]}, where "test" may be missing'
+    expected = 'expected {"train": [name, …], "val": […], "test": […]}, where "test" may be missing'
     try:
         lists = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -113,13 +164,13 @@ def read_split_file(path: str) -> dict[str, str]:
         ) from error
     if not isinstance(lists, dict) or not {"train", "val"} <= lists.keys() <= set(SPLITS):
         raise UsageError(f"--split-file {show_name(path)} has other keys; {expected}.")
-    by_patient: dict[str, str] = {}
-    for split, patients in lists.items():
-        if not isinstance(patients, list) or not all(isinstance(patient, str) for patient in patients):
+    by_name: dict[str, str] = {}
+    for split, names in lists.items():
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise UsageError(f"--split-file {show_name(path)}: {split!r} is no list of names; {expected}.")
-        for patient in patients:
-            _place(by_patient, patient, split, f"--split-file {show_name(path)}")
-    return by_patient
+        for name in names:
+            _place(by_name, name, split, f"--split-file {show_name(path)}")
+    return by_name
 
 
 def draw_splits(patients: list[str], train_fraction: float, val_fraction: float, seed: int) -> dict[str, str]:
@@ -144,30 +195,72 @@ def draw_splits(patients: list[str], train_fraction: float, val_fraction: float,
     return {patients[index]: split for index, split in zip(shuffled, labels, strict=True)}
 
 
-def _given_splits(table: pa.Table) -> dict[str, str]:
+def _given_splits(table: pa.Table, where: str) -> dict[str, str]:
+    """Split by patient, as a manifest's column has it."""
     pairs = table.select(["patient_id", "split"]).group_by(["patient_id", "split"]).aggregate([])
     by_patient: dict[str, str] = {}
     for patient, split in zip(pairs["patient_id"].to_pylist(), pairs["split"].to_pylist(), strict=True):
         if split is None:
             continue
         if split not in SPLITS:
-            raise UsageError(f"the manifest's split {split!r} is unknown; expected one of {', '.join(SPLITS)}.")
-        _place(by_patient, patient, split, "the archive")
+            raise UsageError(f"{where} has the unknown split {split!r}; expected one of {', '.join(SPLITS)}.")
+        _place(by_patient, patient, split, where)
     return by_patient
 
 
-def _place(by_patient: dict[str, str], patient: str, split: str, where: str) -> None:
-    before = by_patient.setdefault(patient, split)
+def _patients_by_name(table: pa.Table) -> dict[str, set[str]]:
+    """Whom a name may mean: a patient_id before a scan_id before a scan_id's file name without extension."""
+    scan_ids, patients = table["scan_id"].to_pylist(), table["patient_id"].to_pylist()
+    by_stem: dict[str, set[str]] = defaultdict(set)
+    for scan_id, patient in zip(scan_ids, patients, strict=True):
+        by_stem[stem_of(scan_id)].add(patient)
+    by_scan = {scan_id: {patient} for scan_id, patient in zip(scan_ids, patients, strict=True)}
+    return by_stem | by_scan | {patient: {patient} for patient in patients}
+
+
+def _place(splits: dict[str, str], name: str, split: str, where: str) -> None:
+    before = splits.setdefault(name, split)
     if before != split:
         raise UsageError(
-            f"{where}: patient {show_name(patient)} is in {before} and in {split}; a patient belongs to one side only."
+            f"{where}: patient {show_name(name)} is in {before} and in {split}; a patient belongs to one side only."
         )
 
 
-def _apply(table: pa.Table, by_patient: dict[str, str], origin: str) -> SplitResult:
+def _apply(table: pa.Table, by_name: dict[str, str], patients_by_name: dict[str, set[str]], origin: str) -> SplitResult:
+    by_patient: dict[str, str] = {}
+    unknown = []
+    for name, split in by_name.items():
+        meant = patients_by_name.get(name, set())
+        if len(meant) > 1:
+            raise UsageError(
+                f"{origin}: {show_name(name)} fits scans of {len(meant)} patients, such as {_list(sorted(meant))}; "
+                "name the patient or the whole scan_id."
+            )
+        unknown += [] if meant else [name]
+        for patient in meant:
+            _place(by_patient, patient, split, origin)
+    named = {side: tuple(name for name, split in by_name.items() if split == side) for side in SPLITS}
+    if by_name and not by_patient:
+        raise UsageError(f"{origin}: none of its {len(by_name)} names fits a scan. {_describe_sides(table, named)}")
     patients = pc.unique(table["patient_id"])
     splits = pa.array([by_patient.get(patient) for patient in patients.to_pylist()], pa.string())
     column = pc.take(splits, pc.index_in(table["patient_id"], patients))
-    table = table.set_column(table.schema.get_field_index("split"), "split", column)
+    filled = table.set_column(table.schema.get_field_index("split"), "split", column)
     left_out = sorted(patient for patient in patients.to_pylist() if patient not in by_patient)
-    return SplitResult(table.filter(pc.is_valid(table["split"])), tuple(left_out), origin)
+    return SplitResult(
+        filled.filter(pc.is_valid(filled["split"])), table, named, tuple(unknown), tuple(left_out), origin
+    )
+
+
+def _describe_sides(found: pa.Table, named: dict[str, tuple[str, ...]], split: str | None = None) -> str:
+    """Examples of what the splits name and of what was found, so that a person sees how they differ."""
+    names = [name for side, listed in named.items() if split in (None, side) for name in listed]
+    first = found.slice(0, MAX_EXAMPLES).select(["patient_id", "scan_id"]).to_pylist()
+    scans = ", ".join(f"{show_name(row['scan_id'])} of patient {show_name(row['patient_id'])}" for row in first)
+    side = "It names" if split is None else f"For {split} it names"
+    return f"{side} {_list(names) or 'nobody'}; there are {found.num_rows} scans with a reference, such as {scans}."
+
+
+def _list(names: list[str]) -> str:
+    shown = ", ".join(show_name(name) for name in names[:MAX_EXAMPLES])
+    return f"{shown} and {len(names) - MAX_EXAMPLES} more" if len(names) > MAX_EXAMPLES else shown

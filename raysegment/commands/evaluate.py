@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.index import find_scans
-from raysegment.archive.manifest import read_manifest
-from raysegment.archive.split import choose_scans
+from raysegment.archive.split import choose_scans, refuse_training_patients
 from raysegment.cluster.inference.run import InferResult, run_inference
 from raysegment.cluster.session import interruptible
 from raysegment.model.bundle import load_bundle
@@ -48,10 +46,17 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     """
     started = time.time()
     bundle = load_bundle(options.model)
-    found = find_scans(options.source, patient_pattern=options.patient_pattern, fingerprint=options.fingerprint)
-    manifest = choose_scans(
-        found, split=options.split, split_file=options.split_file, run_manifest=_read_run_manifest(options.model)
+    found = find_scans(
+        options.source,
+        patient_pattern=options.patient_pattern,
+        scan_pattern=options.scan_pattern,
+        fingerprint=options.fingerprint,
     )
+    manifest = choose_scans(
+        found, split=options.split, split_file=options.split_file, run_manifest=_find_run_manifest(options.model)
+    )
+    if options.split in ("val", "test") and not options.allow_training_patients:
+        refuse_training_patients(manifest, options.split, bundle.has_seen)
     manifest = manifest.slice(0, options.limit) if options.limit else manifest
     inference = run_inference(options, bundle, manifest, command="evaluate", started=started)
     place = Place(options.out)
@@ -67,9 +72,9 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     return EvaluateResult(**vars(inference), summary=summary, figures=tuple(map(str, figures)))
 
 
-def _read_run_manifest(model: str) -> pa.Table | None:
+def _find_run_manifest(model: str) -> str | None:
     """The manifest of the training run that holds the model, if it is one."""
     for folder in (Path(model), Path(model).parent):
         if (folder / "manifest.parquet").is_file() and (folder / "model").is_dir():
-            return read_manifest(str(folder / "manifest.parquet"))
+            return str(folder / "manifest.parquet")
     return None

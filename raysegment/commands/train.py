@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raysegment.archive.index import find_scans
-from raysegment.archive.split import assign_splits
+from raysegment.archive.split import Drawing, assign_splits
 from raysegment.cluster.session import interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
 from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, UsageError
@@ -20,6 +20,7 @@ from raysegment.pipeline.training_set import (
     hash_data,
     most_common_channels,
     select_referenced,
+    warn_of_few_patients,
 )
 from raysegment.runs.console import Console
 from raysegment.runs.identity import identify
@@ -69,15 +70,13 @@ def train(options: TrainOptions) -> TrainResult:
     """
     folder = Path(options.out).absolute()
     place = Place(str(folder))
-    found = find_scans(options.source, patient_pattern=options.patient_pattern)
+    found = find_scans(options.source, patient_pattern=options.patient_pattern, scan_pattern=options.scan_pattern)
     split = assign_splits(
         select_referenced(found, options.source),
         split_file=options.split_file,
-        train_fraction=options.train_fraction,
-        val_fraction=options.val_fraction,
-        seed=options.seed,
+        drawing=Drawing(options.train_fraction, options.val_fraction, options.seed),
     )
-    check_splits(split.table)
+    check_splits(split)
     check_channels(options, most_common_channels(split.table))
     record = identify("train", options, key="options", data_id=hash_data(split.table)).open(place)
     if record.get("status") == "done":
@@ -91,6 +90,8 @@ def train(options: TrainOptions) -> TrainResult:
         Console(place, as_json=options.json) as console,
     ):
         console.say(describe_split(split, found), left_out=list(split.left_out))
+        for warning in warn_of_few_patients(split):
+            console.say(warning)
         with ray_session(options.address, options.temp_dir):
             run_interruptibly(lambda: train_in_session(options, split.table, place, record, console))
     return build_result(folder, record)

@@ -11,12 +11,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysegment.archive.index import summarise
-from raysegment.archive.split import SplitResult
+from raysegment.archive.names import show_name
+from raysegment.archive.split import SplitResult, require_split
 from raysegment.errors import RunError, TooManyFailuresError, UsageError
 from raysegment.options import TrainOptions
 
 MAX_BAD_SHARE = 0.1
 """Share of scans that may be unusable before the run gives up."""
+
+FEW_PATIENTS = 5
+"""Patients to validate on below which a warning says so."""
 
 Errors = dict[str, tuple[str, str]]
 """(type, message) of scans left out, by scan_id."""
@@ -36,15 +40,25 @@ def select_referenced(found: pa.Table, source: str) -> pa.Table:
     return referenced
 
 
-def check_splits(manifest: pa.Table) -> None:
+def check_splits(split: SplitResult) -> None:
     """Refuse to train with nothing to train or to validate on.
 
     Raises:
-        RunError: A split is empty.
+        UsageError: A split is empty.
     """
-    for split in ("train", "val"):
-        if not select_split(manifest, split).num_rows:
-            raise RunError(f"the {split} split holds no scan with a reference; give a --split-file or more patients.")
+    for name in ("train", "val"):
+        require_split(split, name)
+
+
+def warn_of_few_patients(split: SplitResult) -> list[str]:
+    """A line where so few patients validate that the best epoch and the threshold are chosen by chance."""
+    patients = pc.count_distinct(select_split(split.table, "val")["patient_id"]).as_py()
+    if patients >= FEW_PATIENTS:
+        return []
+    return [
+        f"warning: only {patients} patients to validate on; the best epoch and the threshold may be so by chance. "
+        "--val-fraction or --split-file gives more."
+    ]
 
 
 def check_channels(options: TrainOptions, num_channels: int | None) -> None:
@@ -167,7 +181,11 @@ def describe_split(split: SplitResult, found: pa.Table) -> str:
     if summary.with_partial_reference:
         notes.append(f"{summary.with_partial_reference} scans lack the references of some slices, which count as clean")
     if summary.own_patients:
-        notes.append(f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern")
+        notes.append(
+            f"{summary.own_patients} scans count as their own patient; see --patient-pattern and --scan-pattern"
+        )
     if split.left_out:
         notes.append(f"{len(split.left_out)} patients that the split does not name are left out")
+    if split.unknown:
+        notes.append(f"{len(split.unknown)} names of the split fit no scan, first {show_name(split.unknown[0])}")
     return "; ".join(notes)

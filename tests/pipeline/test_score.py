@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import math
 
 import numpy as np
@@ -103,23 +102,3 @@ def test_only_scans_with_a_reference_are_evaluated():
     assert chosen["scan_id"].to_pylist() == ["aa", "cc"]
     with pytest.raises(UsageError, match="none of the 1 scans has a reference"):
         choose_scans(table.slice(1, 1), split=None, split_file=None, run_manifest=None)
-
-
-def test_the_split_comes_from_column_then_file_then_training_run(tmp_path):
-    split_file = tmp_path / "splits.json"
-    split_file.write_text(json.dumps({"train": ["aa"], "val": ["bb"]}))
-    bare = to_table([entry("aa"), entry("bb"), entry("cc")])
-    run = to_table([entry("aa", split="val"), entry("bb", split="train")])
-    column = to_table([entry("aa", split="test"), entry("bb", split="val"), entry("cc", split="val")])
-
-    def ids(table, **origin):
-        options = {"split_file": None, "run_manifest": None} | origin
-        return choose_scans(table, split="val", **options)["scan_id"].to_pylist()
-
-    assert ids(column, split_file=str(split_file), run_manifest=run) == ["bb", "cc"]
-    assert ids(bare, split_file=str(split_file), run_manifest=run) == ["bb"]
-    assert ids(bare, run_manifest=run) == ["aa"]
-    with pytest.raises(UsageError, match="no split column"):
-        ids(bare)
-    with pytest.raises(UsageError, match="no scan with a reference is in it"):
-        ids(bare.slice(2), run_manifest=run)
