@@ -25,14 +25,15 @@ class Identity:
 
     Attributes:
         command: The verb.
-        facts: What else must be equal, such as `model_id` or `data_id`.
+        facts: What else must be equal, such as `model_id` or `data_id`; where run.json has none, as an older version
+            wrote it, the options as chosen tell.
         choices: The choices that change the result.
         defaults: What an older version meant that did not have a choice.
         key: Where run.json has the choices.
     """
 
     command: str
-    facts: Mapping[str, str]
+    facts: Mapping[str, str | None]
     choices: Mapping[str, Any]
     defaults: Mapping[str, Any]
     key: str
@@ -66,7 +67,8 @@ class Identity:
             )
         assumed = as_json(dict(self.defaults))
         now = assumed | as_json({**self.facts, **self.choices})
-        before = assumed | as_json({name: record.get(name) for name in self.facts}) | (record.get(self.key) or {})
+        known = {**(record.get("chosen") or {}), **record}
+        before = assumed | as_json({name: known.get(name) for name in self.facts}) | (record.get(self.key) or {})
         changed = [_describe_change(name, before.get(name), now[name]) for name in now if before.get(name) != now[name]]
         if changed:
             raise UsageError(
@@ -74,7 +76,7 @@ class Identity:
             )
 
 
-def identify(command: str, options: Any, *, key: str, **facts: str) -> Identity:
+def identify(command: str, options: Any, *, key: str, **facts: str | None) -> Identity:
     """The identity of a run with these options."""
     choices, defaults = changed_result(options), default_choices(type(options))
     return Identity(command=command, facts=facts, choices=choices, defaults=defaults, key=key)

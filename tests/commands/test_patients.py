@@ -237,7 +237,6 @@ def test_a_scan_pattern_that_cannot_work_is_refused(monkeypatch, capsys, tmp_pat
         assert said in error
 
 
-@pytest.mark.xfail(strict=True, reason="another pattern on the same folder mixes two kinds of patients in one table")
 @pytest.mark.parametrize(
     ("other", "said"),
     [
@@ -252,7 +251,6 @@ def test_another_pattern_is_another_run(tmp_path, bundle, no_folder, other, said
             raysegment.infer(raysegment.InferOptions(**given, temp_dir=no_folder, **choices))
 
 
-@pytest.mark.xfail(strict=True, reason="another pattern on a folder of version 0.1.0 goes through")
 def test_a_folder_of_version_0_1_0_tells_its_pattern_by_what_was_chosen(tmp_path, bundle, no_folder):
     given = {"model": str(bundle), "source": str(write_flat(tmp_path / "archive")), "out": str(tmp_path / "out")}
     first = {"patient_pattern": r"images/(p\d+)"}

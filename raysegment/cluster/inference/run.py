@@ -90,7 +90,14 @@ def _run_in_folder(
     options: InferOptions, bundle: Bundle, manifest: pa.Table, command: str, started: float
 ) -> InferResult:
     place = Place(options.out)
-    identity = identify(command, options, key="result_options", model_id=bundle.model_id)
+    identity = identify(
+        command,
+        options,
+        key="result_options",
+        model_id=bundle.model_id,
+        scan_pattern=options.scan_pattern,
+        patient_pattern=options.patient_pattern,
+    )
     if not identity.open(place).get("status"):
         check_unrecorded(place, identity)
     place.make_folder()
