@@ -105,7 +105,7 @@ class TrainOptions(Preprocessing, CommandOptions):
         0.9, "share of patients to train on, where no other split is given", affects_result=True, minimum=0, maximum=1
     )
     val_fraction: float = choice(0.05, "share of patients to validate on", affects_result=True, minimum=0, maximum=1)
-    scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP, affects_result=True)
+    scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP, affects_result=True, added="0.2.0")
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP, affects_result=True)
     label: str = choice("lesion", "name of the segmented region", affects_result=True)
     network: Network = choice("unet", "network", affects_result=True)

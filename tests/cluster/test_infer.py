@@ -151,6 +151,7 @@ def test_evaluate_summarises_the_scans_of_a_split(tmp_path, tiny_bundle, phantom
             out=str(tmp_path / "out"),
             split="val",
             split_file=str(split_file),
+            allow_training_patients=True,
         )
     )
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
