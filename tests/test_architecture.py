@@ -9,6 +9,7 @@ import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
+import grimp
 import jsonschema
 import pytest
 import yaml
@@ -49,6 +50,17 @@ PUBLIC = [
 def test_rooms_import_only_what_lies_below_them(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     assert lint_imports(no_cache=True) == EXIT_STATUS_SUCCESS
+
+
+def test_each_module_is_named_in_a_test_or_reached_through_one_that_is():
+    graph = grimp.build_graph("raysegment")
+    text = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py"))
+    imported = re.findall(r"from (raysegment[\w.]*) import ([\w, ]+)", text)
+    names = {f"{package}.{name.strip()}" for package, listed in imported for name in listed.split(",")}
+    named = {module for module in graph.modules if module in names or re.search(rf"\b{re.escape(module)}\b", text)}
+    reached = named.union(*(graph.find_upstream_modules(module) for module in named))
+    packages = {".".join(path.parent.relative_to(ROOT).parts) for path in MODULES if path.name == "__init__.py"}
+    assert graph.modules - reached - packages - {"raysegment.__main__"} == set()
 
 
 def test_one_module_uses_what_ray_does_not_promise_to_keep():
