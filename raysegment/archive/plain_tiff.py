@@ -1,15 +1,17 @@
-"""The structure of TIFF files: their pages, and a quick way to decode the plain ones.
+"""The pages of TIFF files, and a quick way to decode the plain ones.
 
 TIFF 6.0 (Adobe, 1992) and BigTIFF. `tifffile` reads every kind; most slice files are of one plain kind (one page of
 strips, 8 or 16 bit), which is decoded here in less time with the same result.
+
+Nobody vouches for what the tags say, so walking the pages is bounded: in their number, in tags, in values of a tag.
 """
 
 from __future__ import annotations
 
 import math
-import re
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -24,30 +26,65 @@ Tags = dict[int, tuple[int, ...]]
 Buffer = bytes | bytearray | memoryview
 
 MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-MAX_PAGES = 1_000_000
-WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION = 256, 257, 258, 259, 262, 270
+MAX_PAGES = 20_000
+MAX_TAGS = 4096
+"""Tags of a page; more are taken for damage, as `tifffile` does."""
+
+MAX_DIGITS = 18
+MAX_SHAPE_BYTES = 200
+MAX_DESCRIPTIONS = 2
+"""`tifffile` writes its own description behind that of the user."""
+
+SUBFILE, WIDTH, LENGTH, BITS, COMPRESSION, PHOTOMETRIC, DESCRIPTION = 254, 256, 257, 258, 259, 262, 270
 STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 277, 278, 279, 284
 PREDICTOR, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT = 317, 324, 325, 339
 
-_STRUCT_OF_TYPE = {1: "B", 2: "B", 3: "H", 4: "I", 6: "b", 7: "B", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
-_SIZE_OF_TYPE = {5: 8, 10: 8, 11: 4, 12: 8} | {code: struct.calcsize(kind) for code, kind in _STRUCT_OF_TYPE.items()}
+_STRUCT_OF_TYPE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_TEXT_TYPES = (1, 2, 6, 7)
 _LAYOUT_TAGS = {254, 256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 339}
 _HARMLESS_TAGS = {270, 271, 272, 274, 280, 281, 282, 283, 296, 305, 306, 315, 338}
 _META_DESCRIPTIONS = (b"ImageJ=", b"<?xml", b"<OME", b"{", b"shape=", b"SCANIMAGE", b"Aperio")
-_SHAPE_DESCRIPTION = re.compile(rb'\{"shape": \[([0-9, ]+)\]\}\0*')
-_DESCRIPTION_BYTES = 64
 WHITE_IS_ZERO = 0
 """The photometric interpretation of pages whose smallest value is the brightest."""
 
 
 @dataclass(frozen=True)
+class Selection:
+    """What to read of each page.
+
+    Attributes:
+        tags: Tags whose values are wanted.
+        max_values: Tags and their values in the whole file; a file with more is refused.
+        first_tags: Tags that are wanted of the first page only.
+        description_bytes: How much of the first page's descriptions.
+    """
+
+    tags: frozenset[int]
+    first_tags: frozenset[int]
+    max_values: int
+    description_bytes: int
+
+
+TO_DECODE = Selection(frozenset(_LAYOUT_TAGS | {TILE_OFFSETS, TILE_BYTES}), frozenset(), 2**23, 64)
+
+
+@dataclass(frozen=True)
 class Page:
-    """One page: values of its tags by tag number, and where the next page begins (0: nowhere)."""
+    """One page.
+
+    Attributes:
+        tags: Values by tag number; none where a tag was not wanted, or its type is wrong.
+        order: `<` or `>`, the order of bytes.
+        next_offset: Where the next page begins; 0 is nowhere.
+        is_big: Whether the file is a BigTIFF.
+        descriptions: Those of the first page, cut; none on others.
+    """
 
     tags: Tags
     order: str
     next_offset: int
     is_big: bool
+    descriptions: tuple[bytes, ...] = ()
 
     def first(self, tag: int, default: int) -> int:
         return (self.tags.get(tag) or (default,))[0]
@@ -69,28 +106,16 @@ class PlainLayout:
     byte_counts: tuple[int, ...]
 
 
-def read_pages(stream: BinaryIO, name: str, limit: int = MAX_PAGES) -> list[Page]:
-    """The pages of a TIFF file in order, at most `limit`.
+def read_pages(stream: BinaryIO, name: str, selection: Selection = TO_DECODE) -> list[Page]:
+    """The pages of a TIFF file in order.
 
     Raises:
         UnknownFormatError: The file does not begin as a TIFF does.
-        TruncatedFileError: A page's tags lie beyond the end of the file.
-        UnreadableFileError: The pages form a loop.
+        TruncatedFileError: There is no page, or a page lies beyond the end of the file.
+        UnreadableFileError: The pages form a loop, or are too many to be those of a scan.
     """
-    head = stream.read(16)
-    if head[:4] not in MAGICS:
-        raise UnknownFormatError(f"{show_name(name)}: the first bytes are not those of a TIFF file.")
-    order, is_big = "<" if head[:2] == b"II" else ">", b"+" in head[:4]
     try:
-        (offset,) = struct.unpack_from(order + ("Q" if is_big else "I"), head, 8 if is_big else 4)
-        pages: list[Page] = []
-        seen: set[int] = set()
-        while offset and len(pages) < limit:
-            if offset in seen:
-                raise UnreadableFileError(f"{show_name(name)}: the TIFF's pages form a loop.")
-            seen.add(offset)
-            pages.append(_read_page(stream, offset, order, is_big))
-            offset = pages[-1].next_offset
+        pages = list(_walk(_Reader(stream, name, selection)))
     except struct.error:
         raise TruncatedFileError(f"{show_name(name)} ends before its TIFF tags do.") from None
     if not pages:
@@ -118,6 +143,8 @@ def plain_layout(page: Page) -> PlainLayout | None:
     tags = page.tags
     if page.is_big or page.next_offset or tags.keys() - _LAYOUT_TAGS - _HARMLESS_TAGS:
         return None
+    if not all(tags[code] for code in tags.keys() & _LAYOUT_TAGS):
+        return None
     bits, formats = set(tags.get(BITS) or (1,)), set(tags.get(SAMPLE_FORMAT) or (1,))
     rows, columns, channels = page.first(LENGTH, 0), page.first(WIDTH, 0), page.first(SAMPLES, 1)
     kind = {(8, 1): "u1", (16, 1): "u2", (16, 2): "i2", (32, 3): "f4"}.get((min(bits), min(formats)))
@@ -129,12 +156,12 @@ def plain_layout(page: Page) -> PlainLayout | None:
         and (predictor == 1 or (predictor == 2 and kind != "f4"))
         and (channels == 1 or page.first(PLANAR, 1) == 1)
         and page.first(PHOTOMETRIC, 1) in ((0, 1, 2) if channels == 1 else (1, 2))
-        and page.first(254, 0) == 0
-        and _is_one_image(bytes(tags.get(DESCRIPTION, ())), rows * columns * channels)
+        and page.first(SUBFILE, 0) == 0
+        and all(_is_one_image(text, rows * columns * channels) for text in page.descriptions)
     )
     rows_per_strip = min(page.first(ROWS_PER_STRIP, rows), rows)
     offsets, counts = tags.get(STRIP_OFFSETS, ()), tags.get(STRIP_BYTES, ())
-    if not plain or min(rows, columns, channels, rows_per_strip) < 1 or 0 in offsets or 0 in counts:
+    if not plain or min(rows, columns, channels, rows_per_strip, *offsets, *counts) < 1:
         return None
     if len(offsets) != len(counts) or len(offsets) != -(-rows // rows_per_strip):
         return None
@@ -192,46 +219,110 @@ _DECODERS: dict[int, Callable[..., Buffer]] = {
 }
 
 
+def shape_in(description: bytes) -> tuple[int, ...]:
+    """The shape that a description of `tifffile` begins with; empty where it has none."""
+    for start, end in ((b'{"shape": [', b"]"), (b"shape=(", b")")):
+        if description.startswith(start):
+            parts = description[len(start) : len(start) + MAX_SHAPE_BYTES].partition(end)[0].split(b",")
+            return tuple(int(part) for part in parts) if all(map(_is_number, parts)) else ()
+    return ()
+
+
+def _is_number(text: bytes) -> bool:
+    return len(text) <= MAX_DIGITS and text.strip(b" ").isdigit()
+
+
 def _is_one_image(description: bytes, size: int) -> bool:
     """Whether a description does not say that the page stands for a stack, as those of ImageJ, OME and tifffile may."""
-    shape = _SHAPE_DESCRIPTION.fullmatch(description)
-    if shape:
-        return math.prod(int(part) for part in shape[1].split(b",")) == size
+    shape = shape_in(description)
+    if shape and description.partition(b"]")[2].rstrip(b"\0") == b"}":
+        return math.prod(shape) == size
     return not description.lstrip().startswith(_META_DESCRIPTIONS)
 
 
-def _read_page(stream: BinaryIO, offset: int, order: str, is_big: bool) -> Page:
-    count_kind, entry_size, link_kind = ("Q", 20, "Q") if is_big else ("H", 12, "I")
-    stream.seek(offset)
-    (num_tags,) = struct.unpack(order + count_kind, stream.read(struct.calcsize(order + count_kind)))
-    if num_tags > 65535:
-        raise struct.error
-    link_size = struct.calcsize(order + link_kind)
-    block = stream.read(num_tags * entry_size + link_size)
-    (next_offset,) = struct.unpack_from(order + link_kind, block, num_tags * entry_size)
+class _Reader:
+    """A TIFF's bytes, the order of its bytes, and how much of its tags is wanted."""
+
+    def __init__(self, stream: BinaryIO, name: str, selection: Selection) -> None:
+        self.stream, self.name, self.selection = stream, name, selection
+        self.num_pages = self.num_values = 0
+        self.num_bytes = stream.seek(0, os.SEEK_END)
+        head = self.read(0, 16)
+        if head[:4] not in MAGICS:
+            raise UnknownFormatError(f"{show_name(name)}: the first bytes are not those of a TIFF file.")
+        self.order, self.is_big = "<" if head[:2] == b"II" else ">", b"+" in head[:4]
+        self.count, self.link = (struct.Struct(self.order + kind) for kind in ("QQ" if self.is_big else "HI"))
+        self.entry = struct.Struct(self.order + ("HHQ8s" if self.is_big else "HHI4s"))
+        (self.first_offset,) = self.link.unpack_from(head, 8 if self.is_big else 4)
+
+    def count_values(self, count: int) -> None:
+        """Keep the sum of tags and values within what is wanted."""
+        self.num_values += count
+        if self.num_values > self.selection.max_values:
+            raise UnreadableFileError(f"{show_name(self.name)}: the TIFF has too many tags for a scan.")
+
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        """Bytes at a place; fewer where the file ends, none where the place lies beyond."""
+        if offset >= self.num_bytes:
+            return b""
+        self.stream.seek(offset)
+        return self.stream.read(num_bytes)
+
+    def read_values(self, kind: int, count: int, inline: bytes) -> tuple[int, ...]:
+        """A tag's whole numbers; none where it holds something else."""
+        letter = _STRUCT_OF_TYPE.get(kind)
+        if letter is None or not count:
+            return ()
+        self.count_values(count)
+        values = struct.Struct(f"{self.order}{count}{letter}")
+        return values.unpack_from(self._value_bytes(values.size, inline))
+
+    def read_text(self, kind: int, count: int, inline: bytes) -> bytes:
+        """As much of a description as is wanted."""
+        size = min(count, self.selection.description_bytes)
+        return self._value_bytes(count, inline, size)[:size] if kind in _TEXT_TYPES else b""
+
+    def _value_bytes(self, num_bytes: int, inline: bytes, wanted: int | None = None) -> bytes:
+        if num_bytes <= len(inline):
+            return inline
+        (offset,) = self.link.unpack(inline)
+        return self.read(offset, num_bytes if wanted is None else wanted)
+
+
+def _walk(reader: _Reader) -> Iterator[Page]:
+    """Page by page, within the bounds.
+
+    Raises:
+        struct.error: The file ends within a page.
+    """
+    offset, seen = reader.first_offset, set()
+    while offset:
+        if offset in seen:
+            raise UnreadableFileError(f"{show_name(reader.name)}: the TIFF's pages form a loop.")
+        seen.add(offset)
+        page = _read_page(reader, offset)
+        yield page
+        offset = page.next_offset
+
+
+def _read_page(reader: _Reader, offset: int) -> Page:
+    (num_tags,) = reader.count.unpack_from(reader.read(offset, reader.count.size))
+    reader.num_pages += 1
+    reader.count_values(num_tags)
+    if num_tags > MAX_TAGS or reader.num_pages > MAX_PAGES:
+        shown = f"page {reader.num_pages} with {num_tags} tags"
+        raise UnreadableFileError(
+            f"{show_name(reader.name)}: the TIFF has a {shown}; at most {MAX_PAGES} pages of {MAX_TAGS} tags are read."
+        )
+    size = num_tags * reader.entry.size
+    block = reader.read(offset + reader.count.size, size + reader.link.size)
+    (next_offset,) = reader.link.unpack_from(block, size)
     tags: Tags = {}
-    for index in range(num_tags):
-        code, values = _read_tag(stream, block, index * entry_size, order, is_big)
-        tags[code] = values
-    return Page(tags, order, next_offset, is_big)
-
-
-def _read_tag(stream: BinaryIO, block: bytes, position: int, order: str, is_big: bool) -> tuple[int, tuple[int, ...]]:
-    code, kind, count = struct.unpack_from(order + ("HHQ" if is_big else "HHI"), block, position)
-    inline_at, inline_size = (position + 12, 8) if is_big else (position + 8, 4)
-    letter = _STRUCT_OF_TYPE.get(kind)
-    needed = code in _LAYOUT_TAGS or code in (DESCRIPTION, TILE_OFFSETS, TILE_BYTES)
-    if letter is None or not needed:
-        return code, ()
-    if code == DESCRIPTION:
-        count = min(count, _DESCRIPTION_BYTES)
-    size = count * _SIZE_OF_TYPE[kind]
-    if size <= inline_size:
-        raw = block[inline_at : inline_at + inline_size]
-    else:
-        (where,) = struct.unpack_from(order + ("Q" if is_big else "I"), block, inline_at)
-        back = stream.tell()
-        stream.seek(where)
-        raw = stream.read(size)
-        stream.seek(back)
-    return code, struct.unpack_from(f"{order}{count}{letter}", raw)
+    descriptions: list[bytes] = []
+    wanted = reader.selection.tags | reader.selection.first_tags if reader.num_pages == 1 else reader.selection.tags
+    for code, kind, count, inline in reader.entry.iter_unpack(block[:size]):
+        if code == DESCRIPTION and reader.num_pages == 1 and len(descriptions) < MAX_DESCRIPTIONS:
+            descriptions.append(reader.read_text(kind, count, inline))
+        if code not in tags:
+            tags[code] = reader.read_values(kind, count, inline) if code in wanted else ()
+    return Page(tags, reader.order, next_offset, reader.is_big, tuple(descriptions))

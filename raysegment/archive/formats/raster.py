@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+from dataclasses import replace
 from typing import BinaryIO
 
 import imagecodecs
@@ -18,6 +20,7 @@ from raysegment.scan import Scan
 EXTENSIONS = (".png", ".jpg", ".jpeg")
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8\xff"
+MAX_JPEG_MARKERS = 50_000
 
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 _JPEG_FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -38,7 +41,7 @@ def read_header(stream: BinaryIO, name: str) -> Header:
     head = stream.read(len(PNG_MAGIC))
     try:
         if head == PNG_MAGIC:
-            return _png_header(stream)
+            return _png_header(stream, name)
         if head.startswith(JPEG_MAGIC):
             stream.seek(2)
             return _jpeg_header(stream, name)
@@ -61,7 +64,9 @@ def read_slices(data: bytes, name: str) -> Scan:
         if data.startswith(PNG_MAGIC):
             _check_png_complete(data, name)
             # Of a file with a transparent colour (tRNS) the decoder makes one channel more than it declares.
-            pixels = _with_channels(imagecodecs.png_decode(data))[..., : _png_header(io.BytesIO(data[8:])).channels]
+            pixels = _with_channels(imagecodecs.png_decode(data))[
+                ..., : _png_header(io.BytesIO(data[8:]), name).channels
+            ]
         elif data.startswith(JPEG_MAGIC):
             _check_jpeg_complete(data, name)
             pixels = _with_channels(imagecodecs.jpeg8_decode(data))
@@ -79,25 +84,36 @@ def _with_channels(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def _png_header(stream: BinaryIO) -> Header:
-    columns, rows, bits, colour = struct.unpack_from(">IIBB", stream.read(25), 8)
-    return Header(1, rows, columns, _PNG_CHANNELS.get(colour, 1), np.dtype(np.uint16 if bits == 16 else np.uint8))
+def _png_header(stream: BinaryIO, name: str) -> Header:
+    kind, columns, rows, bits, colour = struct.unpack_from(">4sIIBB", stream.read(25), 4)
+    if kind != b"IHDR" or colour not in _PNG_CHANNELS or bits not in (1, 2, 4, 8, 16):
+        raise UnreadableFileError(f"{show_name(name)}: broken PNG header.")
+    return _declared(rows, columns, _PNG_CHANNELS[colour], np.dtype(np.uint16 if bits == 16 else np.uint8), name)
 
 
 def _jpeg_header(stream: BinaryIO, name: str) -> Header:
-    while True:
+    for _ in range(MAX_JPEG_MARKERS):
         marker = stream.read(2)
-        while marker[1] == 0xFF:
-            marker = marker[1:] + stream.read(1)
         if marker[0] != 0xFF:
             raise UnreadableFileError(f"{show_name(name)}: broken JPEG markers.")
+        if marker[1] == 0xFF:
+            stream.seek(-1, os.SEEK_CUR)
+            continue
         if marker[1] in _JPEG_BARE:
             continue
         (length,) = struct.unpack(">H", stream.read(2))
         if marker[1] in _JPEG_FRAMES:
-            _, rows, columns, channels = struct.unpack(">BHHB", stream.read(6))
-            return Header(1, rows, columns, channels, np.dtype(np.uint8), is_lossy=True)
-        stream.seek(max(length - 2, 0), 1)
+            bits, rows, columns, channels = struct.unpack(">BHHB", stream.read(6))
+            dtype = np.dtype(np.uint8 if bits <= 8 else np.uint16)
+            return replace(_declared(rows, columns, channels, dtype, name), is_lossy=True)
+        stream.seek(max(length - 2, 0), os.SEEK_CUR)
+    raise UnreadableFileError(f"{show_name(name)}: no size among the first {MAX_JPEG_MARKERS} JPEG markers.")
+
+
+def _declared(rows: int, columns: int, channels: int, dtype: np.dtype[np.generic], name: str) -> Header:
+    if min(rows, columns, channels) < 1:
+        raise UnreadableFileError(f"{show_name(name)} declares {rows} x {columns} pixels of {channels} channels.")
+    return Header(1, rows, columns, channels, dtype)
 
 
 def _check_png_complete(data: bytes, name: str) -> None:

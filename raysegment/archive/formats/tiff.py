@@ -19,6 +19,7 @@ import tifffile
 from raysegment.archive import plain_tiff
 from raysegment.archive.formats import Header
 from raysegment.archive.names import show_name
+from raysegment.archive.tiff_header import PALETTE, REDUCED_IMAGE, colours_of, read_declared
 from raysegment.errors import (
     ScanError,
     SliceMismatchError,
@@ -28,10 +29,6 @@ from raysegment.errors import (
 from raysegment.scan import Pixels, Scan
 
 EXTENSIONS = (".tif", ".tiff")
-REDUCED_IMAGE = 1
-PALETTE = 3
-LOSSY_COMPRESSIONS = frozenset((6, 7, 33007, 34892))
-"""The kinds of JPEG."""
 ALPHA_SAMPLES = (1, 2)
 TIFFFILE = "tifffile.py"
 """What tifffile calls itself in the files that it writes."""
@@ -50,18 +47,7 @@ def read_header(stream: BinaryIO, name: str) -> Header:
     Raises:
         ScanError: No TIFF, truncated, or of a kind that is no scan.
     """
-    page = plain_tiff.read_pages(stream, name, limit=1)[0]
-    layout = plain_tiff.plain_layout(page)
-    if layout is not None:
-        return Header(1, layout.rows, layout.columns, layout.channels, layout.dtype.newbyteorder("="))
-    stream.seek(0)
-    try:
-        with tifffile.TiffFile(stream) as tiff:
-            return _header_of(_single_series(tiff, name), name)
-    except ScanError:
-        raise
-    except Exception as error:
-        raise _unreadable(error, name) from error
+    return read_declared(stream, name)
 
 
 def read_slices(data: bytes, name: str) -> Scan:
@@ -82,7 +68,7 @@ def read_slices(data: bytes, name: str) -> Scan:
             return Scan(pixels[None])
         with tifffile.TiffFile(io.BytesIO(data)) as tiff:
             series = _single_series(tiff, name)
-            _header_of(series, name)
+            _check_kind(series, name)
             _check_series_complete(series, len(data), name)
             pixels = _arrange(_turn_white(series.asarray(maxworkers=1), series), series.axes, name)
             colours = _find_palette(series, name)
@@ -111,10 +97,8 @@ def _is_reduced(series: tifffile.TiffPageSeries) -> bool:
     return bool(series.keyframe.subfiletype & REDUCED_IMAGE)
 
 
-def _header_of(series: tifffile.TiffPageSeries, name: str) -> Header:
-    sizes = dict.fromkeys("zyxc", 1)
-    for axis, size in zip(series.axes, series.shape, strict=True):
-        sizes[_role(axis)] *= size
+def _check_kind(series: tifffile.TiffPageSeries, name: str) -> None:
+    """Refuse what is no image, no single volume, or of no numbers."""
     if "Y" not in series.axes or "X" not in series.axes or not series.size:
         raise UnreadableFileError(f"{show_name(name)}: the TIFF holds no image with rows and columns.")
     if {"T", "Z"} <= {axis for axis, size in zip(series.axes, series.shape, strict=True) if size > 1}:
@@ -122,23 +106,10 @@ def _header_of(series: tifffile.TiffPageSeries, name: str) -> Header:
     dtype = np.dtype(series.dtype)
     if dtype.kind not in "buif":
         raise UnreadableFileError(f"{show_name(name)} holds {dtype} values; expected whole or floating-point numbers.")
-    dtype = np.dtype(np.uint8) if dtype.kind == "b" else dtype.newbyteorder("=")
-    colours = _find_palette(series, name)
-    if colours is not None:
-        if sizes["c"] != 1:
-            raise UnreadableFileError(
-                f"{show_name(name)} has a palette and {sizes['c']} channels; expected one channel."
-            )
-        sizes["c"], dtype = colours.shape[1], colours.dtype
-    is_lossy = int(series.keyframe.compression) in LOSSY_COMPRESSIONS
-    return Header(sizes["z"], sizes["y"], sizes["x"], sizes["c"], dtype, is_lossy=is_lossy)
 
 
 def _find_palette(series: tifffile.TiffPageSeries, name: str) -> npt.NDArray[np.uint8] | None:
-    """The colours that a series' values stand for, (values, 3) or (values, 1) where all are grey; None without any.
-
-    Some writers give 8 bits in the palette's 16.
-    """
+    """The colours that a series' values stand for; None without any."""
     if series.keyframe.photometric != PALETTE:
         return None
     stored = series.keyframe.colormap
@@ -146,8 +117,7 @@ def _find_palette(series: tifffile.TiffPageSeries, name: str) -> npt.NDArray[np.
         raise UnreadableFileError(
             f"{show_name(name)}: the TIFF's palette is missing or its values are no numbers of it."
         )
-    colours = np.ascontiguousarray((stored if stored.max() < 256 else stored >> 8).astype(np.uint8).T)
-    return colours[:, :1] if (colours == colours[:, :1]).all() else colours
+    return colours_of(stored)
 
 
 def _check_palettes(series: tifffile.TiffPageSeries, name: str) -> None:
