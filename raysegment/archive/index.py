@@ -25,6 +25,7 @@ from raysegment.errors import ScanError, UnknownFormatError, UsageError
 
 CONCURRENT_HEADERS = 16
 BUFFER_BYTES = 16 * 1024
+LARGEST_IN_COLUMN = 2**31 - 1
 OWN_PATIENTS = b"raysegment.own_patients"
 LONE_MASKS = b"raysegment.masks_without_image"
 
@@ -184,12 +185,18 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
     reader, header, cause = _read_header(source, good)
     if header is not None and header.slices > 1 and len(draft.files) > 1 and not draft.is_named:
         return [item for single in single_drafts(draft) for item in _examine(source, single)]
-    if header is not None and header.num_bytes * len(draft.files) > MAX_SCAN_BYTES:
+    if header is not None and not _is_believable(header, len(draft.files)):
         size_mb = header.num_bytes * len(draft.files) / 2**20
         cause = f"{show_name(good)} declares a scan of {size_mb:.0f} MB"
+        header = None
     if header is not None and header.slices > 1 and len(draft.files) > 1:
         cause = f"{show_name(good)} holds {header.slices} slices; a scan of several files has one in each"
     return [(draft, reader, header, problem or cause)]
+
+
+def _is_believable(header: Header, num_files: int) -> bool:
+    largest = max(header.rows, header.columns, header.channels)
+    return header.num_bytes * num_files <= MAX_SCAN_BYTES and largest <= LARGEST_IN_COLUMN
 
 
 def _file_problem(draft: Draft) -> str | None:
@@ -219,6 +226,8 @@ def _read_header(source: str, path: str) -> tuple[str, Header | None, str | None
         return reader, None, str(error).rstrip(".")
     except (OSError, pa.ArrowException) as error:
         return reader, None, f"{show_name(path)} cannot be read: {describe(error)}"
+    except Exception as error:
+        return reader, None, f"{show_name(path)}: the {reader} reader fails on its header ({type(error).__name__})"
 
 
 def _open(source: str, path: str) -> BinaryIO:

@@ -40,6 +40,7 @@ STRIP_OFFSETS, SAMPLES, ROWS_PER_STRIP, STRIP_BYTES, PLANAR = 273, 277, 278, 279
 PREDICTOR, TILE_OFFSETS, TILE_BYTES, SAMPLE_FORMAT = 317, 324, 325, 339
 
 _STRUCT_OF_TYPE = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
+_PLACES = {STRIP_OFFSETS, STRIP_BYTES, TILE_OFFSETS, TILE_BYTES}
 _TEXT_TYPES = (1, 2, 6, 7)
 _LAYOUT_TAGS = {254, 256, 257, 258, 259, 262, 273, 277, 278, 279, 284, 317, 339}
 _HARMLESS_TAGS = {270, 271, 272, 274, 280, 281, 282, 283, 296, 305, 306, 315, 338}
@@ -277,6 +278,16 @@ class _Reader:
         values = struct.Struct(f"{self.order}{count}{letter}")
         return values.unpack_from(self._value_bytes(values.size, inline))
 
+    def check_place(self, kind: int, count: int, inline: bytes) -> None:
+        """Refuse a tag whose values lie beyond the end of the file, without reading them.
+
+        Raises:
+            struct.error: They do.
+        """
+        size = count * struct.calcsize(_STRUCT_OF_TYPE.get(kind, "B"))
+        if size > len(inline) and self.link.unpack(inline)[0] + size > self.num_bytes:
+            raise struct.error("values beyond the end of the file")
+
     def read_text(self, kind: int, count: int, inline: bytes) -> bytes:
         """As much of a description as is wanted."""
         size = min(count, self.selection.description_bytes)
@@ -323,6 +334,8 @@ def _read_page(reader: _Reader, offset: int) -> Page:
     for code, kind, count, inline in reader.entry.iter_unpack(block[:size]):
         if code == DESCRIPTION and reader.num_pages == 1 and len(descriptions) < MAX_DESCRIPTIONS:
             descriptions.append(reader.read_text(kind, count, inline))
+        if code in _PLACES:
+            reader.check_place(kind, count, inline)
         if code not in tags:
             tags[code] = reader.read_values(kind, count, inline) if code in wanted else ()
     return Page(tags, reader.order, next_offset, reader.is_big, tuple(descriptions))
