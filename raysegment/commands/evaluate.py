@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.index import find_scans
@@ -60,9 +61,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     manifest = manifest.slice(0, options.limit) if options.limit else manifest
     inference = run_inference(options, bundle, manifest, command="evaluate", started=started)
     place = Place(options.out)
-    metrics = read_rows(place, "metrics")
     summary = summarise_metrics(
-        metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks())),
+        _read_metrics(place, manifest),
         scans_failed=inference.scans_failed,
         threshold=bundle.threshold if options.threshold is None else options.threshold,
         training_patients=sum(map(bundle.has_seen, set(manifest["patient_id"].to_pylist()))),
@@ -70,6 +70,14 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
     figures = draw_inference_figures(Path(options.out), manifest) if place.is_local else []
     return EvaluateResult(**vars(inference), summary=summary, figures=tuple(map(str, figures)))
+
+
+def _read_metrics(place: Place, manifest: pa.Table) -> pa.Table:
+    """The metrics of the manifest's scans, with the patient that `scans` has for each."""
+    metrics, scans = read_rows(place, "metrics"), read_rows(place, "scans", ["scan_id", "patient_id"])
+    metrics = metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks()))
+    position = pc.index_in(metrics["scan_id"], value_set=scans["scan_id"].combine_chunks())
+    return metrics.append_column("patient_id", pc.take(scans["patient_id"], position))
 
 
 def _find_run_manifest(model: str) -> str | None:

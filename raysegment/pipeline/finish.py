@@ -12,7 +12,7 @@ from raysegment.imaging.preprocess import normalize
 from raysegment.options import Postprocessing, Preprocessing, TrainOptions
 from raysegment.pipeline.learn import Progress, load_best
 from raysegment.pipeline.samples import KeptScan
-from raysegment.pipeline.score import THRESHOLDS, choose_threshold, score_thresholds
+from raysegment.pipeline.score import choose_threshold, score_thresholds
 from raysegment.pipeline.views.slices import view_slices
 from raysegment.scan import Labels
 
@@ -36,7 +36,7 @@ def write_bundle(
         facts: `num_channels` (of a scan), `training_patients`, `data`, `split`, `provenance`.
 
     Returns:
-        `threshold`, `val_dice` at it and `val_dice_at_half`.
+        `threshold`, `val_dice` and `val_precision` (over all voxels) at it, and `val_dice_at_half`.
     """
     from raysegment.model.bundle import BundleDescription, save_bundle
     from raysegment.model.engines.tensorflow import Predictor
@@ -51,13 +51,15 @@ def write_bundle(
         )
         for kept in validation
     )
-    dice = score_thresholds(validation, probabilities)
-    threshold, at_half = choose_threshold(dice), float(dice[list(THRESHOLDS).index(0.5)])
+    found = score_thresholds(validation, probabilities)
+    threshold = choose_threshold(found.dice)
+    val_dice, val_precision = found.at(threshold)
     best = progress.history[progress.best_epoch - 1]
     scores = {
         "threshold": threshold,
-        "val_dice": float(dice[list(THRESHOLDS).index(threshold)]),
-        "val_dice_at_half": at_half,
+        "val_dice": val_dice,
+        "val_dice_at_half": found.at(0.5)[0],
+        "val_precision": val_precision,
     }
     save_bundle(
         folder / "model",

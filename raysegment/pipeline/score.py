@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.imaging.geometry import restore_grid
-from raysegment.imaging.measure import dice_of, dice_of_masks, overlap_of
+from raysegment.imaging.measure import dice_of, overlap_of
 
 if TYPE_CHECKING:
     from raysegment.pipeline.samples import KeptScan
@@ -32,10 +33,11 @@ def summarise_metrics(
 ) -> dict[str, Any]:
     """The summary of an evaluation.
 
-    Means, medians and the interval are over scans; accuracy, precision, recall and f1 are pooled over all voxels.
+    Means and medians are over scans, the interval resamples patients; accuracy, precision, recall and f1 are pooled
+    over all voxels.
 
     Args:
-        metrics: Rows of the metrics table that have a reference.
+        metrics: Rows of the metrics table that have a reference, with the `patient_id` that `scans` has.
         scans_failed: Scans that are not among them because they failed.
         threshold: Probability from which a voxel belongs to the mask.
         training_patients: Patients among them that the model was trained on.
@@ -52,9 +54,10 @@ def summarise_metrics(
     return {
         "scans": metrics.num_rows,
         "scans_failed": scans_failed,
+        "patients": pc.count_distinct(metrics["patient_id"]).as_py(),
         "dice_mean": mean_of(columns["dice"]),
         "dice_median": _median(columns["dice"]),
-        "dice_ci95": list(bootstrap_interval(columns["dice"])),
+        "dice_ci95": list(bootstrap_interval(columns["dice"], metrics["patient_id"].to_pylist())),
         "iou_mean": mean_of(columns["iou"]),
         "iou_median": _median(columns["iou"]),
         "lesion_slice_dice_mean": _ratio(_numbers(metrics, "lesion_slice_dice_sum").sum(), lesion_slices),
@@ -80,21 +83,31 @@ def describe_empty(metrics: pa.Table) -> str:
     )
 
 
-def bootstrap_interval(values: npt.NDArray[np.float64], *, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of the mean over scans, NaN left out; NaN where there is no scan.
+def bootstrap_interval(
+    values: npt.NDArray[np.float64], patients: Sequence[str], *, seed: int = 0
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of the mean over scans; NaN where there is no scan.
 
-    After Efron (1979), doi:10.1214/aos/1176344552.
+    Patients are drawn, each with all of its scans, because scans of one patient are alike: Efron (1979),
+    doi:10.1214/aos/1176344552, and for clusters Field and Welsh (2007), J. R. Statist. Soc. B 69, 369.
+
+    Args:
+        values: One of each scan; NaN is left out.
+        patients: The patient of each scan.
+        seed: Of the drawing.
     """
-    values = values[~np.isnan(values)]
-    if not len(values):
+    known = ~np.isnan(values)
+    if not known.any():
         return float("nan"), float("nan")
+    _, patient = np.unique(np.asarray(patients)[known], return_inverse=True)
+    sums, counts = np.bincount(patient, values[known]), np.bincount(patient)
     random = np.random.default_rng(seed)
-    resamples = RESAMPLES if len(values) <= RESAMPLES else RESAMPLES // 10
-    rows = max(1, DRAWS_AT_ONCE // len(values))
-    means = [
-        values[random.integers(0, len(values), (min(rows, resamples - start), len(values)))].mean(axis=1)
-        for start in range(0, resamples, rows)
-    ]
+    resamples = RESAMPLES if len(sums) <= RESAMPLES else RESAMPLES // 10
+    rows = max(1, DRAWS_AT_ONCE // len(sums))
+    means = []
+    for start in range(0, resamples, rows):
+        drawn = random.integers(0, len(sums), (min(rows, resamples - start), len(sums)))
+        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
     low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
     return float(low), float(high)
 
@@ -109,24 +122,45 @@ def summarise_scores(scores: npt.NDArray[np.float64]) -> dict[str, float]:
     }
 
 
+@dataclass(frozen=True, eq=False)
+class ThresholdScores:
+    """What masks at each of `THRESHOLDS` are worth on the validation scans.
+
+    Attributes:
+        dice: Mean per-scan Dice by evaluation's rule: a scan whose reference and mask are both empty is left out, one
+            where only one of them is empty counts as 0. NaN where no scan is left.
+        precision: Share of the masks' voxels that lie in the references, over all scans; NaN where all masks are empty.
+    """
+
+    dice: npt.NDArray[np.float64]
+    precision: npt.NDArray[np.float64]
+
+    def at(self, threshold: float) -> tuple[float, float]:
+        """Dice and precision at one of the thresholds."""
+        index = int(np.argmin(np.abs(THRESHOLDS - threshold)))
+        return float(self.dice[index]), float(self.precision[index])
+
+
 def score_thresholds(
     validation: Sequence[KeptScan], probabilities: Iterable[npt.NDArray[np.float32]]
-) -> npt.NDArray[np.float64]:
-    """Mean per-scan Dice at each of `THRESHOLDS`, scans with empty reference left out; NaN if none is left.
+) -> ThresholdScores:
+    """Compare each scan's mask with its reference at each of `THRESHOLDS`.
 
     Args:
         validation: Scans with their references on their own grids.
         probabilities: Of each scan, on the network's grid.
     """
-    rows = []
-    for kept, probability in zip(validation, probabilities, strict=True):
+    counts = np.zeros((len(validation), len(THRESHOLDS), 3), np.int64)
+    for row, kept, probability in zip(counts, validation, probabilities, strict=True):
         reference = kept.grid_reference if kept.grid_reference is not None else kept.reference != 0
-        if not reference.any():
-            continue
         restored = restore_grid(probability, kept.geometry)
-        masks = (restored >= np.float32(threshold) for threshold in THRESHOLDS)
-        rows.append([dice_of_masks(mask, reference) for mask in masks])
-    return np.mean(rows, axis=0) if rows else np.full(len(THRESHOLDS), np.nan)
+        for cell, threshold in zip(row, THRESHOLDS, strict=True):
+            mask = restored >= np.float32(threshold)
+            cell[:] = np.count_nonzero(mask & reference), np.count_nonzero(mask), np.count_nonzero(reference)
+    dice = dice_of(*np.moveaxis(counts, -1, 0))
+    found, masked, _ = counts.sum(axis=0).T
+    precision = np.divide(found, masked, out=np.full(len(THRESHOLDS), np.nan), where=masked > 0)
+    return ThresholdScores(np.array([mean_of(column) for column in dice.T]), precision)
 
 
 def choose_threshold(dice: npt.NDArray[np.float64]) -> float:

@@ -82,7 +82,8 @@ def describe_summary(summary: Mapping[str, Any], out: str) -> list[str]:
     return [
         *warning,
         f"Dice per scan: mean {_show(summary['dice_mean'])} (95 % interval {_show(low)} to {_show(high)}), median "
-        f"{_show(summary['dice_median'])}, at threshold {summary['threshold']:.2f}; {summary['scans']} scans",
+        f"{_show(summary['dice_median'])}, at threshold {summary['threshold']:.2f}; {summary['scans']} scans of "
+        f"{summary['patients']} patients, whom the interval resamples",
         f"IoU mean {_show(summary['iou_mean'])}, lesion-slice Dice {_show(summary['lesion_slice_dice_mean'])}; "
         f"over all voxels precision {_show(summary['precision'])}, recall {_show(summary['recall'])}",
         f"summary in {out}/summary.json, each scan in {out}/metrics",

@@ -62,10 +62,6 @@ def validated(trained: Path, flat: Path) -> tuple[Path, dict[str, object]]:
     return out, json.loads((out / "summary.json").read_text())
 
 
-NO_PATTERN = pytest.mark.xfail(strict=True, reason="there is no --scan-pattern", raises=TypeError)
-
-
-@NO_PATTERN
 def test_training_and_evaluation_give_one_dice_where_half_of_the_scans_have_no_lesion(trained, validated):
     scores = json.loads((trained / "run.json").read_text())["scores"]
     _, summary = validated
@@ -74,7 +70,6 @@ def test_training_and_evaluation_give_one_dice_where_half_of_the_scans_have_no_l
     assert summary["precision"] == pytest.approx(scores["val_precision"], abs=1e-3)
 
 
-@NO_PATTERN
 def test_the_interval_resamples_patients(validated):
     from scipy.stats import bootstrap
 
@@ -95,7 +90,6 @@ def test_the_interval_resamples_patients(validated):
     assert summary["dice_ci95"] == pytest.approx([expected.low, expected.high], abs=0.01)
 
 
-@NO_PATTERN
 def test_the_log_warns_of_few_validation_patients_and_of_a_dice_near_0(trained):
     log = (trained / "log.txt").read_text()
     assert "warning: only 4 patients to validate on" in log

@@ -1,9 +1,12 @@
-"""What `train` refuses before Ray starts."""
+"""What `train` refuses before Ray starts, and what it warns of."""
+
+import math
 
 import pyarrow as pa
 import pytest
 
 from raysegment.cluster.session import ray_session
+from raysegment.cluster.training.run import warn_of_low_dice
 from raysegment.commands.demo import demo
 from raysegment.commands.train import check_precision
 from raysegment.errors import RunError, UsageError
@@ -55,3 +58,10 @@ def test_a_resumed_run_stops_where_a_scan_can_no_longer_be_read() -> None:
     check_same_scans({})
     with pytest.raises(RunError, match=r"1 scans .* first 'a': AccessError: permission denied"):
         check_same_scans({"a": ("AccessError", "permission denied.")})
+
+
+def test_a_validation_dice_near_0_is_warned_of() -> None:
+    scores = {"val_precision": 0.0171, "threshold": 0.1}
+    assert warn_of_low_dice({**scores, "val_dice": 0.1}) == warn_of_low_dice({**scores, "val_dice": math.nan}) == []
+    (warning,) = warn_of_low_dice({**scores, "val_dice": 0.0249})
+    assert "near 0 (0.0249, precision 0.0171)" in warning

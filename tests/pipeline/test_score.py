@@ -5,14 +5,24 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
 from raysegment.archive.manifest import to_table
 from raysegment.archive.split import choose_scans
 from raysegment.errors import UsageError
 from raysegment.imaging.measure import measure_mask
-from raysegment.pipeline.score import bootstrap_interval, summarise_metrics
-from raysegment.scan import ScanEntry
+from raysegment.options import Preprocessing
+from raysegment.pipeline.samples import KeptScan, keep_scan
+from raysegment.pipeline.score import (
+    RESAMPLES,
+    bootstrap_interval,
+    choose_threshold,
+    score_thresholds,
+    summarise_metrics,
+)
+from raysegment.scan import Scan, ScanEntry
 from raysegment.store.schema import METRICS_SCHEMA
 
 
@@ -34,7 +44,8 @@ def table_of(masks: list[np.ndarray], references: list[np.ndarray]) -> pa.Table:
         | measure_mask(mask.astype(np.uint8), reference, mask.astype(np.float32), None)
         for index, (mask, reference) in enumerate(zip(masks, references, strict=True))
     ]
-    return pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
+    table = pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
+    return table.append_column("patient_id", table["scan_id"])
 
 
 def test_the_summary_agrees_with_scikit_learn():
@@ -80,7 +91,7 @@ def test_empty_masks_follow_the_policy_and_are_counted():
 
 
 def test_no_scans_give_no_numbers_rather_than_an_error():
-    summary = summarise_metrics(METRICS_SCHEMA.empty_table(), scans_failed=3, threshold=0.5, training_patients=0)
+    summary = summarise_metrics(table_of([], []), scans_failed=3, threshold=0.5, training_patients=0)
     assert math.isnan(summary["dice_mean"])
     assert summary["scans"] == 0
 
@@ -90,10 +101,72 @@ def test_the_interval_is_that_of_scipy():
 
     values = np.random.default_rng(1).beta(5, 2, 40)
     expected = bootstrap((values,), np.mean, method="percentile", rng=np.random.default_rng(2), n_resamples=20_000)
-    low, high = bootstrap_interval(np.append(values, np.nan))
+    names = [f"{number:02}" for number in range(41)]
+    low, high = bootstrap_interval(np.append(values, np.nan), names)
     assert low == pytest.approx(expected.confidence_interval.low, abs=0.003)
     assert high == pytest.approx(expected.confidence_interval.high, abs=0.003)
-    assert bootstrap_interval(values) == bootstrap_interval(values)
+    assert bootstrap_interval(values, names[:40]) == bootstrap_interval(values, names[:40])
+
+
+@settings(deadline=None, max_examples=30)
+@given(values=st.lists(st.floats(0, 1) | st.just(math.nan), min_size=1, max_size=60))
+def test_with_one_scan_a_patient_the_interval_resamples_scans(values):
+    values = np.array(values)
+    names = [f"{number:03}" for number in range(len(values))]
+    known = values[~np.isnan(values)]
+    found = bootstrap_interval(values, names)
+    if not len(known):
+        assert np.isnan(found).all()
+        return
+    drawn = np.random.default_rng(0).integers(0, len(known), (RESAMPLES, len(known)))
+    assert found == pytest.approx(tuple(np.percentile(known[drawn].mean(axis=1), (2.5, 97.5))), abs=1e-12)
+
+
+def test_the_interval_over_patients_is_that_of_scipy_for_ratios():
+    from scipy.stats import bootstrap
+
+    random = np.random.default_rng(3)
+    patients = np.repeat(np.arange(30), random.integers(1, 8, 30))
+    values = np.clip(random.beta(5, 2, 30)[patients] + random.normal(0, 0.01, len(patients)), 0, 1)
+    sums, counts = np.bincount(patients, values), np.bincount(patients)
+    expected = bootstrap(
+        (sums, counts),
+        lambda drawn_sums, drawn_counts, axis: drawn_sums.sum(axis=axis) / drawn_counts.sum(axis=axis),
+        paired=True,
+        method="percentile",
+        n_resamples=20_000,
+        rng=np.random.default_rng(2),
+    ).confidence_interval
+    low, high = bootstrap_interval(values, [str(patient) for patient in patients])
+    assert (low, high) == pytest.approx((expected.low, expected.high), abs=0.005)
+    alone = bootstrap_interval(values, [str(number) for number in range(len(values))])
+    assert high - low > 1.5 * (alone[1] - alone[0])
+
+
+def kept_of(reference: np.ndarray) -> KeptScan:
+    pixels = np.zeros((*reference.shape, 1), np.uint8)
+    return keep_scan("x", Scan(pixels), reference, PREPROCESSING, num_channels=1, for_validation=True)
+
+
+PREPROCESSING = Preprocessing(image_size=16)
+
+
+def test_the_threshold_counts_scans_without_lesion_as_evaluation_does():
+    lesion, clean = np.zeros((2, 16, 16), np.bool_), np.zeros((2, 16, 16), np.bool_)
+    lesion[0, :4, :4] = True
+    found, noise = np.where(lesion, 0.6, 0.0), np.full((2, 16, 16), 0.3)
+    scans = [kept_of(lesion), kept_of(clean), kept_of(clean)]
+    scores = score_thresholds(scans, [np.float32(found), np.float32(noise), np.zeros((2, 16, 16), np.float32)])
+    for threshold, dice, precision in ((0.2, (1 + 0) / 2, 16 / (16 + 512)), (0.5, 1.0, 1.0), (0.7, 0.0, math.nan)):
+        assert scores.at(threshold) == pytest.approx((dice, precision), nan_ok=True)
+    assert choose_threshold(scores.dice) == 0.5
+
+
+def test_thresholds_of_scans_that_hold_nothing_have_no_scores():
+    clean = np.zeros((2, 16, 16), np.bool_)
+    scores = score_thresholds([kept_of(clean)], [np.zeros((2, 16, 16), np.float32)])
+    assert np.isnan(scores.dice).all()
+    assert choose_threshold(scores.dice) == 0.5
 
 
 def test_only_scans_with_a_reference_are_evaluated():

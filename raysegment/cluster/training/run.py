@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ from raysegment.runs.closing import describe_left_out
 from raysegment.runs.console import Console
 from raysegment.runs.record import describe_choices, describe_machine, write_record
 from raysegment.store.place import Place
+
+LOW_DICE = 0.1
+"""Validation Dice below which a warning says so."""
 
 
 def train_in_session(
@@ -86,6 +90,8 @@ def train_in_session(
     scores = finish_on_worker(task, share, progress, describe_data(options, manifest, errors, num_channels, record))
     record |= {"scores": scores, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
     console.say(describe_end(progress, scores, folder), **scores)
+    for warning in warn_of_low_dice(scores):
+        console.say(warning)
     draw_pictures(folder, console)
 
 
@@ -93,8 +99,19 @@ def describe_end(progress: Progress, scores: dict[str, float], folder: Path) -> 
     """The result in one line."""
     return (
         f"done: best epoch {progress.best_epoch} of {progress.epoch}, validation Dice {scores['val_dice']:.4f} at "
-        f"threshold {scores['threshold']:.2f} ({scores['val_dice_at_half']:.4f} at 0.5); bundle in {folder / 'model'}"
+        f"threshold {scores['threshold']:.2f} ({scores['val_dice_at_half']:.4f} at 0.5), precision "
+        f"{scores['val_precision']:.4f} over all voxels; bundle in {folder / 'model'}"
     )
+
+
+def warn_of_low_dice(scores: Mapping[str, float]) -> list[str]:
+    """A line where the network finds next to nothing of what is drawn, or next to all that it finds is not drawn."""
+    if not scores["val_dice"] < LOW_DICE:
+        return []
+    return [
+        f"warning: the validation Dice is near 0 ({scores['val_dice']:.4f}, precision {scores['val_precision']:.4f}): "
+        "this model is of no use yet. Look at figures/predictions.png whether the references fit, and train longer."
+    ]
 
 
 def draw_pictures(folder: Path, console: Console) -> None:
