@@ -132,12 +132,12 @@ def index(options: IndexOptions) -> int:
     from raysegment.commands.index import describe_index
     from raysegment.commands.index import index as run
 
-    summary = run(options).summary
+    found = run(options)
     if options.json:
-        print(json.dumps({**asdict(summary), "manifest": options.out}))
+        print(json.dumps({**asdict(found.summary), **asdict(found.references), "manifest": options.out}))
         return 0
     written = [f"manifest written to {options.out}"] if options.out else []
-    print("\n".join(describe_index(summary) + written))
+    print("\n".join(describe_index(found.summary, found.references) + written))
     return 0
 
 

@@ -14,7 +14,7 @@ RaysegmentError                 exit 1: the run failed
     ├── content: UnknownFormatError, TruncatedFileError, EmptyFileError, OversizedScanError,
     │   NonFinitePixelsError, ChannelMismatchError, SliceMismatchError, UnreadableFileError,
     │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, WorkerCrashedError
-    ├── reference: GridMismatchError, UnreadableReferenceError
+    ├── reference: GridMismatchError, ReferenceValuesError, UnreadableReferenceError
     └── access: AccessError     permission, I/O, time-out; every later run tries it again
 """
 
@@ -131,6 +131,10 @@ class GridMismatchError(ScanError):
     """Reference and scan do not share one grid."""
 
 
+class ReferenceValuesError(ScanError):
+    """The values of a reference do not tell what is region."""
+
+
 class UnreadableReferenceError(ScanError):
     """The scan is fine, its reference cannot be read."""
 
@@ -145,3 +149,9 @@ def scan_error(error_type: str, message: str) -> ScanError:
     if isinstance(found, type) and issubclass(found, ScanError):
         return found(message)
     return UnreadableFileError(f"{error_type}: {message}")
+
+
+def parse_scan_error(text: str) -> ScanError:
+    """The scan error of a text `ErrorType: message`."""
+    error_type, _, message = text.partition(": ")
+    return scan_error(error_type, message)

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from raysegment.archive.names import show_name
-from raysegment.archive.read import Reference
+from raysegment.archive.reference import Reference, Values
 from raysegment.errors import (
     DecoderCrashedError,
     DecoderTimeoutError,
@@ -116,6 +116,16 @@ class Decoder:
             except ScanError as error:
                 return Decoded(scan, None, f"{type(error).__name__}: {error}")
             return Decoded(scan, reference.astype(np.bool_, copy=False))
+
+    def read_values(self, entry: ScanEntry) -> Values:
+        """The different values that the reference of a scan holds, ascending.
+
+        Raises:
+            ScanError: The reference cannot be read, or is no mask.
+        """
+        with self._lock:
+            values, _ = self._ask("values", entry, None)
+            return values.astype(np.float64, copy=False)
 
     def close(self) -> None:
         """End the child."""

@@ -17,7 +17,8 @@ import numpy as np
 
 from raysegment.archive.decoder import LENGTH
 from raysegment.archive.formats import readers
-from raysegment.archive.read import read_reference, read_scan
+from raysegment.archive.read import read_scan
+from raysegment.archive.reference import read_reference, read_values
 from raysegment.errors import DecoderMemoryError, ScanError, UnreadableFileError
 from raysegment.scan import Scan, ScanEntry
 
@@ -69,6 +70,8 @@ def _serve(answers: BinaryIO, request: dict[str, Any], memory_mb: int) -> None:
 def _read(request: dict[str, Any], entry: ScanEntry, max_bytes: int) -> Scan:
     if request["what"] == "scan":
         return read_scan(entry, max_bytes=max_bytes)
+    if request["what"] == "values":
+        return Scan(read_values(entry, max_bytes=max_bytes))
     slices, rows, columns = request["grid"]
     return Scan(read_reference(entry, (slices, rows, columns), max_bytes=max_bytes))
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from raysegment.archive.index import IndexSummary, find_scans, summarise
 from raysegment.archive.manifest import write_manifest
+from raysegment.archive.reference_sample import ReferenceSample, sample_references
 from raysegment.options import IndexOptions
 
 MAX_LISTED_PROBLEMS = 20
@@ -20,10 +21,12 @@ class IndexResult:
     Attributes:
         table: The manifest.
         summary: Its counts and problems.
+        references: What some of its references hold.
     """
 
     table: pa.Table
     summary: IndexSummary
+    references: ReferenceSample
 
 
 def index(options: IndexOptions) -> IndexResult:
@@ -40,10 +43,10 @@ def index(options: IndexOptions) -> IndexResult:
     )
     if options.out is not None:
         write_manifest(table, options.out)
-    return IndexResult(table, summarise(table))
+    return IndexResult(table, summarise(table), sample_references(table))
 
 
-def describe_index(summary: IndexSummary) -> list[str]:
+def describe_index(summary: IndexSummary, references: ReferenceSample) -> list[str]:
     """What was found and what looks wrong, a line each."""
     rows = {
         "scans": summary.scans,
@@ -51,6 +54,7 @@ def describe_index(summary: IndexSummary) -> list[str]:
         "files": f"{summary.files} ({summary.bytes / 2**20:.1f} MB)",
         "scans with reference": summary.with_reference,
         "scans with some references": summary.with_partial_reference,
+        "values in references": _describe_references(summary, references),
         "readers": _list_counts(summary.readers),
         "height x width x channels": _list_counts(summary.shapes),
         "splits": _list_counts(summary.splits) or "none given",
@@ -68,6 +72,15 @@ def describe_index(summary: IndexSummary) -> list[str]:
         rest = len(summary.problems) - MAX_LISTED_PROBLEMS
         lines.append(f"  … and {rest} more, in the manifest's column `problem`")
     return lines
+
+
+def _describe_references(summary: IndexSummary, references: ReferenceSample) -> str:
+    """The values found, how many scans were looked at for them, and how many of these no rule understands."""
+    if not references.references_read:
+        return "none looked at"
+    num_referenced = summary.with_reference + summary.with_partial_reference
+    text = f"{_list_counts(references.reference_values)} (looked at {references.references_read} of {num_referenced})"
+    return f"{text}; {references.references_refused} cannot be used" if references.references_refused else text
 
 
 def _list_counts(counts: dict[str, int]) -> str:

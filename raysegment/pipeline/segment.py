@@ -11,7 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from raysegment.errors import NetworkFailedError, ScanError, UnreadableReferenceError, WorkerCrashedError, scan_error
+from raysegment.errors import (
+    NetworkFailedError,
+    ScanError,
+    UnreadableReferenceError,
+    WorkerCrashedError,
+    parse_scan_error,
+    scan_error,
+)
 from raysegment.imaging.measure import measure_mask
 from raysegment.imaging.postprocess import clean_mask, threshold_probability
 from raysegment.imaging.preprocess import (
@@ -293,5 +300,4 @@ def _error_of(read: ReadScan) -> ScanError:
 def _reference_error_of(read: ReadScan) -> ScanError:
     if read.reference_error is None:
         return UnreadableReferenceError(f"{read.scan_id}: the scan has no reference.")
-    error_type, _, message = read.reference_error.partition(": ")
-    return scan_error(error_type, message)
+    return parse_scan_error(read.reference_error)

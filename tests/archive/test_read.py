@@ -10,7 +10,8 @@ import tifffile
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import entries
-from raysegment.archive.read import read_reference, read_scan
+from raysegment.archive.read import read_scan
+from raysegment.archive.reference import read_reference
 from raysegment.errors import (
     AccessError,
     ChannelMismatchError,
@@ -106,25 +107,6 @@ def test_a_link_to_nowhere_is_a_row_and_an_access_error(tmp_path):
     assert entry.problem == "a.tif is a link to nowhere"
     with pytest.raises(AccessError, match=r"a\.tif.*No such file"):
         read_scan(entry)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        (np.array([[0, 1], [1, 0]], np.uint8), [[0, 1], [1, 0]]),
-        (np.array([[0, 255], [127, 128]], np.uint8), [[0, 1], [0, 1]]),
-        (np.array([[0, 65535], [32767, 32768]], np.uint16), [[0, 1], [0, 1]]),
-        (np.array([[0, 255], [255, 0]], np.uint16), [[0, 1], [1, 0]]),
-        (np.array([[0.0, 1.0], [0.5, 0.6]], np.float32), [[0, 1], [0, 1]]),
-        (np.array([[0.0, 255.0], [100.0, 200.0]], np.float32), [[0, 1], [0, 1]]),
-        (np.array([[0, 1], [2, 4]], np.uint8), [[0, 1], [1, 1]]),
-        (np.array([[False, True], [True, False]]), [[0, 1], [1, 0]]),
-        (np.zeros((2, 2), np.uint8), [[0, 0], [0, 0]]),
-    ],
-)
-def test_references_are_binarised_at_half_of_full_scale(tmp_path, values, expected):
-    entry = write_reference(tmp_path, values)
-    np.testing.assert_array_equal(read_reference(entry, (1, 2, 2))[0], np.array(expected, bool))
 
 
 def test_alpha_of_a_reference_does_not_count(tmp_path):

@@ -63,10 +63,6 @@ REFUSED = {
     "u2_three": (label_map(1000, 2000, "u2"), "2000"),
     "f4_halves": (label_map(0.3, 0.6, "f4"), "0.3"),
 }
-WRONG_TODAY = {
-    "u1_100", "u2_1000", "u1_16", "u1_64", "u1_127", "u2_256", "u2_20000", "f4_0.4", "two_without_0",
-    "labels_100_200", "float_labels", "instances",
-}  # fmt: skip
 
 
 def write_scan(folder: Path, mask: np.ndarray | None = None, pixels: np.ndarray = PIXELS) -> Path:
@@ -136,19 +132,13 @@ def segmented(tmp_path_factory, tiny_bundle, ray_here) -> pd.DataFrame:
     return scans.set_index(scans["scan_id"].str.split("/").str[0])
 
 
-def expect_region(name: str) -> object:
-    mark = pytest.mark.xfail(strict=True, reason="a reference of other values becomes empty or keeps a part")
-    return pytest.param(name, marks=[mark] if name in WRONG_TODAY else [])
-
-
-@pytest.mark.parametrize("name", [expect_region(name) for name in MASKS])
+@pytest.mark.parametrize("name", MASKS)
 def test_a_reference_of_one_region_holds_the_region_whatever_its_values(segmented, name):
     row = segmented.loc[name]
     assert pd.isna(row["reference_error"])
     assert row["reference_voxels"] == MASKS[name][1]
 
 
-@pytest.mark.xfail(strict=True, reason="other values become an empty or a partial reference")
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_reference_that_says_no_region_is_an_error_that_names_its_values(segmented, name):
     row = segmented.loc[name]
@@ -195,7 +185,6 @@ def test_the_padding_is_background_so_that_shifted_intensities_give_the_same_mas
     assert upright["mean_probability"] == pytest.approx(shifted["mean_probability"], abs=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="other values become an empty or a partial reference")
 def test_evaluate_fails_a_scan_whose_reference_says_no_region(tmp_path, tiny_bundle):
     for name in ("u2_three", "u1_255"):
         write_scan(tmp_path / "archive" / name, {**MASKS, **REFUSED}[name][0])

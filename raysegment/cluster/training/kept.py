@@ -19,13 +19,14 @@ from raysegment.archive.manifest import entry_of
 from raysegment.choices import pick
 from raysegment.cluster.ray_internals import list_blocks
 from raysegment.cluster.session import live_nodes
-from raysegment.errors import ScanError, UnreadableReferenceError, WorkerCrashedError
+from raysegment.errors import ScanError, UnreadableReferenceError, WorkerCrashedError, parse_scan_error
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.samples import KeptScan, keep_scan, pack_scan, unpack_scan
 
 MAX_RETRIES = 3
 """Times that a data task or actor is started again after its process or node was lost."""
 
+NO_REFERENCE = f"{UnreadableReferenceError.__name__}: the scan has no reference."
 BUFFERS = ("pixels", "reference")
 READ_MEMORY_MB = 8192
 READ_TIMEOUT_SECONDS = 300.0
@@ -163,7 +164,7 @@ def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int |
         try:
             decoded = open_decoder().read(entry, with_reference=True)
             if decoded.reference is None:
-                raise UnreadableReferenceError(decoded.reference_error or "the scan has no reference.")
+                raise parse_scan_error(decoded.reference_error or NO_REFERENCE)
             kept = keep_scan(
                 entry.scan_id,
                 decoded.scan,
