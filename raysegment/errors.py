@@ -6,6 +6,8 @@ RaysegmentError                 exit 1: the run failed
 ├── RunError                    exit 1
 │   ├── LockedError             another run owns the output folder
 │   ├── DiskFullError           no space left; what is published stays valid
+│   ├── OutputError             the storage refuses a file of the output folder
+│   ├── DamagedTablesError      parts of the tables are lost; the run that wrote them makes them anew
 │   ├── ClusterError            the cluster cannot meet the request, or lost its nodes
 │   ├── NetworkFailedError      the network failed on a batch; another worker tries its scans
 │   └── TooManyFailuresError    most scans fail: wrong archive or wrong model
@@ -53,6 +55,14 @@ class LockedError(RunError):
 
 class DiskFullError(RunError):
     """No space left on the device; everything published stays valid."""
+
+
+class OutputError(RunError):
+    """The storage refuses a file of the output folder; everything published stays valid."""
+
+
+class DamagedTablesError(RunError):
+    """Parts of the tables are missing or damaged; the command that wrote them does their scans again."""
 
 
 class ClusterError(RunError):

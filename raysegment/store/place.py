@@ -90,6 +90,13 @@ class Place:
         with self.filesystem.open_input_file(self.path(name)) as stream:
             return bytes(stream.read())
 
+    def read_end(self, name: str, num_bytes: int) -> tuple[int, bytes]:
+        """Size of a file, and its last bytes: all of them where there are fewer."""
+        with self.filesystem.open_input_file(self.path(name)) as stream:
+            size = stream.size()
+            start = max(0, size - num_bytes)
+            return size, bytes(stream.read_at(size - start, start))
+
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file in one step: a reader sees the old content or the new one.
 

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pds
 import pyarrow.parquet as pq
 
+from raysegment.store.damage import Damage, damaged, find_damage, report_damage
 from raysegment.store.parts import STAGING
 from raysegment.store.place import Place
 from raysegment.store.schema import SCANS_SCHEMA, SCHEMAS
@@ -31,18 +32,54 @@ def list_parts(place: Place, table: str) -> list[str]:
     return [name for name in place.list_names(table) if name.endswith(".parquet") and not name.startswith((".", "_"))]
 
 
-def prepare_tables(place: Place) -> None:
-    """Make the tables' folders, and bring the tables in order after a driver that died.
+def prepare_tables(place: Place) -> list[Damage]:
+    """Make the tables' folders, and bring the tables in order after a driver that died or a disk that failed.
 
     Staging leftovers go, and so do parts of `masks` or `metrics` without one in `scans`; scans that were being taken
-    out are taken out.
+    out are taken out. A part that is damaged in one table goes from all, so that its scans are done again.
+
+    Returns:
+        The damaged parts that were removed.
+
+    Raises:
+        OutputError: The storage refuses a file.
     """
     for table in SCHEMAS:
         place.make_folder(table)
     place.delete(STAGING)
     drop_orphans(place)
+    removed: list[Damage] = []
     if place.exists(TAKING_OUT):
+        # Half taken out, a part's tables differ: only what cannot be read is damaged.
+        removed += _drop_damaged(place, [item for item in _find_damage(place) if item.is_unreadable])
         take_out(place, place.read_table(TAKING_OUT)["scan_id"])
+    return removed + _drop_damaged(place, _find_damage(place))
+
+
+def check_tables(place: Place) -> None:
+    """Make sure that the tables are whole, for commands that only read them.
+
+    Raises:
+        DamagedTablesError: Parts are missing or damaged; the message names the first.
+        OutputError: The storage refuses a file.
+    """
+    found = _find_damage(place)
+    if found:
+        more = f", and {len(found) - 1} more parts are lost or damaged" if len(found) > 1 else ""
+        raise damaged(place, f"{found[0]}{more}")
+
+
+def _find_damage(place: Place) -> list[Damage]:
+    return find_damage(place, list_parts(place, "scans"))
+
+
+def _drop_damaged(place: Place, found: list[Damage]) -> list[Damage]:
+    """Delete damaged parts, `scans` first: the other tables' files are orphans from then on."""
+    for item in found:
+        place.delete(f"scans/{item.part}")
+    if found:
+        drop_orphans(place)
+    return found
 
 
 def drop_orphans(place: Place) -> None:
@@ -59,14 +96,19 @@ def read_finished(place: Place) -> pa.Table:
 
 
 def read_rows(place: Place, table: str, columns: list[str] | None = None) -> pa.Table:
-    """Columns of all parts of a table."""
+    """Columns of all parts of a table.
+
+    Raises:
+        DamagedTablesError: A part cannot be read.
+    """
     schema = SCHEMAS[table]
     parts = [place.path(f"{table}/{name}") for name in list_parts(place, table)]
     if not parts:
         empty = schema.empty_table()
         return empty.select(columns) if columns else empty
-    dataset = pds.dataset(parts, schema=schema, format="parquet", filesystem=place.filesystem)
-    return dataset.to_table(columns=columns)
+    with report_damage(place, table):
+        dataset = pds.dataset(parts, schema=schema, format="parquet", filesystem=place.filesystem)
+        return dataset.to_table(columns=columns)
 
 
 def take_out(place: Place, scan_ids: pa.Array | pa.ChunkedArray) -> None:
