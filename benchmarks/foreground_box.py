@@ -30,7 +30,8 @@ def evaluate(arguments: argparse.Namespace, out: Path, word: str) -> dict[str, f
         raise SystemExit(done.stdout + done.stderr)
     record = json.loads((out / "run.json").read_text())
     predict = record["seconds"]["predict"]
-    print(f"{word:<20} {record['slices']} slices, network {predict:.1f} s, {record['slices_per_second']:.1f} slices/s")
+    rate = record["slices_per_second"] or record["slices"] / record["seconds_total"]
+    print(f"{word:<20} {record['slices']} slices, network {predict:.1f} s, {rate:.1f} slices/s")
     rows = pds.dataset(out / "metrics").to_table(columns=["scan_id", "dice"]).to_pylist()
     return {row["scan_id"]: row["dice"] for row in rows}
 

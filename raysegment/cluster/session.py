@@ -22,6 +22,12 @@ MIN_FREE_BYTES = 2 * 1024**3
 SECONDS_BETWEEN_LOOKS = 0.2
 SECONDS_TO_RESOLVE = 60.0
 
+SESSION_SOCKET = "session_2026-12-31_23-59-59_999999_{pid}/sockets/plasma_store"
+"""The longest socket of a Ray that is started here, below its temporary folder (Ray 2.60)."""
+
+MAX_SOCKET_BYTES = 107
+"""Longer paths of sockets do not exist on Linux."""
+
 Result = TypeVar("Result")
 
 
@@ -39,10 +45,7 @@ def ray_session(address: str | None, temp_dir: str | None) -> Iterator[None]:
         UsageError: The folder has less than 2 GB free or cannot be written, or belongs to a cluster's own start.
         ClusterError: The cluster does not answer.
     """
-    if address is not None and temp_dir is not None:
-        raise UsageError(
-            "--temp-dir is for a Ray that is started here; a running cluster has its own: ray start --temp-dir."
-        )
+    check_temp_dir(address, temp_dir)
     if address is None:
         check_free_space(temp_dir)
     set_environment(address)
@@ -121,6 +124,28 @@ def tame_ray_data() -> None:
     hold_back(context)
     for name in ("ray.data", "ray.train", "ray"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def check_temp_dir(address: str | None, temp_dir: str | None) -> None:
+    """Refuse a temporary folder that Ray cannot work in, before anything is made or started.
+
+    Raises:
+        UsageError: Its path is too long for Ray's sockets, or the cluster has its own.
+    """
+    if address is not None:
+        if temp_dir is None:
+            return
+        raise UsageError(
+            "--temp-dir is for a Ray that is started here; a running cluster has its own: ray start --temp-dir."
+        )
+    default = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    folder = str(Path(temp_dir).resolve()) if temp_dir else os.path.join(default, "ray")
+    room = MAX_SOCKET_BYTES - len(SESSION_SOCKET.format(pid=os.getpid())) - 1
+    if len(os.fsencode(folder)) > room:
+        raise UsageError(
+            f"--temp-dir {folder} has {len(os.fsencode(folder))} bytes; Ray puts sockets below it, whose paths may "
+            f"have {MAX_SOCKET_BYTES} bytes, so it may have {room}. Give --temp-dir a shorter path."
+        )
 
 
 def check_free_space(temp_dir: str | None) -> None:

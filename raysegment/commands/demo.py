@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from raysegment.choices import load_options
-from raysegment.cluster.session import ray_session
+from raysegment.cluster.session import check_temp_dir, ray_session
 from raysegment.commands.evaluate import evaluate
 from raysegment.commands.train import train
-from raysegment.errors import EXIT_DONE, UsageError
+from raysegment.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from raysegment.imaging.phantom import write_archive
 from raysegment.options import DemoOptions, EvaluateOptions, TrainOptions
+from raysegment.store.place import Place
 
 IMAGE_SIZE = 96
 """Side of the made-up slices; the recipe `demo` trains at the same size."""
@@ -40,6 +41,8 @@ class DemoResult:
 def demo(options: DemoOptions) -> DemoResult:
     """Make scans, train on most of them, segment and measure the rest, draw figures; a second run finds all done."""
     out = Path(options.out).absolute()
+    check_temp_dir(options.address, options.temp_dir)
+    Place(str(out)).make_writable()
     scans, run, tables = out / "scans", out / "run", out / "test"
     if scans.exists():
         check_patients(scans, options)
@@ -60,7 +63,7 @@ def demo(options: DemoOptions) -> DemoResult:
         run=run,
         tables=tables,
         dice_mean=summary["dice_mean"],
-        exit_code=max(trained.exit_code, evaluated.exit_code),
+        exit_code=EXIT_FAILED if evaluated.exit_code == EXIT_FAILED else max(trained.exit_code, evaluated.exit_code),
     )
     print(describe_demo(result) if not options.json else json.dumps({"dice_mean": result.dice_mean}))
     return result

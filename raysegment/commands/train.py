@@ -8,7 +8,7 @@ from typing import Any
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.split import Drawing, assign_splits
-from raysegment.cluster.session import interruptible, ray_session, run_interruptibly
+from raysegment.cluster.session import check_temp_dir, interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
 from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, UsageError
 from raysegment.options import TrainOptions
@@ -23,7 +23,7 @@ from raysegment.pipeline.training_set import (
     warn_of_few_patients,
 )
 from raysegment.runs.console import Console
-from raysegment.runs.identity import identify
+from raysegment.runs.identity import check_foreign, identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.record import keep_record
 from raysegment.store.place import Place, report_full_disk
@@ -70,6 +70,7 @@ def train(options: TrainOptions) -> TrainResult:
     """
     folder = Path(options.out).absolute()
     place = Place(str(folder))
+    check_temp_dir(options.address, options.temp_dir)
     found = find_scans(options.source, patient_pattern=options.patient_pattern, scan_pattern=options.scan_pattern)
     split = assign_splits(
         select_referenced(found, options.source),
@@ -79,10 +80,12 @@ def train(options: TrainOptions) -> TrainResult:
     check_splits(split)
     check_channels(options, most_common_channels(split.table))
     record = identify("train", options, key="options", data_id=hash_data(split.table)).open(place)
+    if not record.get("status"):
+        check_foreign(place)
     if record.get("status") == "done":
         return build_result(folder, record, already_done=True)
     check_precision(options, record)
-    place.make_folder()
+    place.make_writable()
     with (
         report_full_disk(str(folder)),
         RunLock(place),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raysegment.archive.names import show_name
+from raysegment.store.damage import Damage
 from raysegment.store.parts import MAX_FAILURES_SHOWN, Failure
 
 
@@ -16,6 +17,12 @@ def describe_nothing_to_do(scans_total: int, scans_failed: int, out: str) -> str
     """One line for a run that is finished already."""
     failed = f", {scans_failed} of them failed; --retry-failed tries these again" if scans_failed else ""
     return f"nothing to do: all {scans_total} scans are in {out}{failed}."
+
+
+def describe_damage(removed: Sequence[Damage]) -> str:
+    """One line for parts of the tables that were lost."""
+    parts = "1 part of the tables is" if len(removed) == 1 else f"{len(removed)} parts of the tables are"
+    return f"{parts} lost or damaged; the scans are done again. The first: {removed[0]}"
 
 
 def describe_run(numbers: Mapping[str, Any], scans_now: int) -> list[str]:
@@ -27,9 +34,10 @@ def describe_run(numbers: Mapping[str, Any], scans_now: int) -> list[str]:
         scans_now: Scans done by this start of the command.
     """
     total = float(numbers["seconds_total"])
+    none_ok = "; the run failed: no scan is ok" if numbers["scans_failed"] and not numbers["scans_ok"] else ""
     lines = [
         f"{'scans':<10}{numbers['scans_ok']} ok, {numbers['scans_failed']} failed of {numbers['scans_total']}; "
-        f"{scans_now} of them now",
+        f"{scans_now} of them now{none_ok}",
         f"{'time':<10}{total:.1f} s in all" + _add(", {:.1f} s to the first prediction", numbers["seconds_startup"]),
         f"{'speed':<10}{numbers['slices']} slices, {numbers['slices'] / total:.1f} slices/s and "
         f"{scans_now / total:.2f} scans/s in all"

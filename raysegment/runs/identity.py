@@ -12,11 +12,14 @@ from raysegment.runs.console import LOG_FILE
 from raysegment.runs.lock import LOCK_FILE
 from raysegment.runs.record import RECORD_FILE, as_json, read_record
 from raysegment.store.place import Place
-from raysegment.store.publish import list_parts, read_rows
+from raysegment.store.publish import read_rows
 from raysegment.store.schema import SCHEMAS
 
-OWN_NAMES = frozenset({*SCHEMAS, RECORD_FILE, "summary.json", "figures", LOG_FILE, LOCK_FILE})
-"""What `infer` and `evaluate` leave in their folder."""
+OWN_NAMES = frozenset(
+    {*SCHEMAS, RECORD_FILE, "summary.json", "figures", LOG_FILE, LOCK_FILE, "checkpoints", "history.parquet", "model"}
+    | {"manifest.parquet", "tensorboard"}
+)
+"""What runs leave in their folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +85,8 @@ def identify(command: str, options: Any, *, key: str, **facts: str | None) -> Id
     return Identity(command=command, facts=facts, choices=choices, defaults=defaults, key=key)
 
 
-def check_unrecorded(place: Place, identity: Identity) -> None:
-    """Refuse a folder without run.json that holds something else than tables of this model.
-
-    Args:
-        place: The output folder of `infer` or `evaluate`.
-        identity: `model_id` is among its facts.
+def check_foreign(place: Place) -> None:
+    """Refuse a folder without run.json that holds something else than what a run leaves.
 
     Raises:
         UsageError: Names what is there.
@@ -98,13 +97,28 @@ def check_unrecorded(place: Place, identity: Identity) -> None:
             f"--out {place.location} is not empty and no raysegment output: it holds {foreign[0]!r}. "
             "Choose another --out."
         )
-    if not list_parts(place, "scans"):
+
+
+def check_rows(place: Place, model_id: str, options_id: str) -> None:
+    """Where run.json was lost, the rows tell whose the tables are: refuse those of another model or other choices.
+
+    Raises:
+        UsageError: Names both.
+    """
+    rows = read_rows(place, "scans", ["model_id", "options_id"])
+    if not rows.num_rows:
         return
-    models = set(read_rows(place, "scans", ["model_id"])["model_id"].unique().to_pylist())
-    if models != {identity.facts["model_id"]}:
+    models, choices = (set(rows[name].unique().to_pylist()) for name in ("model_id", "options_id"))
+    if models != {model_id}:
         raise UsageError(
             f"--out {place.location} has tables of model {', '.join(sorted(map(str, models)))}; this one is "
-            f"{identity.facts['model_id']}. Choose another --out."
+            f"{model_id}. Choose another --out."
+        )
+    if choices != {options_id}:
+        raise UsageError(
+            f"--out {place.location} has tables written with other choices, and {RECORD_FILE}, which would name them, "
+            f"is lost: options_id was {', '.join(sorted(map(str, choices)))}, is {options_id}. Give the same options, "
+            "--precision included, or choose another --out."
         )
 
 

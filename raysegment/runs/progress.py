@@ -9,6 +9,10 @@ from raysegment.runs.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
 
+STEADY_SECONDS = 5.0
+STEADY_RECEIPTS = 8
+"""A rate is told when receipts have come for so long and in such number: a few that come together say nothing."""
+
 MAX_WAIT_SHARE = 0.1
 """Share of an epoch's time spent waiting for data above which a warning says what to change."""
 
@@ -31,11 +35,12 @@ class ScanProgress:
         self._last_line = time.monotonic()
         self._first: tuple[float, int] | None = None
         self._last = 0.0
+        self._num_receipts = 0
 
     @property
     def slices_per_second(self) -> float | None:
-        """Steady state: from the first receipt to the last; None before there are two."""
-        if self._first is None or self._last <= self._first[0]:
+        """Steady state: from the first receipt to the last; None where too few came, or within moments."""
+        if self._first is None or self._num_receipts < STEADY_RECEIPTS or self._last < self._first[0] + STEADY_SECONDS:
             return None
         return (self.num_slices - self._first[1]) / (self._last - self._first[0])
 
@@ -46,6 +51,7 @@ class ScanProgress:
         self.num_slices += num_slices
         if num_slices:
             self._last = time.monotonic()
+            self._num_receipts += 1
             self._first = self._first or (self._last, self.num_slices)
         self.tick()
 

@@ -33,14 +33,18 @@ def read_record(place: Place) -> dict[str, Any]:
     """run.json of an output folder; empty where there is none yet.
 
     Raises:
-        UsageError: It cannot be read.
+        UsageError: It cannot be read, or is of another tool.
     """
     if not place.exists(RECORD_FILE):
         return {}
     try:
-        return dict(json.loads(place.read_bytes(RECORD_FILE)))
+        record = json.loads(place.read_bytes(RECORD_FILE))
     except (OSError, ValueError) as error:
-        raise UsageError(f"{place.location}/{RECORD_FILE} cannot be read: {error}. Choose another --out.") from None
+        cause = " ".join(str(error).split())[:200]
+        raise UsageError(f"{place.location}/{RECORD_FILE} cannot be read: {cause}. Choose another folder.") from None
+    if not isinstance(record, dict):
+        raise UsageError(f"{place.location}/{RECORD_FILE} is not of a raysegment run. Choose another folder.")
+    return record
 
 
 @contextmanager

@@ -78,13 +78,44 @@ class Place:
         return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
 
     def make_folder(self, name: str = "") -> None:
-        """Make a folder and those above it; buckets need none."""
-        if self.is_local:
-            with report_full_disk(self.path(name)):
-                try:
-                    os.makedirs(self.path(name), exist_ok=True)
-                except (FileExistsError, NotADirectoryError):
-                    raise UsageError(f"{self.path(name)} cannot be a folder: a file is in its place.") from None
+        """Make a folder and those above it; buckets need none.
+
+        Raises:
+            UsageError: A file is in its place, or the system refuses it.
+        """
+        if not self.is_local:
+            return
+        with report_full_disk(self.path(name)):
+            try:
+                os.makedirs(self.path(name), exist_ok=True)
+            except (FileExistsError, NotADirectoryError):
+                raise UsageError(f"{self.path(name)} cannot be a folder: a file is in its place.") from None
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise UsageError(f"the folder {self.path(name)} cannot be made: {error.strerror}.") from None
+
+    def make_writable(self) -> None:
+        """Make the folder, and make sure that files can be written in it, before work is put into them.
+
+        Raises:
+            UsageError: A file is in its place, or it cannot be written.
+            DiskFullError: Not even an empty file has room.
+        """
+        self.make_folder()
+        if not self.is_local:
+            return
+        probe = Path(self.path(f".{uuid.uuid4().hex}.probe"))
+        with report_full_disk(self.path()):
+            try:
+                probe.touch()
+                probe.unlink()
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise UsageError(
+                    f"nothing can be written in {self.path()}: {error.strerror}. Choose another --out."
+                ) from None
 
     def read_bytes(self, name: str) -> bytes:
         with self.filesystem.open_input_file(self.path(name)) as stream:
@@ -108,7 +139,7 @@ class Place:
                 stream.write(data)
             return
         target = Path(self.path(name))
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+        temporary = target.with_name(f".{uuid.uuid4().hex}.partial")
         try:
             with report_full_disk(str(target)):
                 with temporary.open("wb") as file:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,21 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.choices import changed_result, hash_choices
-from raysegment.cluster.inference.remaining import Remaining, find_remaining
+from raysegment.cluster.inference.remaining import Remaining, check_channels, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
 from raysegment.cluster.inference.worker import WorkerSettings
-from raysegment.cluster.session import ray_session, resolve_on_cluster
-from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, LockedError
+from raysegment.cluster.session import check_temp_dir, ray_session, resolve_on_cluster
+from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, LockedError
 from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
 from raysegment.pipeline.segment import SegmentSettings
-from raysegment.runs.closing import describe_failures, describe_nothing_to_do, describe_run
+from raysegment.runs.closing import describe_damage, describe_failures, describe_nothing_to_do, describe_run
 from raysegment.runs.console import Console
-from raysegment.runs.identity import check_unrecorded, identify
+from raysegment.runs.identity import check_foreign, check_rows, identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
-from raysegment.runs.record import describe_choices, describe_machine, keep_record
+from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record
 from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, take_out
@@ -52,7 +52,7 @@ class InferResult:
             stage, publish.
         failed_by_type: Scans that failed now, by type of error.
         failures: The first of them.
-        exit_code: 0, or 3 where scans failed.
+        exit_code: 0; 3 where scans failed, now or before; 1 where no scan is ok.
     """
 
     out: str
@@ -82,6 +82,9 @@ def run_inference(
         command: `infer`, or `evaluate`, which fails scans without a usable reference.
         started: When the command began, in seconds since 1970.
     """
+    check_temp_dir(options.address, options.temp_dir)
+    check_channels(manifest, bundle.num_channels)
+    options = keep_precision(options, read_record(Place(options.out)))
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
         return _run_in_folder(resolve_options(options, bundle), bundle, manifest, command, started)
 
@@ -99,11 +102,14 @@ def _run_in_folder(
         patient_pattern=options.patient_pattern,
     )
     if not identity.open(place).get("status"):
-        check_unrecorded(place, identity)
-    place.make_folder()
+        check_foreign(place)
+    place.make_writable()
     with RunLock(place) as lock:
         record = identity.open(place) | {"options_id": hash_choices(changed_result(options))}
-        prepare_tables(place)
+        if removed := prepare_tables(place):
+            Console(place, as_json=options.json).say(describe_damage(removed))
+        if not record.get("status"):
+            check_rows(place, bundle.model_id, str(record["options_id"]))
         remaining = find_remaining(manifest, read_finished(place), retry_failed=options.retry_failed)
         if remaining.plan.num_rows == 0 and record.get("status") == "done":
             console = Console(None, as_json=options.json)
@@ -113,12 +119,26 @@ def _run_in_folder(
                 scans_total=manifest.num_rows,
                 scans_ok=remaining.num_ok,
                 scans_failed=remaining.num_failed,
+                exit_code=choose_exit_code(remaining.num_ok, remaining.num_failed),
             )
         run = InferenceRun(options, bundle, place, lock, record, remaining, manifest, started)
         with run.recorded():
             if remaining.plan.num_rows:
                 run.segment_all()
         return run.conclude()
+
+
+def keep_precision(options: InferOptions, record: Mapping[str, Any]) -> InferOptions:
+    """With `auto`, a folder goes on in the precision that it was begun in, on whatever hardware."""
+    before = dict(record.get("result_options") or {}).get("precision")
+    return replace(options, precision=before) if options.precision == "auto" and before else options
+
+
+def choose_exit_code(num_ok: int, num_failed: int) -> int:
+    """How a run ends: done, done with failed scans, or failed because no scan is ok."""
+    if not num_failed:
+        return EXIT_DONE
+    return EXIT_SOME_SCANS_FAILED if num_ok else EXIT_FAILED
 
 
 def resolve_options(options: InferOptions, bundle: Bundle) -> InferOptions:
@@ -256,7 +276,7 @@ class InferenceRun:
             scans_now=scans_now,
             failed_by_type=failed,
             failures=failures,
-            exit_code=EXIT_SOME_SCANS_FAILED if numbers["scans_failed"] else EXIT_DONE,
+            exit_code=choose_exit_code(numbers["scans_ok"], numbers["scans_failed"]),
             **numbers,
         )
 
