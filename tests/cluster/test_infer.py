@@ -134,8 +134,10 @@ def test_changed_and_failed_scans_are_done_again(tmp_path, tiny_bundle):
 def test_fifty_failures_at_the_start_end_the_run(tmp_path, tiny_bundle):
     for index in range(60):
         (tmp_path / "archive" / f"p{index}").mkdir(parents=True)
-        tifffile.imwrite(tmp_path / "archive" / f"p{index}" / "p_1.tif", np.zeros((8, 8), np.uint8))
-    with pytest.raises(TooManyFailuresError, match="ChannelMismatchError"):
+        file = tmp_path / "archive" / f"p{index}" / "p_1.tif"
+        tifffile.imwrite(file, np.zeros((8, 8, 3), np.uint8))
+        file.write_bytes(file.read_bytes()[:-9])
+    with pytest.raises(TooManyFailuresError, match="TruncatedFileError"):
         infer(options_for(tiny_bundle, tmp_path / "archive", tmp_path / "out"))
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "failed"
 
