@@ -50,12 +50,13 @@ class Damage:
         return f"{self.table}/{self.part} {self.cause}"
 
 
-def find_damage(place: Place, parts: Sequence[str]) -> list[Damage]:
+def find_damage(place: Place, parts: Sequence[str], tables: Sequence[str] = ("metrics", "masks")) -> list[Damage]:
     """The parts that cannot be used, of those that `scans` has.
 
     Args:
         place: The output folder.
         parts: File names of the parts.
+        tables: What is compared with `scans`.
 
     Raises:
         OutputError: The storage refuses a file, which says nothing of what is in it.
@@ -63,7 +64,7 @@ def find_damage(place: Place, parts: Sequence[str]) -> list[Damage]:
     if not parts:
         return []
     with ThreadPoolExecutor(min(CONCURRENT_PARTS, len(parts))) as pool:
-        return [damage for damage in pool.map(lambda part: _inspect(place, part), parts) if damage is not None]
+        return [damage for damage in pool.map(lambda part: _inspect(place, part, tables), parts) if damage is not None]
 
 
 @contextmanager
@@ -92,10 +93,10 @@ def damaged(place: Place, what: str) -> DamagedTablesError:
     )
 
 
-def _inspect(place: Place, part: str) -> Damage | None:
+def _inspect(place: Place, part: str, tables: Sequence[str]) -> Damage | None:
     try:
         scan_ids = _read_ok_scans(place, part)
-        footers = {table: _read_footer(place, f"{table}/{part}") for table in ("metrics", "masks")}
+        footers = {table: _read_footer(place, f"{table}/{part}") for table in tables}
     except _UnreadableError as error:
         table = error.name.partition("/")[0]
         return Damage(part=part, table=table, cause=error.cause)

@@ -56,14 +56,14 @@ def prepare_tables(place: Place) -> list[Damage]:
     return removed + _drop_damaged(place, _find_damage(place))
 
 
-def check_tables(place: Place) -> None:
-    """Make sure that the tables are whole, for commands that only read them.
+def check_tables(place: Place, *tables: str) -> None:
+    """Make sure that `scans` and the tables named with it are whole, for commands that only read them.
 
     Raises:
         DamagedTablesError: Parts are missing or damaged; the message names the first.
         OutputError: The storage refuses a file.
     """
-    found = _find_damage(place)
+    found = find_damage(place, list_parts(place, "scans"), tables)
     if found:
         more = f", and {len(found) - 1} more parts are lost or damaged" if len(found) > 1 else ""
         raise damaged(place, f"{found[0]}{more}")

@@ -1,11 +1,18 @@
 from __future__ import annotations
 
+import json
+import os
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 
-from raysegment.commands.export import export_masks
-from raysegment.errors import UsageError
+from raysegment.archive.own_folders import EXPORT_FILE
+from raysegment.commands import export
+from raysegment.commands.export import export_masks, name_files
+from raysegment.errors import DamagedTablesError, OutputError, UsageError
 from raysegment.options import ExportOptions
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows, stage_part
@@ -29,10 +36,10 @@ def test_masks_become_viewable_files_under_the_scans_names(tmp_path):
     write_tables(tmp_path / "tables", {"site/patient 1": mask, "image.tif": mask[:1]})
     result = export_masks(ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files")))
     assert result.num_files == 2
-    shown = tifffile.imread(tmp_path / "files" / "site" / "patient 1_mask.tif")
+    shown = tifffile.imread(tmp_path / "files" / "site" / "patient 1_pred.tif")
     assert shown.shape == (3, 4, 5)
     assert (shown.max(), shown.astype(int).sum()) == (255, 255)
-    assert tifffile.imread(tmp_path / "files" / "image_mask.tif").shape == (4, 5)
+    assert tifffile.imread(tmp_path / "files" / "image_pred.tif").shape == (4, 5)
 
 
 def test_no_scan_id_leads_out_of_the_folder_and_none_overwrites_another(tmp_path):
@@ -41,11 +48,75 @@ def test_no_scan_id_leads_out_of_the_folder_and_none_overwrites_another(tmp_path
     write_tables(tmp_path / "tables", dict.fromkeys(names, mask))
     export_masks(ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files")))
     found = sorted(str(path.relative_to(tmp_path / "files")) for path in (tmp_path / "files").rglob("*.tif"))
-    expected = ["a-2_mask.tif", "a_mask.tif", "absolute_mask.tif", "new_line_mask.tif", "outside_mask.tif"]
-    assert found == [*expected, "scan_mask.tif"]
+    expected = ["a-2_pred.tif", "a_pred.tif", "absolute_pred.tif", "new_line_pred.tif", "outside_pred.tif"]
+    assert found == [*expected, "scan_pred.tif"]
     assert not list(tmp_path.glob("*.tif"))
 
 
 def test_a_folder_without_tables_is_refused(tmp_path):
     with pytest.raises(UsageError, match="has no masks"):
         export_masks(ExportOptions(tables=str(tmp_path), out=str(tmp_path / "files")))
+
+
+def test_the_list_of_files_is_there_before_the_first_and_true_after_a_failure(tmp_path, monkeypatch):
+    mask = np.ones((1, 2, 2), np.uint8)
+    write_tables(tmp_path / "tables", dict.fromkeys(("a", "b", "c"), mask))
+    options = ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files"))
+    listed = tmp_path / "files" / EXPORT_FILE
+    seen = []
+
+    def fail_at_the_second(path, *_, **__):
+        seen.append(json.loads(listed.read_text())["files"])
+        if len(seen) == 2:
+            raise OutputError("the disk is gone")
+        path.write_bytes(b"mask")
+
+    monkeypatch.setattr(export, "write_mask", fail_at_the_second)
+    with pytest.raises(OutputError):
+        export_masks(options)
+    monkeypatch.undo()
+    assert seen[0] == ["a_pred.tif", "b_pred.tif", "c_pred.tif"]
+    assert len(json.loads(listed.read_text())["files"]) == 1
+    assert export_masks(options).num_files == 3
+    assert len(json.loads(listed.read_text())["files"]) == 3
+
+
+def test_a_list_that_is_damaged_ends_the_export_before_anything_is_replaced(tmp_path):
+    write_tables(tmp_path / "tables", {"a": np.ones((1, 2, 2), np.uint8)})
+    (tmp_path / "files").mkdir()
+    for content in ("", "[]", '{"format": "raysegment-export"}'):
+        (tmp_path / "files" / EXPORT_FILE).write_text(content)
+        with pytest.raises(UsageError, match="damaged"):
+            export_masks(ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files")))
+    assert os.listdir(tmp_path / "files") == [EXPORT_FILE]
+
+
+def test_a_link_in_the_folder_does_not_lead_the_export_elsewhere(tmp_path):
+    write_tables(tmp_path / "tables", {"a": np.ones((1, 2, 2), np.uint8)})
+    options = ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files"))
+    export_masks(options)
+    write_tables(tmp_path / "tables", {"site/b": np.ones((1, 2, 2), np.uint8)})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "files" / "site").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UsageError, match="leads out"):
+        export_masks(options)
+    assert not os.listdir(tmp_path / "elsewhere")
+
+
+def test_paths_too_long_for_the_system_come_in_one_piece():
+    deep = "/".join(["folder"] * 900)
+    names = name_files([deep + "/a", deep + "/b", "short/a"], max_bytes=4000)
+    assert len(set(names.values())) == 3
+    assert names["short/a"] == "short/a_pred.tif"
+    assert all(len(name) <= 255 for name in names.values())
+
+
+@pytest.mark.parametrize("damage", [b"", b"no zlib"])
+def test_a_mask_that_does_not_unpack_names_its_part(damage, tmp_path):
+    write_tables(tmp_path / "tables", {"a": np.ones((1, 2, 2), np.uint8)})
+    (part,) = (tmp_path / "tables" / "masks").iterdir()
+    table = pq.read_table(part)
+    spoilt = pa.array([damage], table.schema.field("mask").type)
+    pq.write_table(table.set_column(table.schema.get_field_index("mask"), "mask", spoilt), part)
+    with pytest.raises(DamagedTablesError, match=f"masks/{part.name}"):
+        export_masks(ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files")))
