@@ -15,7 +15,7 @@ RaysegmentError                 exit 1: the run failed
 └── ScanError                   one scan is bad; the run goes on
     ├── content: UnknownFormatError, TruncatedFileError, EmptyFileError, OversizedScanError,
     │   NonFinitePixelsError, ChannelMismatchError, SliceMismatchError, UnreadableFileError,
-    │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, WorkerCrashedError
+    │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, ReaderCrashedError, WorkerCrashedError
     ├── reference: GridMismatchError, ReferenceValuesError, UnreadableReferenceError
     └── access: AccessError     permission, I/O, time-out; every later run tries it again
 """
@@ -131,6 +131,10 @@ class DecoderMemoryError(ScanError):
 
 class DecoderTimeoutError(ScanError):
     """Decoding this scan took longer than it may."""
+
+
+class ReaderCrashedError(ScanError):
+    """The reading process, the parent of the decoder, died on this scan as often as it may."""
 
 
 class WorkerCrashedError(ScanError):

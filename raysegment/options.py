@@ -233,6 +233,12 @@ class InferOptions(Postprocessing, CommandOptions):
         None, "TensorFlow threads of each worker; its share of the CPUs if not given", minimum=1
     )
     max_attempts: int = choice(3, "times a scan is tried when workers die on it", minimum=1)
+    worker_timeout_seconds: float = choice(
+        1800.0,
+        "time after which a worker that has scans in hand, or loads the network, and answers nothing is ended",
+        unit="seconds",
+        minimum=1,
+    )
     read_timeout_seconds: float = choice(60.0, "time limit for decoding one scan", unit="seconds", minimum=1)
     read_memory_mb: int = choice(4096, "memory limit for decoding one scan", unit="MB", minimum=64)
     part_mb: float = choice(64.0, "size at which a part of the tables closes", unit="MB", minimum=0.001)

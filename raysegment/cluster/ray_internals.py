@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.exceptions import RayError, RayTaskError, WorkerCrashedError
 
 SECONDS_BETWEEN_STEPS = 0.05
+TASK_ERRORS = logging.getLogger("ray.data._internal.execution.streaming_executor_state")
+"""Where Ray Data tells of a task that it goes on without, under `max_errored_blocks`; it does so nowhere else."""
 
 
 class Pace(ExecutionCallback):
@@ -29,14 +33,45 @@ def hold_back(context: DataContext) -> None:
         context.custom_execution_callback_classes.append(Pace)
 
 
+class LostTasks(logging.Filter):
+    """Takes what Ray Data says of failed tasks out of its log.
+
+    Attributes:
+        death: What is known of the last one whose process or node died, or None.
+        error: The last one that raised, or None.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.death: str | None = None
+        self.error: BaseException | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is None:
+            return True
+        if isinstance(error, WorkerCrashedError):
+            self.death = "it ended without a word, as after a crash or when the system has no memory left"
+        elif isinstance(error, RayError) and not isinstance(error, RayTaskError):
+            self.death = str(error)
+        else:
+            self.error = error
+        return False
+
+
 class Execution:
     """One execution of a Ray Data set whose blocks are handed on as references; close it while Ray runs.
 
     Ray Data ends an execution that nobody finished when it is garbage-collected. If Ray is gone by then it starts a new
     one and hangs, so `close` ends it before.
+
+    Attributes:
+        lost: Tasks whose blocks do not come.
     """
 
     def __init__(self, dataset: Any) -> None:
+        self.lost = LostTasks()
+        TASK_ERRORS.addFilter(self.lost)
         self._dataset = dataset
         self._executor = dataset._create_executor()
 
@@ -48,6 +83,7 @@ class Execution:
     def close(self) -> None:
         """Stop executing."""
         self._executor.shutdown(force=True)
+        TASK_ERRORS.removeFilter(self.lost)
 
 
 def list_blocks(materialized: Any) -> list[Any]:

@@ -14,10 +14,10 @@ import ray
 
 from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, to_table
 from raysegment.cluster.inference import pool as pool_module
-from raysegment.cluster.inference.dispatch import Dispatcher
+from raysegment.cluster.inference.dispatch import Dispatcher, RoundSettings
 from raysegment.cluster.inference.nodes import compare_versions
-from raysegment.cluster.inference.pool import MAX_FAILED_STARTS, Worker, WorkerPool, share_node
-from raysegment.cluster.inference.remaining import find_remaining, group_scans, write_plan
+from raysegment.cluster.inference.pool import MAX_FAILED_STARTS, BlockInHand, Worker, WorkerPool, share_node
+from raysegment.cluster.inference.remaining import arrange_plan, cut_plan, find_remaining, group_scans, write_plan
 from raysegment.cluster.inference.worker import WorkerSettings
 from raysegment.cluster.session import interruptible, raise_if_interrupted
 from raysegment.errors import ClusterError, InterruptedRunError, UsageError
@@ -73,7 +73,7 @@ def test_blocks_hold_whole_scans_within_their_bounds_and_a_large_scan_is_alone()
 def test_the_plan_on_disk_has_every_scan_once_in_its_blocks(tmp_path):
     manifest = manifest_of(**{f"s{index}": "1" for index in range(700)})
     place = Place(str(tmp_path))
-    blocks = write_plan(place, "_staging/plan", manifest, num_cpus=2, max_scans=2)
+    blocks = write_plan(place, "_staging/plan", manifest, cut_plan(manifest, num_cpus=2, max_scans=2))
     found = []
     for block in blocks:
         rows = pq.ParquetFile(place.path(block.file)).read_row_group(block.row_group)
@@ -81,6 +81,14 @@ def test_the_plan_on_disk_has_every_scan_once_in_its_blocks(tmp_path):
         found += [entry.scan_id for entry in entries(rows)]
     assert found == manifest["scan_id"].to_pylist()
     assert len({block.file for block in blocks}) == 2
+
+
+def test_groups_of_suspects_are_the_blocks_of_their_plan(tmp_path):
+    manifest = manifest_of(**{f"s{index}": "1" for index in range(6)})
+    rows, groups = arrange_plan(manifest, [["s5", "s1"], ["s3"]])
+    assert (rows["scan_id"].to_pylist(), groups) == (["s5", "s1", "s3"], [(0, 2), (2, 3)])
+    blocks = write_plan(Place(str(tmp_path)), "_staging/plan", rows, groups)
+    assert [block.num_scans for block in blocks] == [2, 1]
 
 
 @pytest.mark.slow
@@ -112,7 +120,7 @@ def test_a_million_scans_are_planned_within_a_minute(tmp_path):
     )
     started = time.monotonic()
     remaining = find_remaining(manifest, done, retry_failed=False)
-    blocks = write_plan(Place(str(tmp_path)), "_staging/plan", remaining.plan, num_cpus=2)
+    blocks = write_plan(Place(str(tmp_path)), "_staging/plan", remaining.plan, cut_plan(remaining.plan, num_cpus=2))
     assert remaining.plan.num_rows == sum(block.num_scans for block in blocks) == count // 2
     assert time.monotonic() - started < 60
 
@@ -199,12 +207,15 @@ def test_however_a_worker_dies_its_scans_are_known(monkeypatch, error):
 
     monkeypatch.setattr(ray, "get", fail)
     worker = Worker(handle=None, node_id="a", is_ready=True, waiting={"one": None}, is_closing=True)
+    worker.calls["block"] = BlockInHand("block", ["two", "three"])
+    worker.staged_early.add("three")
     pool = FakePool(worker)
-    dispatcher = Dispatcher(pool, feed=None, on_receipt=lambda receipt: None, part_seconds=1.0)
+    dispatcher = Dispatcher(pool, None, lambda receipt: None, RoundSettings(part_seconds=1.0))
     dispatcher._pending["answer"] = ("close", worker, None)
     dispatcher._take_answer("answer")
     assert len(pool.removed) == 1
-    assert dispatcher.outcome.hands[0].scan_ids == ["one"]
+    assert dispatcher.outcome.hands[0].blocks == [["two"]]
+    assert dispatcher.outcome.lost == ["one"]
 
 
 def test_a_signal_that_was_lost_on_its_way_is_raised_again():

@@ -30,11 +30,12 @@ class Worker:
         handle: The actor.
         node_id: Where it runs.
         is_ready: Whether its network is loaded.
-        calls: Blocks in hand, by the call that works on them; the scans of each, once it told them.
+        calls: Blocks in hand, by the question for their scans or the call that works on them.
         waiting: Scans in its open part, which is not staged yet.
         staged_early: Scans in a staged part whose own call has not returned yet.
         part_opened: When the first of them came, in monotonic seconds.
         is_closing: Whether it was asked to close its part.
+        heard: When it last answered, or first had something to answer, in monotonic seconds.
     """
 
     handle: Any
@@ -45,11 +46,18 @@ class Worker:
     staged_early: set[str] = field(default_factory=set)
     part_opened: float = 0.0
     is_closing: bool = False
+    heard: float = field(default_factory=time.monotonic)
 
-    def scans_in_hand(self) -> list[str]:
-        """Scans that are lost if the worker dies now."""
-        blocks = [scan_id for block in self.calls.values() for scan_id in block.scan_ids or ()]
-        return [scan_id for scan_id in dict.fromkeys([*self.waiting, *blocks]) if scan_id not in self.staged_early]
+    @property
+    def is_owing(self) -> bool:
+        """Whether it has something to answer."""
+        return not self.is_ready or self.is_closing or bool(self.calls)
+
+    def unfinished_blocks(self) -> list[list[str]]:
+        """Scans that it works on, by block: if it dies now, one of them may be to blame."""
+        told = [block.scan_ids for block in self.calls.values() if block.scan_ids is not None]
+        left = ([scan_id for scan_id in block if scan_id not in self.staged_early] for block in told)
+        return [block for block in left if block]
 
 
 @dataclass(eq=False)
@@ -58,7 +66,7 @@ class BlockInHand:
 
     Attributes:
         reference: The block in Ray's object store.
-        scan_ids: Its scans; None until the worker told them.
+        scan_ids: Its scans; None until the worker told them, and begins.
         num_deaths: Workers that died before they told them.
     """
 
@@ -102,7 +110,7 @@ class WorkerPool:
         """Bring every live node to its number of workers, now and then.
 
         Raises:
-            ClusterError: No node is left.
+            ClusterError: No node is left that may run workers.
         """
         if time.monotonic() < self._next_look:
             return
@@ -119,6 +127,8 @@ class WorkerPool:
             missing = share_node(node, self._workers_per_node)[0] - self._count(node_id)
             for _ in range(0 if node_id in self._refused else missing):
                 self._start(node)
+        if not self.workers and all(node["NodeID"] in self._refused for node in nodes):
+            raise ClusterError("no node of the Ray cluster may run inference workers any more; the log says why.")
 
     def remove(self, worker: Worker, cause: str) -> None:
         """Forget a worker that died, and make sure it is dead.

@@ -24,8 +24,8 @@ READ_CPUS = 1.0
 """Logical CPUs of a reading task, where nodes have as many to spare: one reads faster than two cores segment, and more
 at once would only delay the start of the workers."""
 
-MAX_READ_RETRIES = 3
-"""Times that a reading task is started again after its node or process was lost."""
+UNBOUNDED = -1
+"""Blocks that Ray Data may go on without: what did not come is known by what did."""
 
 
 @dataclass(frozen=True)
@@ -37,16 +37,20 @@ class ReadSettings:
         memory_mb: Memory limit for decoding one scan.
         timeout_seconds: Time limit for decoding one scan.
         num_cpus: Logical CPUs of a reading task.
+        max_retries: Times that a reading task is started again after its node or process was lost.
     """
 
     location: str
     memory_mb: int
     timeout_seconds: float
     num_cpus: float = READ_CPUS
+    max_retries: int = 1
 
 
 def start_reading(planned: list[PlannedBlock], settings: ReadSettings, *, store_bytes: int) -> Execution:
     """Blocks of pixels that Ray Data reads ahead of their use; iterate over it once, and close it while Ray runs.
+
+    A task whose process dies again and again leaves its block out; the others come.
 
     Args:
         planned: The plan's blocks.
@@ -65,6 +69,7 @@ def build_dataset(planned: list[PlannedBlock], settings: ReadSettings, store_byt
 
     context = DataContext.get_current().copy()
     context.target_max_block_size = MAX_BLOCK_BYTES // 2
+    context.max_errored_blocks = UNBOUNDED
     context.execution_options.resource_limits = ExecutionResources(object_store_memory=store_bytes)
     rows = [{"file": block.file, "row_group": block.row_group} for block in planned]
     # Ray 2.60 says that `max_retries` goes away with 2.64; until then nothing else bounds its retries.
@@ -77,7 +82,7 @@ def build_dataset(planned: list[PlannedBlock], settings: ReadSettings, store_byt
             batch_format="pyarrow",
             fn_kwargs={"settings": settings},
             num_cpus=settings.num_cpus,
-            max_retries=MAX_READ_RETRIES,
+            max_retries=settings.max_retries,
             retry_exceptions=False,
         )
 

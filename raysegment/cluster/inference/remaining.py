@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -111,20 +112,35 @@ def group_scans(num_bytes: npt.NDArray[np.int64], *, max_bytes: int, max_scans: 
     return [*groups, (start, len(num_bytes))] if len(num_bytes) else []
 
 
-def write_plan(
-    place: Place, folder: str, plan: pa.Table, *, num_cpus: float, max_scans: int = MAX_BLOCK_SCANS
-) -> list[PlannedBlock]:
+def cut_plan(plan: pa.Table, *, num_cpus: float, max_scans: int = MAX_BLOCK_SCANS) -> list[tuple[int, int]]:
+    """Cut a plan into blocks: (start, stop) of each.
+
+    Args:
+        plan: Rows of the manifest.
+        num_cpus: CPUs of the cluster: small plans are cut finer, so that all have work.
+        max_scans: Scans in a block.
+    """
+    share = max(1, round(plan.num_rows / (8 * max(1.0, num_cpus))))
+    return group_scans(estimate_bytes(plan), max_bytes=BLOCK_BYTES, max_scans=min(max_scans, share))
+
+
+def arrange_plan(plan: pa.Table, groups: list[list[str]]) -> tuple[pa.Table, list[tuple[int, int]]]:
+    """Rows of a plan in the order of groups of scan_ids, and (start, stop) of each group."""
+    wanted = pa.array([scan_id for group in groups for scan_id in group], pa.string())
+    rows = plan.take(pc.index_in(wanted, value_set=plan["scan_id"].combine_chunks()))
+    stops = [*accumulate(len(group) for group in groups)]
+    return rows, list(zip([0, *stops], stops, strict=False))
+
+
+def write_plan(place: Place, folder: str, plan: pa.Table, groups: list[tuple[int, int]]) -> list[PlannedBlock]:
     """Write the plan as Parquet files whose row groups are the blocks.
 
     Args:
         place: The output folder.
         folder: Where below it.
         plan: Rows of the manifest.
-        num_cpus: CPUs of the cluster: small plans are cut finer, so that all have work.
-        max_scans: Scans in a block.
+        groups: (start, stop) of each block.
     """
-    share = max(1, round(plan.num_rows / (8 * max(1.0, num_cpus))))
-    groups = group_scans(estimate_bytes(plan), max_bytes=BLOCK_BYTES, max_scans=min(max_scans, share))
     plan = plan.combine_chunks()
     blocks: list[PlannedBlock] = []
     place.make_folder(folder)

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.manifest import entries
-from raysegment.cluster.inference.dispatch import BlockFeed, Dispatcher, RoundOutcome
+from raysegment.cluster.inference.dispatch import Dispatcher, RoundOutcome, RoundSettings
+from raysegment.cluster.inference.feed import BlockFeed
 from raysegment.cluster.inference.nodes import check_node, check_nodes, describe_versions
 from raysegment.cluster.inference.pool import CPU_SHARE, WorkerPool
 from raysegment.cluster.inference.reading import READ_CPUS, ReadSettings, start_reading
-from raysegment.cluster.inference.remaining import MAX_BLOCK_SCANS, write_plan
+from raysegment.cluster.inference.remaining import arrange_plan, cut_plan, write_plan
+from raysegment.cluster.inference.suspects import Suspects
 from raysegment.cluster.inference.worker import CALLS_AT_ONCE, Receipt, WorkerSettings
 from raysegment.cluster.session import live_nodes
-from raysegment.errors import ClusterError, TooManyFailuresError, UsageError, WorkerCrashedError
+from raysegment.errors import (
+    ClusterError,
+    ReaderCrashedError,
+    ScanError,
+    TooManyFailuresError,
+    UsageError,
+    WorkerCrashedError,
+)
 from raysegment.model.bundle import Bundle
 from raysegment.options import InferOptions
 from raysegment.pipeline.blocks import ReadScan
@@ -31,6 +42,9 @@ from raysegment.store.publish import publish_part, read_finished
 
 MAX_FAILED_AT_START = 50
 MAX_READ_FAILURES = 3
+TRIES_TO_READ = 4
+"""Time limits that a scan may take to read: pixels and reference, each with a second decoder after a crash."""
+
 STORE_BYTES_PER_WORKER = 64 * 2**20
 """Room in Ray's object store for blocks that were read ahead: some seconds of work on processors."""
 
@@ -38,12 +52,32 @@ STORE_BYTES_PER_GPU = 512 * 2**20
 """The same for a worker with a GPU."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """What one round does.
+
+    Attributes:
+        plan: Rows of the manifest.
+        groups: (start, stop) of each block.
+        is_careful: Whether each process gets one block at a time, so that a death tells of that block alone.
+    """
+
+    plan: pa.Table
+    groups: list[tuple[int, int]]
+    is_careful: bool
+
+    @property
+    def scan_ids(self) -> pa.ChunkedArray:
+        return self.plan["scan_id"]
+
+
 class Rounds:
     """Does a plan with a pool of workers, and publishes what they stage.
 
     A round reads the plan, hands its blocks to workers, and publishes parts as they close. What is not published at its
-    end was lost with a worker or a node and is done in the next round; scans that a worker died on go one at a time, so
-    that the one to blame fails alone.
+    end is done in the next. Scans that were unfinished when a process died on them, of those that read or of those that
+    predict, are suspects: when all others are done they are tried in ever smaller groups, so that the one to blame
+    fails alone. Each round publishes something or narrows the search, or it counts as fruitless, and few may be.
     """
 
     def __init__(
@@ -73,9 +107,7 @@ class Rounds:
         self._versions = describe_versions()
         self._are_nodes_checked = False
         self._num_ok = num_ok_before
-        self._crashes: Counter[str] = Counter()
-        self._causes: dict[str, str] = {}
-        self._given_up: set[str] = set()
+        self._suspects = Suspects(options.max_attempts)
         self._fruitless_rounds = 0
         self._read_failures = 0
         self._round = 0
@@ -100,13 +132,7 @@ class Rounds:
             check_nodes(self._versions)
             self._are_nodes_checked = True
             while plan.num_rows:
-                suspects = pc.is_in(plan["scan_id"], value_set=pa.array(list(self._crashes), pa.string()))
-                others = plan.filter(pc.invert(suspects))
-                if others.num_rows:
-                    self._do(pool, others, calls_at_once=CALLS_AT_ONCE, max_scans=MAX_BLOCK_SCANS)
-                else:
-                    self._do(pool, plan, calls_at_once=1, max_scans=1)
-                plan = self._find_left(plan)
+                plan = self._do(pool, self._choose_round(plan), plan)
         finally:
             pool.close()
 
@@ -121,74 +147,119 @@ class Rounds:
             return False
         return True
 
-    def _do(self, pool: WorkerPool, plan: pa.Table, *, calls_at_once: int, max_scans: int) -> None:
-        """One round."""
+    def _choose_round(self, plan: pa.Table) -> Round:
+        """All scans above suspicion first; when none is left, the suspects."""
+        others = plan.filter(pc.invert(_is_among(plan["scan_id"], self._suspects.scan_ids)))
+        if others.num_rows:
+            num_cpus = sum(float(node["Resources"].get("CPU", 0)) for node in live_nodes())
+            return Round(plan=others, groups=cut_plan(others, num_cpus=num_cpus), is_careful=False)
+        rows, groups = arrange_plan(plan, self._suspects.groups)
+        return Round(plan=rows, groups=groups, is_careful=True)
+
+    def _do(self, pool: WorkerPool, current: Round, plan: pa.Table) -> pa.Table:
+        """Do one round of a plan; returns what is left of the plan."""
+        before = (self.num_published, self._suspects.num_accusations)
+        outcome, death = self._dispatch(pool, current)
+        published = read_finished(self.place)["scan_id"].combine_chunks()
+        if self.num_published > before[0]:
+            self._fruitless_rounds = self._read_failures = 0
+        self._accuse_workers(outcome)
+        if outcome.read_error is None:
+            self._accuse_readers(current, outcome, published, death)
+        else:
+            self._count_read_failure(outcome.read_error)
+        left = plan.filter(pc.invert(pc.is_in(plan["scan_id"], value_set=published)))
+        left = self._give_up_hopeless(left)
+        suspects = left["scan_id"].filter(_is_among(left["scan_id"], self._suspects.scan_ids))
+        self._suspects.keep_only(set(suspects.to_pylist()))
+        if (self.num_published, self._suspects.num_accusations) == before:
+            self._fruitless_rounds += 1
+        if self._fruitless_rounds > self.options.max_attempts + MAX_READ_FAILURES:
+            raise ClusterError(f"{left.num_rows} scans were lost again and again with their nodes; nothing was done.")
+        return left
+
+    def _dispatch(self, pool: WorkerPool, current: Round) -> tuple[RoundOutcome, str]:
+        """Read and segment the blocks of a round; returns also what is known of reading processes that died."""
         self._round += 1
         nodes = [node["Resources"] for node in live_nodes()]
         cpus = [float(node.get("CPU", 0)) for node in nodes]
         has_gpus = any(node.get("GPU", 0) for node in nodes)
         folder = f"{self.worker.staging}/plan-{self._round}"
-        blocks = write_plan(self.place, folder, plan, num_cpus=sum(cpus), max_scans=max_scans)
-        settings = ReadSettings(
-            self.place.location,
-            self.options.read_memory_mb,
-            self.options.read_timeout_seconds,
-            num_cpus=min(READ_CPUS, CPU_SHARE * min(cpus, default=1.0)),
+        reading = start_reading(
+            write_plan(self.place, folder, current.plan, current.groups),
+            ReadSettings(
+                self.place.location,
+                self.options.read_memory_mb,
+                self.options.read_timeout_seconds,
+                num_cpus=min(READ_CPUS, CPU_SHARE * min(cpus, default=1.0)),
+                max_retries=0 if current.is_careful else 1,
+            ),
+            store_bytes=(STORE_BYTES_PER_GPU if has_gpus else STORE_BYTES_PER_WORKER) * max(1, len(pool.workers)),
         )
-        room = (STORE_BYTES_PER_GPU if has_gpus else STORE_BYTES_PER_WORKER) * max(1, len(pool.workers))
-        feed = BlockFeed(start_reading(blocks, settings, store_bytes=room), num_ahead=max(1, len(pool.workers)))
+        feed = BlockFeed(reading, num_ahead=max(1, len(pool.workers)))
         try:
             outcome = Dispatcher(
                 pool,
                 feed,
                 self._take,
+                self._settings_of(current),
                 on_lost=self.progress.step_back,
                 on_tick=self.progress.tick,
-                part_seconds=self.worker.part_seconds if max_scans > 1 else 0.0,
-                calls_at_once=calls_at_once,
             ).run()
         finally:
             feed.close()
-        self._judge(outcome, is_isolated=max_scans == 1)
+        outcome.read_error = outcome.read_error or reading.lost.error
+        return outcome, _shorten(reading.lost.death or "its blocks did not come")
 
-    def _judge(self, outcome: RoundOutcome, *, is_isolated: bool) -> None:
+    def _settings_of(self, current: Round) -> RoundSettings:
+        largest = max(stop - start for start, stop in current.groups)
+        return RoundSettings(
+            part_seconds=0.0 if current.is_careful else self.worker.part_seconds,
+            calls_at_once=1 if current.is_careful else CALLS_AT_ONCE,
+            worker_timeout_seconds=self.options.worker_timeout_seconds,
+            reading_timeout_seconds=self.options.worker_timeout_seconds
+            + largest * TRIES_TO_READ * self.options.read_timeout_seconds,
+        )
+
+    def _accuse_workers(self, outcome: RoundOutcome) -> None:
         for hand in outcome.hands:
-            self._crashes.update(hand.scan_ids)
-            self._causes.update(dict.fromkeys(hand.scan_ids, hand.cause))
+            self._suspects.accuse(hand.blocks, WorkerCrashedError, hand.cause)
             self.console.say(
-                f"an inference worker died with {len(hand.scan_ids)} scans in hand ({hand.cause}); they are done again."
+                f"an inference worker died with {hand.num_scans} unfinished scans in hand ({hand.cause}); "
+                "they are done again."
             )
-            if is_isolated:
-                given_up = [name for name in hand.scan_ids if self._crashes[name] >= self.options.max_attempts]
-                self._given_up.update(given_up)
-        if outcome.read_error is not None:
-            self._read_failures += 1
-            reason = " ".join(str(outcome.read_error).split())[:300]
-            self.console.say(f"reading stopped: {reason}")
-            if self._read_failures >= MAX_READ_FAILURES:
-                raise ClusterError(f"reading failed {self._read_failures} times: {reason}") from outcome.read_error
 
-    def _find_left(self, plan: pa.Table) -> pa.Table:
-        """What of a plan is not published, without the scans that were tried as often as they may be: these fail."""
-        published = read_finished(self.place)["scan_id"].combine_chunks()
-        left = plan.filter(pc.invert(pc.is_in(plan["scan_id"], value_set=published)))
-        given_up = pc.is_in(left["scan_id"], value_set=pa.array(sorted(self._given_up), pa.string()))
-        self._give_up(left.filter(given_up))
-        if left.num_rows == plan.num_rows:
-            self._fruitless_rounds += 1
-        if self._fruitless_rounds > self.options.max_attempts + MAX_READ_FAILURES:
-            raise ClusterError(f"{left.num_rows} scans were lost again and again with their nodes; nothing was done.")
-        return left.filter(pc.invert(given_up))
+    def _accuse_readers(self, current: Round, outcome: RoundOutcome, published: pa.Array, death: str) -> None:
+        """Scans that neither came to a worker nor are published were lost with a process that read their block."""
+        told = [*outcome.lost, *(scan_id for hand in outcome.hands for block in hand.blocks for scan_id in block)]
+        came = pc.or_(pc.is_in(current.scan_ids, value_set=published), _is_among(current.scan_ids, told))
+        missing = np.flatnonzero(~came.to_numpy())
+        if not len(missing):
+            return
+        self.console.say(f"reading {len(missing)} scans came to nothing ({death}); they are read again.")
+        for start, stop in current.groups:
+            block = missing[np.searchsorted(missing, start) : np.searchsorted(missing, stop)]
+            if len(block):
+                self._suspects.accuse([current.scan_ids.take(block).to_pylist()], ReaderCrashedError, death)
 
-    def _give_up(self, plan: pa.Table) -> None:
+    def _count_read_failure(self, error: BaseException) -> None:
+        self._read_failures += 1
+        self.console.say(f"reading stopped: {_shorten(error)}")
+        if self._read_failures >= MAX_READ_FAILURES:
+            raise ClusterError(f"reading failed {self._read_failures} times: {_shorten(error)}") from error
+
+    def _give_up_hopeless(self, left: pa.Table) -> pa.Table:
+        """Fail the scans that were tried as often as they may be; returns the others."""
+        hopeless = self._suspects.take_hopeless()
+        is_hopeless = _is_among(left["scan_id"], list(hopeless))
+        self._fail(left.filter(is_hopeless), hopeless)
+        return left.filter(pc.invert(is_hopeless))
+
+    def _fail(self, plan: pa.Table, errors: dict[str, ScanError]) -> None:
         rows = []
         for entry in entries(plan):
-            error = WorkerCrashedError(
-                f"{entry.scan_id}: the inference worker died on it {self._crashes[entry.scan_id]} times, at last of: "
-                f"{self._causes[entry.scan_id]}"
-            )
             read = ReadScan(entry.scan_id, entry.patient_id, entry.source, entry.fingerprint, scan=None)
-            rows.append(fail_scan(read, error, self.worker.segment))
+            rows.append(fail_scan(read, errors[entry.scan_id], self.worker.segment))
         if rows:
             receipt = Receipt(parts=[stage_part(self.place, self.worker.staging, rows)])
             for row in rows:
@@ -223,3 +294,11 @@ class Rounds:
         self.num_published += len(part.scan_ids)
         self.seconds["stage"] += part.seconds_stage
         self.seconds["publish"] += time.perf_counter() - started
+
+
+def _is_among(scan_ids: pa.ChunkedArray, names: list[str]) -> pa.ChunkedArray:
+    return pc.is_in(scan_ids, value_set=pa.array(names, pa.string()))
+
+
+def _shorten(error: object) -> str:
+    return " ".join(str(error).split())[:300]
