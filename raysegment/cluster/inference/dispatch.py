@@ -181,9 +181,10 @@ class Dispatcher:
 
     def _end_silent(self) -> None:
         """Bury the workers that hang."""
+        limit = self.settings.worker_timeout_seconds
         for worker in list(self.pool.workers):
-            if worker.is_owing and time.monotonic() - worker.heard > self.settings.worker_timeout_seconds:
-                self._bury(worker, f"it answered nothing for {self.settings.worker_timeout_seconds:g} seconds")
+            if worker.is_owing and time.monotonic() - worker.heard > limit:
+                self._bury(worker, f"it answered nothing for {limit:g} seconds, the limit of --worker-timeout-seconds")
 
     def _is_reading_stuck(self) -> bool:
         if self._returned or any(worker.is_owing or worker.waiting for worker in self.pool.workers):
