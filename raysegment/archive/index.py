@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from raysegment.archive.filesystem import describe, is_uri, join_source, open_source
 from raysegment.archive.fingerprint import fill_fingerprints, fingerprint_files
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
-from raysegment.archive.grouping.folders import Draft, assign_patients, draft_scans, single_drafts
+from raysegment.archive.grouping.folders import Draft, assign_patients, draft_scans, name_of_source, single_drafts
 from raysegment.archive.manifest import MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import encode_name, extension_of, show_name
 from raysegment.archive.read import MAX_SCAN_BYTES
@@ -97,8 +97,7 @@ def find_scans(
     if not is_uri(source):
         source = encode_name(os.path.abspath(source))
     extensions = readers_by_extension()
-    name = source.split("?")[0].rstrip("/").rpartition("/")[2] or "scan"
-    drafts, lone_masks = draft_scans(walk_source(source, frozenset(extensions)), name, compiled)
+    drafts, lone_masks = draft_scans(walk_source(source, frozenset(extensions)), name_of_source(source), compiled)
     if not any(draft.files for draft in drafts):
         looked_for = ", ".join(f"*{extension}" for extension in sorted(extensions))
         raise UsageError(f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.")

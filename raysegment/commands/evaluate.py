@@ -59,7 +59,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     if options.split in ("val", "test") and not options.allow_training_patients:
         refuse_training_patients(manifest, options.split, bundle.has_seen)
     manifest = manifest.slice(0, options.limit) if options.limit else manifest
-    inference = run_inference(options, bundle, manifest, command="evaluate", started=started)
+    inference = run_inference(options, bundle, manifest, found, command="evaluate", started=started)
     place = Place(options.out)
     summary = summarise_metrics(
         _read_metrics(place, manifest),

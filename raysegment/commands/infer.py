@@ -32,4 +32,4 @@ def infer(options: InferOptions) -> InferResult:
         fingerprint=options.fingerprint,
     )
     manifest = found.slice(0, options.limit) if options.limit else found
-    return run_inference(options, bundle, manifest, command="infer", started=started)
+    return run_inference(options, bundle, manifest, found, command="infer", started=started)

@@ -25,6 +25,12 @@ def describe_damage(removed: Sequence[Damage]) -> str:
     return f"{parts} lost or damaged; the scans are done again. The first: {removed[0]}"
 
 
+def describe_renamed(scan_ids: Sequence[str]) -> str:
+    """One line for rows that go because their scans have other names now."""
+    shown = ", ".join(map(show_name, scan_ids[:3])) + (" …" if len(scan_ids) > 3 else "")
+    return f"{len(scan_ids)} scans have other names now; the rows of the old ones are taken out: {shown}"
+
+
 def describe_run(numbers: Mapping[str, Any], scans_now: int) -> list[str]:
     """The closing table, a line each.
 

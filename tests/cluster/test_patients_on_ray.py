@@ -110,7 +110,6 @@ def scan_ids(out: Path) -> list[str]:
     return tables[0]
 
 
-@pytest.mark.xfail(strict=True, reason="the rows of the old name stay beside those of the new ones")
 def test_no_slice_stands_twice_when_a_folder_gains_a_second_series(tmp_path, tiny_bundle):
     archive, other, out = tmp_path / "archive", tmp_path / "other", tmp_path / "out"
     for patient in ("p1", "p2", "p3"):

@@ -109,6 +109,11 @@ def draft_scans(
     return drafts, max(num_masks - used, 0)
 
 
+def name_of_source(source: str) -> str:
+    """The source's last folder, which names a scan that lies directly in it."""
+    return source.split("?")[0].rstrip("/").rpartition("/")[2] or "scan"
+
+
 def single_drafts(series: Draft) -> list[Draft]:
     """Each file of a series as a scan of its own, for files that turn out to be stacks."""
     references = series.references or [None] * len(series.files)

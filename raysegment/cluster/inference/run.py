@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysegment.archive.renamed import find_renamed
 from raysegment.choices import changed_result, hash_choices
 from raysegment.cluster.inference.remaining import Remaining, check_channels, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
@@ -22,7 +23,13 @@ from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
 from raysegment.pipeline.segment import SegmentSettings
-from raysegment.runs.closing import describe_damage, describe_failures, describe_nothing_to_do, describe_run
+from raysegment.runs.closing import (
+    describe_damage,
+    describe_failures,
+    describe_nothing_to_do,
+    describe_renamed,
+    describe_run,
+)
 from raysegment.runs.console import Console
 from raysegment.runs.identity import check_foreign, check_rows, identify
 from raysegment.runs.lock import RunLock
@@ -30,7 +37,7 @@ from raysegment.runs.progress import ScanProgress
 from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record
 from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
-from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, take_out
+from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, read_rows, take_out
 from raysegment.store.schema import STATUS_OK
 
 
@@ -71,7 +78,7 @@ class InferResult:
 
 
 def run_inference(
-    options: InferOptions, bundle: Bundle, manifest: pa.Table, *, command: str, started: float
+    options: InferOptions, bundle: Bundle, manifest: pa.Table, found: pa.Table, *, command: str, started: float
 ) -> InferResult:
     """Bring the tables of an output folder up to a manifest.
 
@@ -79,6 +86,7 @@ def run_inference(
         options: Choices of `infer` or `evaluate`.
         bundle: The model.
         manifest: Scans that are wanted.
+        found: All scans that the source has.
         command: `infer`, or `evaluate`, which fails scans without a usable reference.
         started: When the command began, in seconds since 1970.
     """
@@ -86,11 +94,11 @@ def run_inference(
     check_channels(manifest, bundle.num_channels)
     options = keep_precision(options, read_record(Place(options.out)))
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
-        return _run_in_folder(resolve_options(options, bundle), bundle, manifest, command, started)
+        return _run_in_folder(resolve_options(options, bundle), bundle, manifest, found, command, started)
 
 
 def _run_in_folder(
-    options: InferOptions, bundle: Bundle, manifest: pa.Table, command: str, started: float
+    options: InferOptions, bundle: Bundle, manifest: pa.Table, found: pa.Table, command: str, started: float
 ) -> InferResult:
     place = Place(options.out)
     identity = identify(
@@ -110,6 +118,7 @@ def _run_in_folder(
             Console(place, as_json=options.json).say(describe_damage(removed))
         if not record.get("status"):
             check_rows(place, bundle.model_id, str(record["options_id"]))
+        _take_out_renamed(options, place, manifest, found)
         remaining = find_remaining(manifest, read_finished(place), retry_failed=options.retry_failed)
         if remaining.plan.num_rows == 0 and record.get("status") == "done":
             console = Console(None, as_json=options.json)
@@ -139,6 +148,16 @@ def choose_exit_code(num_ok: int, num_failed: int) -> int:
     if not num_failed:
         return EXIT_DONE
     return EXIT_SOME_SCANS_FAILED if num_ok else EXIT_FAILED
+
+
+def _take_out_renamed(options: InferOptions, place: Place, manifest: pa.Table, found: pa.Table) -> None:
+    """Remove what stands in the tables under names that its scans no longer have."""
+    renamed = find_renamed(
+        options.source, manifest, found, read_rows(place, "scans", ["scan_id", "source", "fingerprint"])
+    )
+    if len(renamed):
+        Console(place, as_json=options.json).say(describe_renamed(renamed.to_pylist()))
+        take_out(place, renamed)
 
 
 def resolve_options(options: InferOptions, bundle: Bundle) -> InferOptions:

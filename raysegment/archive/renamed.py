@@ -1,0 +1,47 @@
+"""Scans that an archive still holds, but under other names than the tables of an earlier run have for them."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysegment.archive.grouping.folders import former_names, name_of_source
+from raysegment.archive.manifest import is_manifest
+
+
+def find_renamed(source: str, wanted: pa.Table, found: pa.Table, finished: pa.Table) -> pa.Array:
+    """Scans in the tables whose slices are those of wanted scans with other names.
+
+    A folder's only series has the folder's name; when a second one joins it, both get names of their own, and what was
+    segmented under the old name would stand in the tables twice. A finished scan goes if the source no longer has its
+    name, and a wanted scan of the same source either has its fingerprint, so the very same files, or is made of files
+    that the folder layout gave this name when others lay beside them. Scans that merely vanished stay, and so do those
+    of other sources.
+
+    Args:
+        source: As the user gave it; the names in a manifest are its writer's, so there only the fingerprint tells.
+        wanted: Rows of the manifest that this run is about.
+        found: All rows that the source has.
+        finished: `scan_id`, `source` and `fingerprint` of the scans in the tables.
+
+    Returns:
+        Their scan_ids.
+    """
+    is_here = pc.is_in(finished["source"], value_set=pc.unique(wanted["source"]))
+    is_named = pc.is_in(finished["scan_id"], value_set=found["scan_id"].combine_chunks())
+    lost = finished.filter(pc.and_(is_here, pc.invert(is_named)))
+    if not lost.num_rows:
+        return pa.array([], pa.string())
+    fingerprints, names, has_layout = set(), set(), not is_manifest(source)
+    for batch in wanted.select(["source", "fingerprint", "files"]).to_batches():
+        for row in batch.to_pylist():
+            fingerprints.add((row["source"], row["fingerprint"]))
+            if has_layout:
+                former = former_names(row["files"], name_of_source(row["source"]))
+                names |= {(row["source"], name) for name in former}
+    renamed = [
+        row["scan_id"]
+        for row in lost.to_pylist()
+        if (row["source"], row["fingerprint"]) in fingerprints or (row["source"], row["scan_id"]) in names
+    ]
+    return pa.array(renamed, pa.string())
