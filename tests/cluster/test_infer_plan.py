@@ -240,9 +240,12 @@ def test_workers_that_cannot_share_the_gpus_are_refused():
 def test_an_evaluation_is_told_in_three_lines():
     summary = {"dice_mean": 0.79251, "dice_median": 0.8, "dice_ci95": [0.7, 0.9], "iou_mean": 0.6, "scans": 16}
     summary |= {"lesion_slice_dice_mean": float("nan"), "precision": 0.5, "recall": 0.25, "threshold": 0.5}
-    summary["training_patients_included"] = 0
+    summary |= {"training_patients_included": 0, "patients": 12}
     lines = describe_summary(summary, "out")
-    assert "mean 0.7925 (95 % interval 0.7000 to 0.9000), median 0.8000, at threshold 0.50; 16 scans" in lines[0]
+    assert (
+        "mean 0.7925 (95 % interval 0.7000 to 0.9000), median 0.8000, at threshold 0.50; 16 scans of 12 patients"
+        in lines[0]
+    )
     assert "lesion-slice Dice –" in lines[1]
     assert "out/summary.json" in lines[2]
     assert "3 of these patients" in describe_summary(summary | {"training_patients_included": 3}, "out")[0]

@@ -21,6 +21,8 @@ from raysegment.errors import UsageError
 AT_RAYS_DOOR = r"--temp-dir .* cannot be used"
 """What a command says that found nothing wrong and goes on to start Ray, in a folder that is none."""
 
+NO_FOLDER = "/dev/null"
+
 
 def write_image(path: Path, *, lesion: bool | None = None) -> None:
     """A 16x16 image, and unless `lesion` is None a mask: in `masks` for one in `images`, else beside it."""
@@ -43,13 +45,6 @@ def write_folders(archive: Path, **patients: Iterable[str]) -> Path:
             for number in range(1, 4):
                 write_image(archive / split / name / f"{name}_{number}.png", lesion=True)
     return archive
-
-
-@pytest.fixture
-def no_folder(tmp_path: Path) -> str:
-    """A file in the place of --temp-dir."""
-    (tmp_path / "no-folder").touch()
-    return str(tmp_path / "no-folder")
 
 
 @pytest.fixture(scope="module")
@@ -76,23 +71,23 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def evaluate(tmp_path: Path, bundle: Path, no_folder: str):
+def evaluate(tmp_path: Path, bundle: Path):
     """`evaluate` of the bundle, up to the moment at which it would start Ray."""
 
     def run(source: Path, **choices: object) -> None:
-        given = {"model": str(bundle), "source": str(source), "out": str(tmp_path / "out"), "temp_dir": no_folder}
+        given = {"model": str(bundle), "source": str(source), "out": str(tmp_path / "out"), "temp_dir": NO_FOLDER}
         raysegment.evaluate(raysegment.EvaluateOptions(**given | choices))
 
     return run
 
 
 @pytest.fixture
-def train_log(tmp_path: Path, no_folder: str):
+def train_log(tmp_path: Path):
     """What `train` wrote to its log when it would start Ray."""
 
     def run(source: Path, **choices: object) -> str:
         out = tmp_path / "run"
-        given = {"source": str(source), "out": str(out), "temp_dir": no_folder, "image_size": 16}
+        given = {"source": str(source), "out": str(out), "temp_dir": NO_FOLDER, "image_size": 16}
         with pytest.raises(UsageError, match=AT_RAYS_DOOR):
             raysegment.train(raysegment.TrainOptions(**given | choices))
         return (out / "log.txt").read_text()
@@ -244,25 +239,25 @@ def test_a_scan_pattern_that_cannot_work_is_refused(monkeypatch, capsys, tmp_pat
         ({"scan_pattern": SCAN_PATTERN}, r"scan_pattern was None, is images/\(p"),
     ],
 )
-def test_another_pattern_is_another_run(tmp_path, bundle, no_folder, other, said):
+def test_another_pattern_is_another_run(tmp_path, bundle, other, said):
     given = {"model": str(bundle), "source": str(write_flat(tmp_path / "archive")), "out": str(tmp_path / "out")}
     for choices, expected in (({}, AT_RAYS_DOOR), ({}, AT_RAYS_DOOR), (other, said)):
         with pytest.raises(UsageError, match=expected):
-            raysegment.infer(raysegment.InferOptions(**given, temp_dir=no_folder, **choices))
+            raysegment.infer(raysegment.InferOptions(**given, temp_dir=NO_FOLDER, **choices))
 
 
-def test_a_folder_of_version_0_1_0_tells_its_pattern_by_what_was_chosen(tmp_path, bundle, no_folder):
+def test_a_folder_of_version_0_1_0_tells_its_pattern_by_what_was_chosen(tmp_path, bundle):
     given = {"model": str(bundle), "source": str(write_flat(tmp_path / "archive")), "out": str(tmp_path / "out")}
     first = {"patient_pattern": r"images/(p\d+)"}
     with pytest.raises(UsageError, match=AT_RAYS_DOOR):
-        raysegment.infer(raysegment.InferOptions(**given, temp_dir=no_folder, **first))
+        raysegment.infer(raysegment.InferOptions(**given, temp_dir=NO_FOLDER, **first))
     record = tmp_path / "out" / "run.json"
     content = json.loads(record.read_text())
     content = {name: value for name, value in content.items() if not name.endswith("_pattern")}
     content["chosen"].pop("scan_pattern", None)
     record.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=AT_RAYS_DOOR):
-        raysegment.infer(raysegment.InferOptions(**given, temp_dir=no_folder, **first))
+        raysegment.infer(raysegment.InferOptions(**given, temp_dir=NO_FOLDER, **first))
     record.write_text(json.dumps(content))
     with pytest.raises(UsageError, match=r"patient_pattern was images/\(p.*, is None"):
-        raysegment.infer(raysegment.InferOptions(**given, temp_dir=no_folder))
+        raysegment.infer(raysegment.InferOptions(**given, temp_dir=NO_FOLDER))
