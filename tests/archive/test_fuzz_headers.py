@@ -1,0 +1,43 @@
+"""Damaged headers of every format: a header or an error of the scan, never anything else, and never for long."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mutants import FORMATS, SUFFIXES, mutate
+
+from raysegment.archive.formats import HEAD_BYTES, get_reader, recognise
+from raysegment.archive.index import find_scans
+from raysegment.errors import ScanError
+
+LIMIT_CPU_SECONDS = 1.0
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@settings(max_examples=400, deadline=None, derandomize=True, database=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_damaged_header_is_a_header_or_an_error_of_the_scan(kind, seed):
+    data = mutate(kind, np.random.default_rng(seed))
+    reader = get_reader(recognise(data[:HEAD_BYTES]) or ("tiff" if "tiff" in kind else "raster"))
+    started = time.process_time()
+    try:
+        header = reader.read_header(io.BytesIO(data), "a")
+    except ScanError:
+        header = None
+    assert time.process_time() - started < LIMIT_CPU_SECONDS
+    assert header is None or min(header.slices, header.rows, header.columns, header.channels) >= 1
+
+
+def test_an_archive_of_damaged_files_is_indexed_file_by_file(tmp_path):
+    for kind in FORMATS:
+        for seed in range(100):
+            name = f"{kind} {seed} x{SUFFIXES[kind]}"
+            (tmp_path / name).write_bytes(mutate(kind, np.random.default_rng(seed)))
+    table = find_scans(str(tmp_path))
+    assert table.num_rows == 100 * len(FORMATS)
+    assert all(row["problem"] or row["height"] for row in table.select(["problem", "height"]).to_pylist())
