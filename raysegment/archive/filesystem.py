@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import io
 import os
+import stat
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
+from typing import BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -16,6 +23,9 @@ from raysegment.errors import AccessError, UsageError
 REMOTE_SCHEMES = ("s3", "gs", "gcs", "file")
 LOCAL_PAUSES_SECONDS = (0.05, 0.1, 0.2)
 REMOTE_PAUSES_SECONDS = (0.2, 0.8, 2.0)
+HASH_BYTES = 4 * 2**20
+
+Result = TypeVar("Result")
 
 
 def is_uri(path: str) -> bool:
@@ -53,10 +63,12 @@ def open_source(source: str) -> tuple[pafs.FileSystem, str]:
 
 
 def join_source(source: str, name: str) -> str:
-    """Path of one file below a source, in the source's own file system."""
+    """Path of one file below a source, in the source's own file system; an absolute path stands for itself."""
     _, root = open_source(source)
     if not name:
         return root
+    if os.path.isabs(name) and not is_uri(source):
+        return decode_name(name)
     return f"{root.rstrip('/')}/{name if is_uri(source) else decode_name(name)}"
 
 
@@ -65,21 +77,56 @@ def read_bytes(source: str, name: str) -> bytes:
 
     Args:
         source: Folder or bucket, as in the manifest.
-        name: The file's path below it, with forward slashes.
+        name: The file's path below it, with forward slashes; an absolute path of this machine stands for itself.
 
     Raises:
-        AccessError: The file is missing, or the storage refuses it.
+        AccessError: The file is missing, is no regular file, or the storage refuses it.
     """
-    pauses = REMOTE_PAUSES_SECONDS if is_uri(source) else LOCAL_PAUSES_SECONDS
-    for pause_seconds in pauses:
-        try:
-            return _read_once(source, name)
-        except OSError:
-            time.sleep(pause_seconds)
+    return _try_again(source, name, lambda stream: bytes(stream.read() or b""))
+
+
+def hash_bytes(source: str, name: str) -> str:
+    """SHA-256 of a file's bytes in hex digits, a piece at a time.
+
+    Raises:
+        AccessError: As `read_bytes`.
+    """
+    return _try_again(source, name, _hash_stream)
+
+
+@contextmanager
+def open_file(source: str, name: str, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Iterator[BinaryIO]:
+    """Open a file for reading. Pipes, devices, sockets and links to them are never opened.
+
+    Raises:
+        AccessError: No regular file.
+        OSError: The storage refuses it.
+    """
+    filesystem, _ = open_source(source)
+    path = join_source(source, name)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        with _open_regular(path, name, buffer_bytes) as stream:
+            yield stream
+        return
     try:
-        return _read_once(source, name)
-    except OSError as error:
-        raise AccessError(f"{show_name(name)} cannot be read: {describe(error)}") from error
+        with filesystem.open_input_file(path) as stream:
+            yield cast(BinaryIO, io.BufferedReader(stream, buffer_bytes))
+    except pa.ArrowException as error:
+        raise OSError(describe(error)) from error
+
+
+def check_regular(path: str, name: str) -> None:
+    """Refuse a local path that is there and is neither a file nor a link to one; it is not opened.
+
+    Raises:
+        AccessError: It is a pipe, a device, a socket or a folder.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL)) from None
+    if not stat.S_ISREG(mode):
+        raise AccessError(f"{show_name(name)} is no regular file.")
 
 
 def describe(error: BaseException) -> str:
@@ -90,14 +137,33 @@ def describe(error: BaseException) -> str:
     return text[:300] or type(error).__name__
 
 
-def _read_once(source: str, name: str) -> bytes:
-    path = join_source(source, name)
-    if not is_uri(source):
-        with open(path, "rb") as stream:
-            return stream.read()
-    filesystem, _ = open_source(source)
-    try:
-        with filesystem.open_input_file(path) as stream:
-            return bytes(stream.read())
-    except pa.ArrowException as error:
-        raise OSError(describe(error)) from error
+def _open_regular(path: str, name: str, buffer_bytes: int) -> BinaryIO:
+    """Look before opening, because opening alone may wait for ever or set a device going, and again afterwards."""
+    check_regular(path, name)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    stream = os.fdopen(descriptor, "rb", buffer_bytes)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        stream.close()
+        raise AccessError(f"{show_name(name)} is no regular file.")
+    return stream
+
+
+def _hash_stream(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while piece := stream.read(HASH_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _try_again(source: str, name: str, read: Callable[[BinaryIO], Result]) -> Result:
+    """Open a file and read from it; what the storage refuses is tried three times more."""
+    pauses = REMOTE_PAUSES_SECONDS if is_uri(source) else LOCAL_PAUSES_SECONDS
+    for pause_seconds in (*pauses, None):
+        try:
+            with open_file(source, name) as stream:
+                return read(stream)
+        except OSError as error:
+            if pause_seconds is None:
+                raise AccessError(f"{show_name(name)} cannot be read: {describe(error)}") from error
+            time.sleep(pause_seconds)
+    raise AssertionError("the last attempt returns or raises")

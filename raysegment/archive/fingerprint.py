@@ -7,12 +7,15 @@ import os
 from collections.abc import Iterable
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from raysegment.archive.filesystem import is_uri, join_source, open_source, read_bytes
+from raysegment.archive.filesystem import hash_bytes, is_uri, join_source, open_source
 from raysegment.archive.manifest import entries
 from raysegment.archive.walk import FoundFile
 from raysegment.errors import ScanError
+from raysegment.scan import ScanEntry
+
+FINGERPRINT_MODE = b"raysegment.fingerprint"
+"""Key of a manifest's metadata: how its fingerprints were made."""
 
 
 def fingerprint_files(source: str, files: Iterable[tuple[str, FoundFile]], mode: str) -> str:
@@ -30,42 +33,81 @@ def fingerprint_files(source: str, files: Iterable[tuple[str, FoundFile]], mode:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def fill_fingerprints(table: pa.Table, mode: str) -> pa.Table:
-    """The manifest with the fingerprints that it lacks; those it has are kept."""
-    is_empty = pc.equal(table["fingerprint"], "")
-    if not pc.any(is_empty).as_py():
-        return table
-    found = [
-        entry.fingerprint
-        or fingerprint_files(entry.source, _look_up(entry.source, entry.files + entry.reference_files), mode)
-        for entry in entries(table)
-    ]
+def renew_fingerprints(table: pa.Table, mode: str) -> pa.Table:
+    """A manifest with fingerprints of its files as they are now, as far as their sizes and times tell.
+
+    A fingerprint that is missing is computed. One that was made of size and time is compared with the files, where they
+    are on this machine and all of them are there, and replaced where they have changed. All others are kept: those of
+    contents, one's own, and those of files in buckets or out of reach.
+
+    Args:
+        table: A manifest.
+        mode: How missing fingerprints are made, `stat` or `content`.
+    """
+    given = table["fingerprint"].to_pylist()
+    present = [_fingerprint_of_present(entry) for entry in entries(table)]
+    is_stat = _is_of_stat(table, given, present)
+    renewed = [now if before and now and is_stat else before for before, now in zip(given, present, strict=True)]
+    if "" in renewed:
+        renewed = [
+            before or fingerprint_files(entry.source, _look_up(entry), mode)
+            for before, entry in zip(renewed, entries(table), strict=True)
+        ]
     index = table.schema.get_field_index("fingerprint")
-    return table.set_column(index, table.schema.field(index), pa.array(found, pa.string()))
+    return table.set_column(index, table.schema.field(index), pa.array(renewed, pa.string()))
 
 
-def _look_up(source: str, names: Iterable[str]) -> list[tuple[str, FoundFile]]:
-    """Size and time of files; zero for those that cannot be reached."""
-    paths = [name for name in names if name]
-    if not is_uri(source):
-        return [(path, _stat(join_source(source, path), path)) for path in paths]
+def _is_of_stat(table: pa.Table, given: list[str], present: list[str | None]) -> bool:
+    """Whether a manifest's fingerprints were made of sizes and times: it says so, or one of them is just that."""
+    said = (table.schema.metadata or {}).get(FINGERPRINT_MODE)
+    if said is not None:
+        return bool(said == b"stat")
+    return any(now == before for now, before in zip(present, given, strict=True))
+
+
+def _fingerprint_of_present(entry: ScanEntry) -> str | None:
+    """The fingerprint of a scan's local files by size and time; None where one of them is out of reach."""
+    if is_uri(entry.source):
+        return None
+    try:
+        found = [(path, _stat(entry.source, path)) for path in entry.files + entry.reference_files if path]
+    except (OSError, ValueError):
+        return None
+    return fingerprint_files(entry.source, found, "stat") if found else None
+
+
+def _look_up(entry: ScanEntry) -> list[tuple[str, FoundFile]]:
+    """Size and time of a scan's files; zero for those that cannot be reached."""
+    paths = [path for path in entry.files + entry.reference_files if path]
+    if is_uri(entry.source):
+        return _look_up_in_bucket(entry.source, paths)
+    found = []
+    for path in paths:
+        try:
+            found.append((path, _stat(entry.source, path)))
+        except (OSError, ValueError):
+            found.append((path, FoundFile(path, 0, 0)))
+    return found
+
+
+def _look_up_in_bucket(source: str, paths: list[str]) -> list[tuple[str, FoundFile]]:
     filesystem, _ = open_source(source)
-    infos = filesystem.get_file_info([join_source(source, path) for path in paths])
+    try:
+        infos = filesystem.get_file_info([join_source(source, path) for path in paths])
+    except (pa.ArrowException, OSError, ValueError):
+        return [(path, FoundFile(path, 0, 0)) for path in paths]
     return [
         (path, FoundFile(path, info.size or 0, info.mtime_ns or 0)) for path, info in zip(paths, infos, strict=True)
     ]
 
 
-def _stat(where: str, path: str) -> FoundFile:
-    try:
-        status = os.stat(where)
-    except OSError:
-        return FoundFile(path, 0, 0)
+def _stat(source: str, path: str) -> FoundFile:
+    status = os.stat(join_source(source, path))
     return FoundFile(path, status.st_size, status.st_mtime_ns)
 
 
 def _hash_bytes(source: str, path: str) -> str:
     try:
-        return hashlib.sha256(read_bytes(source, path)).hexdigest()
+        return hash_bytes(source, path)
     except ScanError:
         return ""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.filesystem import describe, is_uri, join_source, open_source
-from raysegment.archive.fingerprint import fill_fingerprints, fingerprint_files
+from raysegment.archive.filesystem import describe, is_uri, open_file
+from raysegment.archive.fingerprint import FINGERPRINT_MODE, fingerprint_files, renew_fingerprints
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
 from raysegment.archive.grouping.folders import Draft, assign_patients, draft_scans, name_of_source, single_drafts
 from raysegment.archive.manifest import MANIFEST_SCHEMA, is_manifest, read_manifest
@@ -76,8 +75,8 @@ def find_scans(
         source: Folder, manifest (Parquet or CSV, which is then only read), or `s3://` or `gs://` URI.
         patient_pattern: Regular expression whose first group, found in the scan_id, is the patient.
         scan_pattern: Regular expression whose first group, found in an image's path below the source, is the scan.
-        fingerprint: `stat` hashes name, size and time of a scan's files, `content` their bytes. What a manifest already
-            says is not computed again.
+        fingerprint: `stat` hashes name, size and time of a scan's files, `content` their bytes. What a manifest says is
+            kept, unless it was made of size and time and local files have changed since.
 
     Returns:
         A table with the columns of MANIFEST_SCHEMA, ordered by path.
@@ -92,7 +91,7 @@ def find_scans(
                 f"{show_name(source)} is a manifest, which says what a scan is; --scan-pattern belongs to folders. "
                 "Give it to `raysegment index` when the manifest is made."
             )
-        table = fill_fingerprints(read_manifest(source), fingerprint)
+        table = renew_fingerprints(read_manifest(source), fingerprint)
         return table if patient_pattern is None else _with_pattern(table, patient_pattern)
     if not is_uri(source):
         source = encode_name(os.path.abspath(source))
@@ -158,7 +157,9 @@ def _build_table(source: str, drafts: list[Draft], fingerprint: str, lone_masks:
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value)
     table = pa.table(columns, schema=MANIFEST_SCHEMA)
-    return table.replace_schema_metadata({OWN_PATIENTS: str(num_own), LONE_MASKS: str(lone_masks)})
+    return table.replace_schema_metadata(
+        {OWN_PATIENTS: str(num_own), LONE_MASKS: str(lone_masks), FINGERPRINT_MODE: fingerprint}
+    )
 
 
 Examined = tuple[Draft, str, Header | None, str | None]
@@ -212,7 +213,7 @@ def _read_header(source: str, path: str) -> tuple[str, Header | None, str | None
     """Reader and header of a file, or what is wrong with it; first bytes count more than the extension."""
     reader = readers_by_extension().get(extension_of(path), "")
     try:
-        with _open(source, path) as stream:
+        with open_file(source, path, BUFFER_BYTES) as stream:
             head = stream.read(HEAD_BYTES)
             reader = recognise(head) or reader
             if not get_reader(reader).recognises(head):
@@ -223,18 +224,10 @@ def _read_header(source: str, path: str) -> tuple[str, Header | None, str | None
             return reader, get_reader(reader).read_header(stream, path), None
     except ScanError as error:
         return reader, None, str(error).rstrip(".")
-    except (OSError, pa.ArrowException) as error:
+    except OSError as error:
         return reader, None, f"{show_name(path)} cannot be read: {describe(error)}"
     except Exception as error:
         return reader, None, f"{show_name(path)}: the {reader} reader fails on its header ({type(error).__name__})"
-
-
-def _open(source: str, path: str) -> BinaryIO:
-    where = join_source(source, path)
-    if not is_uri(source):
-        return open(where, "rb", buffering=BUFFER_BYTES)
-    stream = open_source(source)[0].open_input_file(where)
-    return cast(BinaryIO, io.BufferedReader(cast(Any, stream), BUFFER_BYTES))
 
 
 def _with_pattern(table: pa.Table, pattern: str) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -12,12 +13,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raysegment.archive.filesystem import describe, is_uri, open_source
+from raysegment.archive.filesystem import check_regular, describe, is_uri, open_source
 from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.names import encode_name, extension_of, show_name
-from raysegment.errors import UsageError
+from raysegment.errors import AccessError, DiskFullError, UsageError
 from raysegment.scan import ScanEntry
 
 MANIFEST_SCHEMA = pa.schema(
@@ -64,10 +66,12 @@ def read_manifest(path: str) -> pa.Table:
         A table with the columns of MANIFEST_SCHEMA, then any others.
 
     Raises:
-        UsageError: No such file, not a manifest, or rows that name one scan_id twice.
+        UsageError: No such file, not a manifest, no rows, or rows that name one scan_id twice.
     """
     filesystem, root = open_source(path)
     try:
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            check_regular(root, path)
         if path.split("?")[0].lower().endswith(".csv"):
             with filesystem.open_input_stream(root) as stream:
                 table = _from_csv(stream)
@@ -75,22 +79,42 @@ def read_manifest(path: str) -> pa.Table:
             table = pq.read_table(root, filesystem=filesystem)
     except FileNotFoundError:
         raise UsageError(f"manifest {show_name(path)} does not exist.") from None
+    except AccessError as error:
+        raise UsageError(f"manifest {error}") from None
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UsageError(f"{show_name(path)} cannot be read as a manifest: {describe(error)}") from error
+    if not table.num_rows:
+        raise UsageError(f"{show_name(path)} has no rows; a manifest has one for each scan.")
     return _conform(table, path)
 
 
 def write_manifest(table: pa.Table, path: str) -> None:
-    """Write a manifest, Parquet or (by the name's end) CSV; a reader sees the old file or the new one, never half."""
+    """Write a manifest, Parquet or (by the name's end) CSV; a reader sees the old file or the new one, never half.
+
+    Raises:
+        UsageError: No file of that name can be written there.
+        DiskFullError: No space is left; an old file stays.
+    """
+    try:
+        _write_in_one_step(table, path)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"no space left while writing {show_name(path)}; make room and run again.") from error
+        raise UsageError(f"--out {show_name(path)} cannot be written: {describe(error)}.") from error
+
+
+def _write_in_one_step(table: pa.Table, path: str) -> None:
     as_csv = path.lower().endswith(".csv")
     if is_uri(path):
         filesystem, root = open_source(path)
         with filesystem.open_output_stream(root) as stream:
             _write(table, stream, as_csv)
         return
-    folder, name = os.path.split(os.path.abspath(path))
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileExistsError(errno.EEXIST, "something else has that name")
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}")
+    temporary = os.path.join(folder, f".{uuid.uuid4().hex}.partial")
     try:
         with open(temporary, "wb") as stream:
             _write(table, stream, as_csv)
@@ -138,6 +162,7 @@ def _from_csv(stream: Any) -> pa.Table:
     header = pacsv.read_csv(
         io.BytesIO(data.split(b"\n", 1)[0] + b"\n"), parse_options=pacsv.ParseOptions(newlines_in_values=True)
     )
+    _check_columns(header.column_names)
     types = {name: pa.string() for name in header.column_names} | {
         field.name: field.type for field in MANIFEST_SCHEMA if pa.types.is_integer(field.type)
     }
@@ -156,17 +181,33 @@ def _from_csv(stream: Any) -> pa.Table:
     return table
 
 
-def _names_in(text: str | None) -> list[str]:
+def _names_in(text: str | None) -> list[str | None]:
     if not text:
         return []
     if not text.startswith("["):
         return [text]
-    names = json.loads(text)
-    return [str(name) for name in names]
+    try:
+        names = json.loads(text)
+    except RecursionError:
+        raise ValueError("brackets within brackets where a list of files was expected") from None
+    if not all(name is None or isinstance(name, str) for name in names):
+        raise ValueError("a list of files holds something that is no text")
+    return list(names)
+
+
+def _check_columns(names: list[str]) -> None:
+    """Refuse a column that stands twice."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"column {', '.join(twice)} stands there more than once")
 
 
 def _conform(table: pa.Table, path: str) -> pa.Table:
     """Fill what may be missing, check what must be there, bring the columns to their types and order."""
+    try:
+        _check_columns(table.column_names)
+    except ValueError as error:
+        raise UsageError(f"{show_name(path)} is no manifest: {error}.") from error
     missing = [name for name in ("scan_id", "files") if name not in table.column_names]
     if missing:
         raise UsageError(f"{show_name(path)} has no column {' and '.join(missing)}; a manifest needs both.")
@@ -176,6 +217,7 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
     except (pa.ArrowException, ValueError) as error:
         raise UsageError(f"{show_name(path)} is no manifest: {describe(error)}") from error
     _check_unique(conformed["scan_id"], path)
+    _check_names(conformed, path)
     for name in table.column_names:
         if name not in MANIFEST_SCHEMA.names:
             conformed = conformed.append_column(table.schema.field(name), table[name])
@@ -188,7 +230,8 @@ def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
     given = table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
     if field.name == "source":
         return _absolute_sources(pc.fill_null(given, folder), folder)
-    if field.nullable or not given.null_count:
+    has_gaps = given.null_count or (field.name == "reference_files" and pc.list_flatten(given).null_count)
+    if field.nullable or not has_gaps:
         return given
     if field.name == "patient_id":
         return pc.coalesce(given, table["scan_id"])
@@ -200,7 +243,7 @@ def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
             [known.get(extension_of(names[0]), "") if names else "" for names in table["files"].to_pylist()]
         )
     if field.name == "reference_files":
-        return pa.array([names or [] for names in given.to_pylist()], field.type)
+        return pa.array([[name or "" for name in names or []] for names in given.to_pylist()], field.type)
     fillings: dict[str, str | int] = {"bytes": 0, "fingerprint": ""}
     if field.name not in fillings:
         raise ValueError(f"{field.name} is empty in {given.null_count} row(s)")
@@ -223,6 +266,17 @@ def _absolute_sources(sources: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
     if absolute == distinct:
         return sources
     return pc.take(pa.array(absolute, pa.string()), pc.index_in(sources, pa.array(distinct, pa.string())))
+
+
+def _check_names(table: pa.Table, path: str) -> None:
+    """Refuse a list of files with a gap; among references a gap is a slice without one."""
+    files = table["files"].combine_chunks()
+    gaps = pc.is_null(pc.list_flatten(files))
+    if not pc.any(gaps).as_py():
+        return
+    first = pc.list_parent_indices(files).filter(gaps)[0].as_py()
+    scan_id = show_name(table["scan_id"][first].as_py())
+    raise UsageError(f"{show_name(path)}: scan {scan_id} has null among its files; expected the names of its slices.")
 
 
 def _check_unique(scan_ids: pa.ChunkedArray, path: str) -> None:

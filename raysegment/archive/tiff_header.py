@@ -14,7 +14,7 @@ import math
 import os
 import re
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -113,19 +113,19 @@ def read_declared(stream: BinaryIO, name: str) -> Header:
     return Header(stack.num_slices * plane.depth, plane.rows, plane.columns, channels, dtype, is_lossy=is_lossy)
 
 
-def colours_of(stored: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
+def colours_of(stored: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.uint8]:
     """The colours of a palette, (values, 3), or (values, 1) where all are grey, from (3, values) as stored.
 
     Some writers give 8 bits in the palette's 16.
     """
-    values = stored.astype(np.int64)
-    colours = np.ascontiguousarray((values if values.max() < 256 else values >> 8).astype(np.uint8).T)
+    colours = np.ascontiguousarray((stored if stored.max() < 256 else stored >> 8).astype(np.uint8).T)
     return colours[:, :1] if (colours == colours[:, :1]).all() else colours
 
 
 def _palette_of(page: Page, plane: _Plane, name: str) -> npt.NDArray[np.uint8]:
     stored = page.tags.get(COLOURS, ())
-    if plane.dtype.kind != "u" or plane.bits > 16 or len(stored) != 3 * 2**plane.bits:
+    is_whole = plane.bits <= 16 and len(stored) == 3 * 2**plane.bits and 0 <= min(stored) <= max(stored) < 2**16
+    if plane.dtype.kind != "u" or not is_whole:
         raise UnreadableFileError(
             f"{show_name(name)}: the TIFF's palette is missing or its values are no numbers of it."
         )

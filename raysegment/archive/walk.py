@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -18,17 +19,33 @@ from raysegment.errors import UsageError
 MAX_LINKS_DEEP = 4
 """Links to folders that may lie in one path; more are a knot, not an archive."""
 
+MAX_WAYS = 64
+"""Ways to one folder that are followed, so that links among folders cannot multiply an archive without end."""
+
 Extensions = frozenset[str]
 
 
 @dataclass(slots=True)
 class FoundFile:
-    """One file: its name in its folder, size in bytes, time of change in nanoseconds."""
+    """One file.
+
+    Attributes:
+        name: In its folder.
+        size: In bytes.
+        changed_ns: Time of change in nanoseconds.
+        problem: Why it cannot be opened.
+        identity: The same for all ways to the file; 0 where the storage has no links.
+        num_links: Symbolic links on the way to it.
+        num_names: Hard links to it.
+    """
 
     name: str
     size: int
     changed_ns: int
     problem: str | None = None
+    identity: int = 0
+    num_links: int = 0
+    num_names: int = 1
 
 
 @dataclass(slots=True)
@@ -61,28 +78,69 @@ def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:
     _, root = open_source(source)
     try:
         status = os.stat(root)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise UsageError(f"SOURCE {show_name(source)} cannot be opened: {describe(error)}.") from error
     if not os.path.isdir(root):
         raise UsageError(f"SOURCE {show_name(source)} is a file; expected a folder, a manifest or a bucket.")
-    yield from _walk_folder(root, "", ((status.st_dev, status.st_ino),), 0, extensions)
+    yield from _walk_tree(_Way(root, "", _identity(status)), extensions)
 
 
-def _walk_folder(
-    path: str, relative: str, ancestors: tuple[tuple[int, int], ...], num_links: int, extensions: Extensions
-) -> Iterator[Folder]:
-    folder = Folder(relative)
-    below: list[tuple[str, tuple[tuple[int, int], ...], int]] = []
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A folder as it was reached: where it is, below the source, its identity, links on the way, folder above."""
+
+    path: str
+    relative: str
+    identity: int
+    num_links: int = 0
+    above: _Way | None = None
+
+    def leads_through(self, identity: int) -> bool:
+        way: _Way | None = self
+        while way is not None:
+            if way.identity == identity:
+                return True
+            way = way.above
+        return False
+
+
+def _walk_tree(root: _Way, extensions: Extensions) -> Iterator[Folder]:
+    """Folder by folder, those below a folder in the order of their names; without recursion, however deep it is."""
+    waiting = [root]
+    num_ways: Counter[int] = Counter()
+    while waiting:
+        way = waiting.pop()
+        num_ways[way.identity] += 1
+        if num_ways[way.identity] > MAX_WAYS:
+            yield Folder(
+                way.relative, problem=f"more than {MAX_WAYS} links lead to this folder; this one is not followed"
+            )
+            continue
+        folder, below = _list_folder(way, extensions)
+        if folder.files or folder.problem:
+            yield folder
+        for found in below:
+            if isinstance(found, Folder):
+                yield found
+        waiting += sorted(
+            (found for found in below if isinstance(found, _Way)), key=lambda found: found.path, reverse=True
+        )
+
+
+def _list_folder(way: _Way, extensions: Extensions) -> tuple[Folder, list[Folder | _Way]]:
+    """A folder's files, and what lies below it: ways on, and folders that cannot be opened."""
+    folder = Folder(way.relative)
     try:
-        with os.scandir(path) as listing:
+        with os.scandir(way.path) as listing:
             items = list(listing)
     except OSError as error:
         folder.problem = f"the folder cannot be listed: {describe(error)}"
         items = []
     if any(_marks_own_folder(item) for item in items):
-        if not relative:
-            raise _refuse_own_folder(path)
-        return
+        if not way.relative:
+            raise _refuse_own_folder(way.path)
+        return folder, []
+    below: list[Folder | _Way] = []
     for item in items:
         name = encode_name(item.name)
         if name.startswith("."):
@@ -90,20 +148,21 @@ def _walk_folder(
         try:
             if not item.is_dir():
                 if extension_of(name) in extensions or (item.is_symlink() and "." not in name):
-                    _add_file(folder, item, name, extensions)
+                    _add_file(folder, item, name, extensions, way.num_links)
                 continue
-            links = num_links + item.is_symlink()
-            status = item.stat()
+            links = way.num_links + item.is_symlink()
+            identity = _identity(item.stat())
         except OSError as error:
-            yield Folder(_join(relative, name), problem=f"cannot be opened: {describe(error)}")
+            below.append(Folder(_join(way.relative, name), problem=f"cannot be opened: {describe(error)}"))
             continue
-        identity = (status.st_dev, status.st_ino)
-        if identity not in ancestors and links <= MAX_LINKS_DEEP:
-            below.append((item.name, (*ancestors, identity), links))
-    if folder.files or folder.problem:
-        yield folder
-    for name, chain, links in sorted(below):
-        yield from _walk_folder(os.path.join(path, name), _join(relative, encode_name(name)), chain, links, extensions)
+        if links <= MAX_LINKS_DEEP and not way.leads_through(identity):
+            below.append(_Way(os.path.join(way.path, item.name), _join(way.relative, name), identity, links, way))
+    return folder, below
+
+
+def _identity(status: os.stat_result) -> int:
+    """One number for device and inode."""
+    return (status.st_dev << 64) | status.st_ino
 
 
 def _marks_own_folder(item: os.DirEntry[str]) -> bool:
@@ -127,7 +186,7 @@ def _refuse_own_folder(source: str) -> UsageError:
     )
 
 
-def _add_file(folder: Folder, item: os.DirEntry[str], name: str, extensions: Extensions) -> None:
+def _add_file(folder: Folder, item: os.DirEntry[str], name: str, extensions: Extensions, num_links: int) -> None:
     shown = show_name(_join(folder.path, name))
     try:
         status = item.stat()
@@ -138,7 +197,9 @@ def _add_file(folder: Folder, item: os.DirEntry[str], name: str, extensions: Ext
     if extension_of(name) not in extensions:
         return
     problem = None if stat.S_ISREG(status.st_mode) else f"{shown} is no regular file"
-    folder.files.append(FoundFile(name, status.st_size, status.st_mtime_ns, problem))
+    found = FoundFile(name, status.st_size, status.st_mtime_ns, problem, _identity(status))
+    found.num_links, found.num_names = num_links + item.is_symlink(), status.st_nlink
+    folder.files.append(found)
 
 
 def _walk_bucket(source: str, extensions: Extensions) -> Iterator[Folder]:

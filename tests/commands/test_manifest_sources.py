@@ -34,7 +34,6 @@ def expect_wrong_usage(source: Path, text: str) -> None:
     assert source.name in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="a manifest without rows is an archive without scans")
 @pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
 def test_a_manifest_without_rows_is_wrong_usage(tmp_path, name):
     if name == "m.csv":
@@ -56,15 +55,13 @@ def test_a_truncated_manifest_is_wrong_usage(tmp_path, share):
     expect_wrong_usage(path, "cannot be read as a manifest")
 
 
-@pytest.mark.xfail(strict=True, reason="a column that stands twice is a traceback")
 @pytest.mark.parametrize("twice", ["files", "scan_id", "site"])
 def test_a_column_that_stands_twice_is_wrong_usage(tmp_path, twice):
     columns = ["scan_id", "files", "site"]
     (tmp_path / "m.csv").write_text(",".join([*columns, twice]) + "\none,a.tif,Ulm,b\n")
-    expect_wrong_usage(tmp_path / "m.csv", f"{twice}.* more than once")
+    expect_wrong_usage(tmp_path / "m.csv", f"{twice} .*more than once")
 
 
-@pytest.mark.xfail(strict=True, reason="null among files becomes a file called None")
 def test_null_among_files_is_wrong_usage_and_names_the_scan(tmp_path):
     pq.write_table(pa.table({"scan_id": ["one", "two"], "files": [["a.tif"], ["b.tif", None]]}), tmp_path / "m.parquet")
     expect_wrong_usage(tmp_path / "m.parquet", "two")
@@ -72,7 +69,6 @@ def test_null_among_files_is_wrong_usage_and_names_the_scan(tmp_path):
     expect_wrong_usage(tmp_path / "m.csv", "two")
 
 
-@pytest.mark.xfail(strict=True, reason="null among references becomes a file called None")
 def test_null_among_references_is_a_slice_without_one(tmp_path):
     write_scans(tmp_path, "1.tif", "2.tif", "2_mask.tif")
     text = 'scan_id,files,reference_files\none,"[""1.tif"", ""2.tif""]","[null, ""2_mask.tif""]"\n'
@@ -80,13 +76,11 @@ def test_null_among_references_is_a_slice_without_one(tmp_path):
     assert index(tmp_path / "m.csv").table["reference_files"].to_pylist() == [["", "2_mask.tif"]]
 
 
-@pytest.mark.xfail(strict=True, reason="deeply nested brackets are a traceback")
 def test_brackets_without_end_are_wrong_usage(tmp_path):
     (tmp_path / "m.csv").write_text("scan_id,files\none," + "[" * 200_000 + "\n")
-    expect_wrong_usage(tmp_path / "m.csv", "")
+    expect_wrong_usage(tmp_path / "m.csv", "brackets")
 
 
-@pytest.mark.xfail(strict=True, reason="NUL in a name is a traceback")
 @pytest.mark.parametrize("mode", ["stat", "content"])
 def test_nul_in_a_name_is_a_scan_that_cannot_be_read(tmp_path, mode):
     write_scans(tmp_path, "good.tif")
@@ -100,17 +94,13 @@ def test_nul_in_a_name_is_a_scan_that_cannot_be_read(tmp_path, mode):
     assert type(caught.value).__name__ == "AccessError"
 
 
-NUL_IN_A_FOLDER = pytest.param("a\0b", marks=pytest.mark.xfail(strict=True, reason="NUL in a path is a traceback"))
-
-
-@pytest.mark.parametrize("source", [NUL_IN_A_FOLDER, "a\0b.parquet", "file:///a%00b"])
+@pytest.mark.parametrize("source", ["a\0b", "a\0b.parquet", "file:///a%00b"])
 def test_nul_in_source_is_wrong_usage(source):
     with pytest.raises(raysegment.RaysegmentError) as caught:
         raysegment.index(raysegment.IndexOptions(source=source))
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.xfail(strict=True, reason="absolute paths are looked for below the source")
 def test_absolute_paths_in_a_manifest_are_read_where_they_are(tmp_path):
     write_scans(tmp_path / "elsewhere", "a.tif", "a_mask.tif")
     (tmp_path / "here").mkdir()
@@ -128,7 +118,6 @@ def test_absolute_paths_in_a_manifest_are_read_where_they_are(tmp_path):
         assert entry.fingerprint != before
 
 
-@pytest.mark.xfail(strict=True, reason="pipes that a manifest names are opened")
 def test_a_pipe_in_a_manifest_fails_its_scan_at_once(tmp_path):
     os.mkfifo(tmp_path / "a.tif")
     (tmp_path / "m.csv").write_text("scan_id,files\none,a.tif\n")
@@ -138,7 +127,6 @@ def test_a_pipe_in_a_manifest_fails_its_scan_at_once(tmp_path):
     assert "no regular file" in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="a manifest's fingerprints are never compared with its files")
 @pytest.mark.parametrize("name", ["m.parquet", "m.csv"])
 def test_a_file_that_changed_since_the_manifest_was_written_is_noticed(tmp_path, name):
     write_scans(tmp_path / "a", "x.tif", "y.tif")
