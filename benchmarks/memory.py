@@ -2,9 +2,10 @@
 
     python benchmarks/memory.py LGG_DIR [--slices 500 5000 50000] [--million]
 
-Each archive is made of links to the same scans, and the network is tiny, so that it takes minutes. Memory is the sum of
-the proportional set sizes of all processes of the run, which counts shared pages once. `--million` instead plans and
-starts a manifest of 1,000,000 scans that all name one small file, with a network of a few weights, for some minutes.
+Each archive is a manifest that names the same scans again and again, and the network is tiny, so that it takes minutes.
+Memory is the sum of the proportional set sizes of all processes of the run, which counts shared pages once. `--million`
+instead plans and starts a manifest of 1,000,000 scans that all name one small file, with a network of a few weights,
+for some minutes.
 """
 
 from __future__ import annotations
@@ -40,17 +41,32 @@ def make_bundle(folder: Path, size: int, filters: int, depth: int) -> None:
     save_bundle(folder, build_network(**choices, norm_momentum=0.9, input_shape=(size, size, 3)), description)
 
 
-def link_archive(source: Path, target: Path, num_slices: int) -> None:
+def write_repeated(source: Path, target: Path, num_slices: int) -> Path:
+    """A manifest in which the same scans stand again and again, each time under another name."""
+    from raysegment.archive.manifest import to_table, write_manifest
+    from raysegment.scan import ScanEntry
+
     scans = [sorted(folder.glob("*.tif")) for folder in sorted(source.iterdir()) if folder.is_dir()]
     scans = [[file for file in files if not file.name.endswith("_mask.tif")] for files in scans]
-    made, number = 0, 0
+    entries, made = [], 0
     while made < num_slices:
-        files = scans[number % len(scans)]
-        folder = target / f"scan_{number:06d}"
-        folder.mkdir(parents=True)
-        for file in files:
-            (folder / file.name).symlink_to(file.resolve())
-        made, number = made + len(files), number + 1
+        files = scans[len(entries) % len(scans)]
+        name = f"scan_{len(entries):06d}"
+        paths = tuple(str(file.relative_to(source)) for file in files)
+        entries.append(
+            ScanEntry(
+                scan_id=name,
+                patient_id=name,
+                source=str(source.resolve()),
+                reader="tiff",
+                files=paths,
+                num_files=len(files),
+                bytes=sum(file.stat().st_size for file in files),
+            )
+        )
+        made += len(files)
+    write_manifest(to_table(entries), str(target))
+    return target
 
 
 def role_of(process: psutil.Process) -> str:
@@ -145,8 +161,7 @@ def main() -> None:
             parser.error("LGG_DIR is missing")
         make_bundle(folder / "model", 256, 2, 2)
         for num_slices in arguments.slices:
-            source = folder / f"slices_{num_slices}"
-            link_archive(arguments.archive, source, num_slices)
+            source = write_repeated(arguments.archive, folder / f"slices_{num_slices}.parquet", num_slices)
             run_infer(folder / "model", source, folder / f"out_{num_slices}", 24 * 3600)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
@@ -16,6 +16,9 @@ from raysegment.scan import ScanEntry
 
 FINGERPRINT_MODE = b"raysegment.fingerprint"
 """Key of a manifest's metadata: how its fingerprints were made."""
+
+FIRST_ROWS = 1000
+ROWS_AT_ONCE = 1000
 
 
 def fingerprint_files(source: str, files: Iterable[tuple[str, FoundFile]], mode: str) -> str:
@@ -45,9 +48,7 @@ def renew_fingerprints(table: pa.Table, mode: str) -> pa.Table:
         mode: How missing fingerprints are made, `stat` or `content`.
     """
     given = table["fingerprint"].to_pylist()
-    present = [_fingerprint_of_present(entry) for entry in entries(table)]
-    is_stat = _is_of_stat(table, given, present)
-    renewed = [now if before and now and is_stat else before for before, now in zip(given, present, strict=True)]
+    renewed = _renew_stat(table, given) if _is_of_stat(table, given) else given
     if "" in renewed:
         renewed = [
             before or fingerprint_files(entry.source, _look_up(entry), mode)
@@ -57,23 +58,30 @@ def renew_fingerprints(table: pa.Table, mode: str) -> pa.Table:
     return table.set_column(index, table.schema.field(index), pa.array(renewed, pa.string()))
 
 
-def _is_of_stat(table: pa.Table, given: list[str], present: list[str | None]) -> bool:
-    """Whether a manifest's fingerprints were made of sizes and times: it says so, or one of them is just that."""
+def _is_of_stat(table: pa.Table, given: list[str]) -> bool:
+    """Whether fingerprints were made of sizes and times: the manifest says so, or one of the first is just that."""
     said = (table.schema.metadata or {}).get(FINGERPRINT_MODE)
     if said is not None:
         return bool(said == b"stat")
-    return any(now == before for now, before in zip(present, given, strict=True))
+    present = _fingerprints_of_present(table.slice(0, FIRST_ROWS))
+    return any(now == before for now, before in zip(present, given, strict=False))
 
 
-def _fingerprint_of_present(entry: ScanEntry) -> str | None:
-    """The fingerprint of a scan's local files by size and time; None where one of them is out of reach."""
-    if is_uri(entry.source):
-        return None
-    try:
-        found = [(path, _stat(entry.source, path)) for path in entry.files + entry.reference_files if path]
-    except (OSError, ValueError):
-        return None
-    return fingerprint_files(entry.source, found, "stat") if found else None
+def _renew_stat(table: pa.Table, given: list[str]) -> list[str]:
+    present = _fingerprints_of_present(table)
+    return [now if before and now else before for before, now in zip(given, present, strict=True)]
+
+
+def _fingerprints_of_present(table: pa.Table) -> Iterator[str | None]:
+    """Of each scan's local files by size and time; None where one of them is out of reach."""
+    for batch in table.select(["source", "files", "reference_files"]).to_batches(max_chunksize=ROWS_AT_ONCE):
+        for row in batch.to_pylist():
+            paths = [path for path in row["files"] + row["reference_files"] if path]
+            try:
+                found = [] if is_uri(row["source"]) else [(path, _stat(row["source"], path)) for path in paths]
+            except (OSError, ValueError):
+                found = []
+            yield fingerprint_files(row["source"], found, "stat") if found else None
 
 
 def _look_up(entry: ScanEntry) -> list[tuple[str, FoundFile]]:

@@ -16,6 +16,7 @@ from raysegment.archive.filesystem import describe, is_uri, open_file
 from raysegment.archive.fingerprint import FINGERPRINT_MODE, fingerprint_files, renew_fingerprints
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
 from raysegment.archive.grouping.folders import Draft, assign_patients, draft_scans, name_of_source, single_drafts
+from raysegment.archive.grouping.ways import join_ways
 from raysegment.archive.manifest import MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import encode_name, extension_of, show_name
 from raysegment.archive.read import MAX_SCAN_BYTES
@@ -97,6 +98,7 @@ def find_scans(
         source = encode_name(os.path.abspath(source))
     extensions = readers_by_extension()
     drafts, lone_masks = draft_scans(walk_source(source, frozenset(extensions)), name_of_source(source), compiled)
+    drafts = join_ways(drafts)
     if not any(draft.files for draft in drafts):
         looked_for = ", ".join(f"*{extension}" for extension in sorted(extensions))
         raise UsageError(f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.")
@@ -191,7 +193,7 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
         header = None
     if header is not None and header.slices > 1 and len(draft.files) > 1:
         cause = f"{show_name(good)} holds {header.slices} slices; a scan of several files has one in each"
-    return [(draft, reader, header, problem or cause)]
+    return [(draft, reader, header, problem or cause or draft.note)]
 
 
 def _is_believable(header: Header, num_files: int) -> bool:

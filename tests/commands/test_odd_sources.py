@@ -129,7 +129,6 @@ def test_a_manifest_that_cannot_be_written_is_wrong_usage(tmp_path, out):
     assert caught.value.exit_code == 2
 
 
-@pytest.mark.xfail(strict=True, reason="a scan behind two links is two scans and two patients")
 @pytest.mark.parametrize("kind", ["folder", "files", "hard"])
 def test_a_scan_that_two_ways_lead_to_is_indexed_once_and_reported(tmp_path, kind):
     write_series(tmp_path / "store" / "p1", seed=1, masks=True)
@@ -149,7 +148,6 @@ def test_a_scan_that_two_ways_lead_to_is_indexed_once_and_reported(tmp_path, kin
     assert [text for scan_id, text in result.summary.problems if "two" in text and scan_id == "one"]
 
 
-@pytest.mark.xfail(strict=True, reason="a scan behind two links is two scans and two patients")
 def test_the_scan_that_is_no_link_keeps_its_name(tmp_path):
     write_series(tmp_path / "p9")
     write_series(tmp_path / "p5", seed=5)
@@ -159,7 +157,6 @@ def test_the_scan_that_is_no_link_keeps_its_name(tmp_path):
     assert result.summary.problems[0][0] == "p9"
 
 
-@pytest.mark.xfail(strict=True, reason="a patient of whom two scans share slices is two patients")
 def test_scans_that_share_a_slice_are_of_one_patient(tmp_path):
     write_series(tmp_path / "p1", slices=6)
     write_series(tmp_path / "p2", slices=6, seed=2)

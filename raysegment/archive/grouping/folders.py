@@ -10,6 +10,7 @@
 - The reference of `x.tif` is `x_mask.*` beside it, or `x.*` or `x_mask.*` in a folder `masks` (mask, labels, label)
   that lies beside `images`, or in the folder of the images.
 - A folder train, val or test (training, valid, validation, testing) among the first three of a path gives the split.
+- A scan that several ways lead to is one scan: `ways` has the rules.
 - The patient is the first folder, not counting those above all series, split folders and `images`; else the common
   beginning of a series' names; else each file is its own patient.
 """
@@ -54,6 +55,8 @@ class Draft:
         is_series: Whether the slices were joined by their numbers.
         is_named: Whether a scan pattern joined them.
         problem: Why there is nothing to open.
+        note: What else is odd about a scan that can be read.
+        shares_with: The scan that has slices of this one, and so its patient.
     """
 
     scan_id: str
@@ -64,6 +67,8 @@ class Draft:
     is_series: bool = False
     is_named: bool = False
     problem: str | None = None
+    note: str | None = None
+    shares_with: Draft | None = None
 
 
 def draft_scans(
@@ -134,6 +139,10 @@ def assign_patients(drafts: list[Draft]) -> tuple[list[str], int]:
         is_own = not draft.is_series and level == len(draft.place) - 1
         num_own += is_own
         patients.append(draft.scan_id if is_own else draft.place[level])
+    positions = {id(draft): position for position, draft in enumerate(drafts)}
+    for position, draft in enumerate(drafts):
+        if (owner := positions.get(id(draft.shares_with))) is not None:
+            patients[position] = patients[owner]
     return patients, num_own
 
 
