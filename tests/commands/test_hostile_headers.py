@@ -15,7 +15,7 @@ import tifffile
 
 import raysegment
 
-LIMIT_SECONDS = 8
+LIMIT_SECONDS = 60
 PLAIN_TAGS = {
     256: (4, 1, 4),
     257: (4, 1, 4),

@@ -14,7 +14,7 @@ import tifffile
 
 import raysegment
 
-LIMIT_SECONDS = 8
+LIMIT_SECONDS = 60
 
 
 def write_series(folder: Path, *, slices: int = 3, seed: int = 0, masks: bool = False) -> None:
