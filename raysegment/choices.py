@@ -9,6 +9,7 @@ import hashlib
 import json
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -29,11 +30,14 @@ def choice(
     maximum: float | None = None,
     positional: bool = False,
     added: str = "",
+    before: Any = MISSING,
+    only_with: tuple[str, tuple[Any, ...]] | None = None,
 ) -> Any:
     """A dataclass field that carries what the command line and the checks need to know of it.
 
     `added` names the version with which a choice came whose default changes nothing: at its default it does not enter
-    `options_id`, so that an upgrade alone makes no run another one.
+    `options_id`, so that an upgrade alone makes no run another one. `before` is what versions without a choice did,
+    where that is not its default. `only_with` names another field and its values without which a choice does nothing.
     """
     metadata = {
         "help": help,
@@ -43,18 +47,22 @@ def choice(
         "maximum": maximum,
         "positional": positional,
         "added": added,
+        "before": default if before is MISSING else before,
+        "only_with": only_with,
     }
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """Base of all choices: refuses values outside a field's type, range or set of words."""
+    """Base of all choices: refuses values outside a field's type, range or set of words, and those that do nothing."""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for item in fields(self):
             check_value(item, hints[item.name], getattr(self, item.name))
+        for item in fields(self):
+            check_use(item, self)
 
 
 def check_value(item: Field[Any], hint: Any, value: Any) -> None:
@@ -86,8 +94,34 @@ def check_value(item: Field[Any], hint: Any, value: Any) -> None:
         raise UsageError(f"{option} is {value}; expected at most {maximum}.")
 
 
+def check_use(item: Field[Any], options: Any) -> None:
+    """Refuse a choice that does nothing beside another one; defaults, and what switches something off, never do.
+
+    Raises:
+        UsageError: Names both.
+    """
+    value = getattr(options, item.name)
+    if not value or value == item.default or is_used(item, vars(options)):
+        return
+    other, _ = item.metadata["only_with"]
+    raise UsageError(
+        f"{show_choice(item.name, value)} does nothing beside {show_choice(other, getattr(options, other))}; "
+        "leave one of them out."
+    )
+
+
+def is_used(item: Field[Any], values: Mapping[str, Any]) -> bool:
+    """Whether a choice has an effect beside the other ones."""
+    if item.metadata.get("only_with") is None:
+        return True
+    other, needed = item.metadata["only_with"]
+    return values[other] in needed
+
+
 def load_options(kind: type[Any], given: dict[str, Any], *, recipe: str | None = None, job: str | None = None) -> Any:
     """Merge defaults < recipe < job file < what is given on the command line.
+
+    What a recipe chooses, but does nothing beside what the job file or the command line choose, is left out.
 
     Args:
         kind: A class of options.
@@ -104,8 +138,11 @@ def load_options(kind: type[Any], given: dict[str, Any], *, recipe: str | None =
     job_values.pop("recipe", None)
     if recipe:
         values.update(_checked_keys(kind, read_recipe(recipe), f"recipe {recipe}"))
-    values.update(_checked_keys(kind, job_values, f"job file {job}"))
-    values.update({key: value for key, value in given.items() if value is not None})
+    chosen = _checked_keys(kind, job_values, f"job file {job}")
+    chosen = chosen | {key: value for key, value in given.items() if value is not None}
+    values = {item.name: item.default for item in fields(kind)} | values | chosen
+    idle = {item.name for item in fields(kind) if item.name not in chosen and not is_used(item, values)}
+    values = {key: value for key, value in values.items() if key not in idle and value is not MISSING}
     for item in fields(kind):
         if item.default is MISSING and item.name not in values:
             name = item.name.upper() if item.metadata["positional"] else option_name(item.name)
@@ -150,15 +187,15 @@ def convert_value(hint: Any, value: Any) -> Any:
 
 def changed_result(options: Any) -> dict[str, Any]:
     """The choices that change the result, by name; those that came later are left out at their defaults."""
-    chosen = {item: getattr(options, item.name) for item in fields(options) if item.metadata.get("affects_result")}
+    chosen = {item: getattr(options, item.name) for item in _fields_in_use(options)}
     return {
         item.name: value for item, value in chosen.items() if not (item.metadata.get("added") and value == item.default)
     }
 
 
-def default_choices(kind: type[Any]) -> dict[str, Any]:
-    """The defaults of the choices that change the result, by name."""
-    return {item.name: item.default for item in fields(kind) if item.metadata.get("affects_result")}
+def earlier_choices(options: Any) -> dict[str, Any]:
+    """What versions that did not have them did, for the choices that change the result, by name."""
+    return {item.name: item.metadata["before"] for item in _fields_in_use(options)}
 
 
 def hash_choices(choices: dict[str, Any]) -> str:
@@ -181,6 +218,13 @@ def option_name(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def show_choice(name: str, value: Any) -> str:
+    """A choice as the user types it."""
+    if isinstance(value, bool):
+        return option_name(name) if value else option_name(f"no_{name}")
+    return f"{option_name(name)} {value}"
+
+
 def unwrap_optional(hint: Any) -> tuple[Any, bool]:
     """`X | None` as (X, True), any other type as (X, False)."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
@@ -194,6 +238,11 @@ def type_name(hint: Any) -> str:
     if typing.get_origin(hint) is tuple:
         return f"{type_name(typing.get_args(hint)[0]).removeprefix('a ')}s with commas between"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
+
+
+def _fields_in_use(options: Any) -> list[Field[Any]]:
+    """The choices that change the result, without those that have no effect beside the others."""
+    return [item for item in fields(options) if item.metadata.get("affects_result") and is_used(item, vars(options))]
 
 
 def _is_of_type(value: Any, hint: Any) -> bool:

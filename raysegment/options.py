@@ -102,9 +102,21 @@ class TrainOptions(Preprocessing, CommandOptions):
     out: str = choice(MISSING, "folder of the run; an unfinished run there goes on")
     split_file: str | None = choice(None, SPLIT_FILE_HELP)
     train_fraction: float = choice(
-        0.9, "share of patients to train on, where no other split is given", affects_result=True, minimum=0, maximum=1
+        0.9,
+        "share of patients to train on, where no other split is given",
+        affects_result=True,
+        minimum=0,
+        maximum=1,
+        only_with=("split_file", (None,)),
     )
-    val_fraction: float = choice(0.05, "share of patients to validate on", affects_result=True, minimum=0, maximum=1)
+    val_fraction: float = choice(
+        0.05,
+        "share of patients to validate on",
+        affects_result=True,
+        minimum=0,
+        maximum=1,
+        only_with=("split_file", (None,)),
+    )
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP, affects_result=True, added="0.2.0")
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP, affects_result=True)
     label: str = choice("lesion", "name of the segmented region", affects_result=True)
@@ -116,16 +128,39 @@ class TrainOptions(Preprocessing, CommandOptions):
     )
     norm: Literal["batch", "group", "none"] = choice("batch", "feature normalization", affects_result=True)
     norm_momentum: float = choice(
-        0.9, "momentum of batch norm's moving statistics", affects_result=True, minimum=0, maximum=0.9999
+        0.9,
+        "momentum of batch norm's moving statistics",
+        affects_result=True,
+        minimum=0,
+        maximum=0.9999,
+        only_with=("norm", ("batch",)),
     )
     loss: Loss = choice("dice_bce", "loss function", affects_result=True)
-    epochs: int = choice(30, "epochs", affects_result=True, minimum=1)
+    epochs: int = choice(30, "epochs; a finished run goes on to a larger number", minimum=1)
     batch_size: int = choice(
         16, "global batch: slices per optimisation step over all workers", unit="slices", affects_result=True, minimum=1
     )
     optimizer: Literal["adam", "adamw", "sgd"] = choice("adamw", "optimizer", affects_result=True)
     learning_rate: float = choice(1e-3, "largest learning rate", affects_result=True, minimum=0)
-    weight_decay: float = choice(0.01, "AdamW's weight decay", affects_result=True, minimum=0)
+    weight_decay: float = choice(
+        0.01, "AdamW's weight decay", affects_result=True, minimum=0, only_with=("optimizer", ("adamw",))
+    )
+    momentum: float = choice(
+        0.9,
+        "SGD's Nesterov momentum; 0: none",
+        affects_result=True,
+        minimum=0,
+        maximum=0.9999,
+        before=0.0,
+        only_with=("optimizer", ("sgd",)),
+    )
+    clip_norm: float | None = choice(
+        None,
+        "largest norm of all gradients of a step together; longer ones are shortened",
+        affects_result=True,
+        minimum=1e-6,
+        added="0.2.0",
+    )
     schedule: Literal["constant", "cosine"] = choice("cosine", "learning-rate schedule", affects_result=True)
     warmup_epochs: float = choice(
         1.0,
@@ -133,6 +168,7 @@ class TrainOptions(Preprocessing, CommandOptions):
         unit="epochs",
         affects_result=True,
         minimum=0,
+        only_with=("schedule", ("cosine",)),
     )
     ema: float = choice(
         0.0,
@@ -143,7 +179,7 @@ class TrainOptions(Preprocessing, CommandOptions):
     )
     best_by: Literal["val_dice", "val_loss"] = choice("val_dice", "what chooses the best epoch", affects_result=True)
     early_stopping: int = choice(
-        0, "stop after this many epochs without a better one; 0: never", unit="epochs", affects_result=True, minimum=0
+        0, "stop after this many epochs without a better one; 0: never", unit="epochs", minimum=0
     )
     lesion_fraction: float | None = choice(
         None,
@@ -156,17 +192,69 @@ class TrainOptions(Preprocessing, CommandOptions):
         None, "training slices in an epoch; all if not given", unit="slices", affects_result=True, minimum=1
     )
     augment: bool = choice(True, "augment training slices", affects_result=True)
-    rotation: float = choice(15.0, "largest rotation", unit="degrees", affects_result=True, minimum=0, maximum=180)
-    shift: float = choice(0.05, "largest shift", unit="share of the side", affects_result=True, minimum=0, maximum=0.5)
-    zoom: float = choice(0.1, "largest change of size", unit="share", affects_result=True, minimum=0, maximum=0.9)
-    shear: float = choice(0.1, "largest shear", unit="share of the side", affects_result=True, minimum=0, maximum=1)
-    flip: bool = choice(True, "flip half of the slices left to right", affects_result=True)
-    brightness: float = choice(
-        0.1, "largest change of brightness", unit="normalized intensity", affects_result=True, minimum=0
+    rotation: float = choice(
+        15.0,
+        "largest rotation",
+        unit="degrees",
+        affects_result=True,
+        minimum=0,
+        maximum=180,
+        only_with=("augment", (True,)),
     )
-    contrast: float = choice(0.1, "largest change of contrast", unit="share", affects_result=True, minimum=0, maximum=1)
+    shift: float = choice(
+        0.05,
+        "largest shift",
+        unit="share of the side",
+        affects_result=True,
+        minimum=0,
+        maximum=0.5,
+        only_with=("augment", (True,)),
+    )
+    zoom: float = choice(
+        0.1,
+        "largest change of size",
+        unit="share",
+        affects_result=True,
+        minimum=0,
+        maximum=0.9,
+        only_with=("augment", (True,)),
+    )
+    shear: float = choice(
+        0.1,
+        "largest shear",
+        unit="share of the side",
+        affects_result=True,
+        minimum=0,
+        maximum=1,
+        only_with=("augment", (True,)),
+    )
+    flip: bool = choice(
+        True, "flip half of the slices left to right", affects_result=True, only_with=("augment", (True,))
+    )
+    brightness: float = choice(
+        0.1,
+        "largest change of brightness",
+        unit="normalized intensity",
+        affects_result=True,
+        minimum=0,
+        only_with=("augment", (True,)),
+    )
+    contrast: float = choice(
+        0.1,
+        "largest change of contrast",
+        unit="share",
+        affects_result=True,
+        minimum=0,
+        maximum=1,
+        only_with=("augment", (True,)),
+    )
     noise: float = choice(
-        0.05, "largest standard deviation of noise", unit="normalized intensity", affects_result=True, minimum=0
+        0.05,
+        "largest standard deviation of noise",
+        unit="normalized intensity",
+        affects_result=True,
+        minimum=0,
+        only_with=("augment", (True,)),
     )
     seed: int = choice(0, "seed of everything random", affects_result=True, minimum=0)
     precision: Precision = choice("auto", "precision of the network's arithmetic; auto: what the hardware is fast in")
@@ -179,9 +267,8 @@ class TrainOptions(Preprocessing, CommandOptions):
     steps_per_execution: int = choice(1, "optimisation steps without Python between them; pays on GPUs", minimum=1)
     max_minutes: float | None = choice(
         None,
-        "wall-clock budget of all epochs; training ends before the epoch that would pass it",
+        "wall-clock budget of all epochs; training ends before the epoch that would pass it, and its cosine with it",
         unit="minutes",
-        affects_result=True,
         minimum=0,
     )
 
@@ -194,6 +281,7 @@ class TrainOptions(Preprocessing, CommandOptions):
                 "what is left over is the test split."
             )
         check_shares(self.batch_size, self.workers)
+        check_learning(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +395,26 @@ def check_divisible(image_size: int, factor: int) -> None:
         below = image_size // factor * factor
         sizes = f"{below} or {below + factor}" if below else str(factor)
         raise UsageError(f"--image-size {image_size} must divide by {factor} (2^depth); the nearest are {sizes}.")
+
+
+def check_learning(options: TrainOptions) -> None:
+    """Refuse a training that would learn nothing: without lesions, for no time, or for less than the warm-up takes.
+
+    Raises:
+        UsageError: Names the choices.
+    """
+    if options.lesion_fraction == 0:
+        raise UsageError(
+            "--lesion-fraction 0 trains on slices without lesion only; give a larger share, or leave it out."
+        )
+    if options.max_minutes == 0:
+        raise UsageError("--max-minutes 0 trains nothing; give the minutes that training may take, or leave it out.")
+    default = TrainOptions.__dataclass_fields__["warmup_epochs"].default
+    if options.warmup_epochs > options.epochs and options.warmup_epochs != default:
+        raise UsageError(
+            f"--warmup-epochs {options.warmup_epochs} are more than --epochs {options.epochs}: the learning rate would "
+            "never be reached. Give fewer epochs of warm-up, or more epochs."
+        )
 
 
 def check_shares(batch_size: int, workers: int) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raysegment.choices import changed_result, default_choices
+from raysegment.choices import changed_result, earlier_choices
 from raysegment.errors import UsageError
 from raysegment.runs.console import LOG_FILE
 from raysegment.runs.lock import LOCK_FILE
@@ -81,7 +81,7 @@ class Identity:
 
 def identify(command: str, options: Any, *, key: str, **facts: str | None) -> Identity:
     """The identity of a run with these options."""
-    choices, defaults = changed_result(options), default_choices(type(options))
+    choices, defaults = changed_result(options), earlier_choices(options)
     return Identity(command=command, facts=facts, choices=choices, defaults=defaults, key=key)
 
 
