@@ -53,6 +53,7 @@ def augment_slice(
     epoch: int,
     scan_index: int,
     slice_index: int,
+    occurrence: int = 0,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Warp, normalize and vary one slice; the same numbers always give the same result.
 
@@ -65,11 +66,12 @@ def augment_slice(
         epoch: Counted from 0.
         scan_index: Position of the scan among those that are trained on.
         slice_index: Position of the slice in the scan.
+        occurrence: How often this slice came before in the epoch.
 
     Returns:
         Normalized pixels, float32, and the reference, uint8 0 or 1, warped alike.
     """
-    bits = np.random.SFC64(np.random.SeedSequence((seed, epoch, scan_index, slice_index)))
+    bits = np.random.SFC64(np.random.SeedSequence((seed, epoch, scan_index, slice_index, occurrence)))
     random = np.random.Generator(bits)
     matrix = _draw_warp(random, choices, reference.shape)
     num_channels = len(intensity.offset)

@@ -60,6 +60,17 @@ def plan_epoch(has_lesion: npt.NDArray[np.bool_], sampling: Sampling, epoch: int
     return np.resize(order, steps * sampling.batch_size).reshape(steps, sampling.batch_size)
 
 
+def count_occurrences(plan: Indices) -> Indices:
+    """How often each entry's slice has come before it in the epoch, (steps, batch_size)."""
+    flat = plan.ravel()
+    order = np.argsort(flat, kind="stable")
+    is_first = np.diff(flat[order], prepend=-1) != 0
+    starts = np.maximum.accumulate(np.where(is_first, np.arange(len(flat)), 0))
+    occurrences = np.empty_like(flat)
+    occurrences[order] = np.arange(len(flat)) - starts
+    return occurrences.reshape(plan.shape)
+
+
 def take_share(plan: Indices, rank: int, num_workers: int) -> Indices:
     """The part of each step that one rank sees: position i goes to rank i·N div B.
 

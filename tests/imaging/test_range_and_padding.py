@@ -128,7 +128,7 @@ def test_training_sees_the_padding_that_inference_sees(context_slices):
     pixels = UPRIGHT.astype(np.int16) - 1000
     prepared = prepare_scan(pixels, preprocessing)
     found, _ = make_batch(
-        [(0, 2)], lambda _: kept(pixels, preprocessing), None, context_slices=context_slices, seed=0, epoch=0
+        [(0, 2, 0)], lambda _: kept(pixels, preprocessing), None, context_slices=context_slices, seed=0, epoch=0
     )
     seen = normalize(prepared.pixels[2], prepared.intensity)
     np.testing.assert_array_equal(found[0][..., 3 * context_slices : 3 * context_slices + 3], seen)
@@ -143,7 +143,7 @@ def test_what_a_warp_brings_in_from_outside_is_background(context_slices):
     pixels[1, [0, 0, -1, -1], [0, -1, 0, -1]] = 3000
     scan = kept(pixels, Preprocessing(image_size=64))
     for epoch in range(8):
-        found, _ = make_batch([(0, 1)], lambda _: scan, WARP, context_slices=context_slices, seed=1, epoch=epoch)
+        found, _ = make_batch([(0, 1, 0)], lambda _: scan, WARP, context_slices=context_slices, seed=1, epoch=epoch)
         outside = normalize(np.array([-1000, 40], np.int16).reshape(1, 1, 2), scan.intensity).ravel()
         inside = normalize(np.array([300, 300], np.int16).reshape(1, 1, 2), scan.intensity).ravel()
         channels = found[0].reshape(64, 64, -1, 2)

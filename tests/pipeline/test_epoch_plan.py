@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.pipeline.epoch_plan import Sampling, count_steps, deal_scans, plan_epoch, take_share
+from raysegment.pipeline.epoch_plan import Sampling, count_occurrences, count_steps, deal_scans, plan_epoch, take_share
 
 
 def lesions(num_slices: int, num_lesion: int) -> np.ndarray:
@@ -66,6 +66,19 @@ def test_steps_are_the_slices_over_the_batch_rounded_up(num_slices: int, batch_s
     plan = plan_epoch(lesions(num_slices, num_slices // 3), sampling, 0)
     assert len(plan) == count_steps(num_slices, sampling) == int(np.ceil(num_slices / batch_size))
     assert set(plan.ravel()) == set(range(num_slices))
+
+
+def test_every_entry_of_a_plan_knows_how_often_its_slice_came_before() -> None:
+    plan = np.array([[3, 5], [3, 3], [5, 1]])
+    assert count_occurrences(plan).tolist() == [[0, 0], [1, 2], [1, 0]]
+
+
+@given(num_lesion=st.integers(1, 9), batch_size=st.integers(1, 13))
+def test_no_slice_occurs_twice_alike_in_an_epoch(num_lesion: int, batch_size: int) -> None:
+    sampling = Sampling(seed=0, batch_size=batch_size, lesion_fraction=0.8)
+    plan = plan_epoch(lesions(20, num_lesion), sampling, 1)
+    pairs = set(zip(plan.ravel().tolist(), count_occurrences(plan).ravel().tolist(), strict=True))
+    assert len(pairs) == plan.size
 
 
 @given(st.lists(st.integers(1, 50), max_size=30), st.integers(1, 5))

@@ -19,7 +19,7 @@ from raysegment.cluster.ray_internals import hold_back
 from raysegment.cluster.training.kept import MAX_RETRIES, KeptSet
 from raysegment.imaging.augment import Augmentation
 from raysegment.options import TrainOptions
-from raysegment.pipeline.epoch_plan import Sampling, count_steps, plan_epoch, take_share
+from raysegment.pipeline.epoch_plan import Sampling, count_occurrences, count_steps, plan_epoch, take_share
 from raysegment.pipeline.samples import make_batch
 
 if TYPE_CHECKING:
@@ -75,12 +75,15 @@ class SharePlan:
     def make_task(self, epoch: int, task: int) -> pa.Table:
         """The steps of one task of an epoch, one row each."""
         plan = plan_epoch(self.kept.has_lesion, self.sampling, epoch)
-        chunk = plan[task * self.steps_per_task : (task + 1) * self.steps_per_task]
+        chunk = slice(task * self.steps_per_task, (task + 1) * self.steps_per_task)
+        steps, occurrences = (
+            take_share(whole[chunk], self.rank, self.num_workers) for whole in (plan, count_occurrences(plan))
+        )
         find_scan = lru_cache(maxsize=None)(self.kept.fetch)
         rows = []
-        for step in take_share(chunk, self.rank, self.num_workers):
+        for step, occurrence in zip(steps, occurrences, strict=True):
             pixels, reference = make_batch(
-                [(int(scan), int(index)) for scan, index in self.kept.slices[step]],
+                np.column_stack([self.kept.slices[step], occurrence]).tolist(),
                 find_scan,
                 self.augmentation,
                 context_slices=self.options.context_slices,
