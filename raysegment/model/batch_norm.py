@@ -5,8 +5,11 @@ Keras writes it as a dozen operations in float32, which take a quarter of a step
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import keras
 import tensorflow as tf
 from keras import layers
 
@@ -14,7 +17,10 @@ from keras import layers
 class FusedBatchNormalization(layers.BatchNormalization):
     """Batch normalization over the slices of one worker."""
 
+    observing = False
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        training = training or self.observing
         if not training or inputs.dtype == tf.float64:
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance = normalize(inputs, self.gamma._value, self.beta._value, self.epsilon)
@@ -29,7 +35,10 @@ class SynchronizedBatchNormalization(layers.BatchNormalization):
     and the squared distances from it second.
     """
 
+    observing = False
+
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        training = training or self.observing
         if not training or inputs.dtype == tf.float64:
             return super().call(inputs, training=training, mask=mask)
         outputs, mean, variance = normalize_together(
@@ -43,6 +52,27 @@ class SynchronizedBatchNormalization(layers.BatchNormalization):
         mean = _average_over_workers(tf.reduce_mean(inputs, axes))
         squared = tf.math.squared_difference(inputs, mean)
         return mean, _average_over_workers(tf.reduce_mean(squared, axes))
+
+
+@contextmanager
+def observe(model: keras.Model, share: Any) -> Iterator[None]:
+    """Let batch norm use the statistics of what it sees inside the block, and move its own towards them.
+
+    Nothing else in the network is as in training: no features are dropped.
+
+    Args:
+        model: Its layers of batch norm are of this module.
+        share: How far the moving statistics move: with 1/1, 1/2, 1/3, … they become the mean over all that was seen.
+    """
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    momenta = [layer.momentum for layer in norms]
+    for layer in norms:
+        layer.observing, layer.momentum = True, 1 - tf.cast(share, layer.moving_mean.dtype)
+    try:
+        yield
+    finally:
+        for layer, momentum in zip(norms, momenta, strict=True):
+            layer.observing, layer.momentum = False, momentum
 
 
 def normalize(inputs: Any, scale: Any, offset: Any, epsilon: float) -> tuple[Any, Any, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,13 +21,22 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from raysegment.model.batch_norm import FusedBatchNormalization, SynchronizedBatchNormalization
+from raysegment.model.batch_norm import FusedBatchNormalization, SynchronizedBatchNormalization, observe
 from raysegment.model.losses import make_loss
 from raysegment.model.unet import build_network
 from raysegment.options import TrainOptions
 
 Batch = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
 """Normalized pixels (slices, rows, columns, channels) and reference (slices, rows, columns) of one step."""
+
+FIRST_SHARE, LAST_SHARE = 0.02, 0.01
+"""The cosine schedule's first and last learning rate, as shares of the largest."""
+
+OBSERVED_STEPS = 20
+"""Steps at an epoch's end whose pixels are seen again to measure the feature statistics of averaged weights."""
+
+OBSERVED_BYTES = 512 * 1024**2
+"""The most that these pixels may take, over all ranks together."""
 
 POLICIES = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
@@ -84,10 +94,13 @@ class Fitter:
         with self.strategy.scope() if self.strategy else nullcontext():
             kind = FusedBatchNormalization if task.num_workers == 1 else SynchronizedBatchNormalization
             self.model = build_chosen(options, task.num_channels, kind)
-            self.optimizer = make_optimizer(options, task.steps_per_epoch)
+            self.rate = make_rate(options, task.steps_per_epoch)
+            self.optimizer = make_optimizer(options, self.rate)
             self.optimizer.build(self.model.trainable_variables)
         self.average = _copy_variables(self.model.trainable_variables) if options.ema else []
+        self._observed: deque[npt.NDArray[Any]] = deque(maxlen=self._count_observed())
         self._train = tf.function(self._train_steps, reduce_retracing=True)
+        self._observe = tf.function(self._observe_step, reduce_retracing=True)
         self._infer = tf.function(lambda pixels: self.model(pixels, training=False), reduce_retracing=True)
         self._sum = tf.function(self._sum_over_ranks, reduce_retracing=True)
         self._loss = make_loss(options.loss)
@@ -96,6 +109,11 @@ class Fitter:
     def learning_rate(self) -> float:
         """The rate of the next step."""
         return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+
+    def anneal_over(self, num_epochs: int) -> None:
+        """Let the learning rate reach its end after that many epochs in all, those done included."""
+        if isinstance(self.rate, CosineRate):
+            self.rate.end_after(num_epochs * self.task.steps_per_epoch)
 
     def train_epoch(self, batches: Iterator[Batch], on_step: Any = None) -> EpochStatistics:
         """Take one epoch's steps.
@@ -106,11 +124,13 @@ class Fitter:
         """
         start, wait_seconds, done = time.monotonic(), 0.0, 0
         totals = np.zeros(5, np.float64)
+        self._observed.clear()
         while done < self.task.steps_per_epoch:
             waiting = time.monotonic()
             count = min(self.task.options.steps_per_execution, self.task.steps_per_epoch - done)
             taken = [next(batches) for _ in range(count)]
             wait_seconds += time.monotonic() - waiting
+            self._keep_observed(taken, self.task.steps_per_epoch - done)
             pixels = np.stack([batch[0] for batch in taken]) if count > 1 else taken[0][0][None]
             reference = np.stack([batch[1] for batch in taken]) if count > 1 else taken[0][1][None]
             totals += self._train(tf.constant(pixels), tf.constant(reference)).numpy()
@@ -151,17 +171,25 @@ class Fitter:
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """Use the moving average of the weights, where there is one, inside the block."""
+        """Use the moving average of the weights, where there is one, inside the block; all ranks enter it together.
+
+        Batch norm's moving statistics belong to the weights of the steps they were taken from. So those of the averaged
+        weights are measured, on pixels of the epoch's last steps: after Izmailov et al. (2018), arXiv:1803.05407,
+        section 3.2.
+        """
         if not self.average:
             yield
             return
-        current = [variable.numpy() for variable in self.model.trainable_variables]
+        variables = [*self.model.trainable_variables, *find_statistics(self.model)]
+        current = [variable.numpy() for variable in variables]
         for variable, average in zip(self.model.trainable_variables, self.average, strict=True):
             variable.assign(average.numpy())
+        for position, pixels in enumerate(self._observed):
+            self._observe(tf.constant(pixels.astype(np.float32)), tf.constant(1 / (position + 1), tf.float32))
         try:
             yield
         finally:
-            for variable, value in zip(self.model.trainable_variables, current, strict=True):
+            for variable, value in zip(variables, current, strict=True):
                 variable.assign(value)
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
@@ -189,6 +217,28 @@ class Fitter:
 
     def _groups(self) -> list[tuple[str, list[npt.NDArray[Any]]]]:
         return [(group, [variable.numpy() for variable in variables]) for group, variables in self._variables()]
+
+    def _count_observed(self) -> int:
+        """Steps whose pixels are kept for the statistics of averaged weights; the same on all ranks."""
+        if not self.average or not find_statistics(self.model):
+            return 0
+        values = self.task.options.batch_size * self.task.options.image_size**2 * self.task.num_channels
+        return max(1, min(OBSERVED_STEPS, OBSERVED_BYTES // (values * tf.bfloat16.size)))
+
+    def _keep_observed(self, taken: list[Batch], steps_left: int) -> None:
+        """Keep the pixels of the epoch's last steps, in half the memory."""
+        if steps_left <= (self._observed.maxlen or 0) + len(taken):
+            self._observed.extend(batch[0].astype(tf.bfloat16.as_numpy_dtype) for batch in taken)
+
+    def _observe_step(self, pixels: Any, share: Any) -> None:
+        def look(pixels: Any, share: Any) -> None:
+            with observe(self.model, share):
+                self.model(pixels, training=False)
+
+        if self.strategy:
+            self.strategy.run(look, (pixels, share))
+        else:
+            look(pixels, share)
 
     def _train_steps(self, pixels: Any, reference: Any) -> Any:
         """Steps over (steps, slices, rows, columns[, channels]) without Python between them."""
@@ -220,10 +270,24 @@ class Fitter:
         gradients = tape.gradient(objective, variables)
         if self.strategy and self.task.options.precision == "float16":
             gradients = spread_overflow(gradients)
+        if self.task.options.clip_norm is not None:
+            gradients = self._clip(gradients, self.task.options.clip_norm)
         self.optimizer.apply(gradients, variables)
         mask = tf.cast(probability > 0.5, tf.float32)
         sums = [losses, mask * expected, mask, expected, tf.ones_like(losses)]
         return tf.stack([tf.cast(tf.reduce_sum(value), tf.float64) for value in sums])
+
+    def _clip(self, gradients: list[Any], clip_norm: float) -> list[Any]:
+        """Shorten this rank's gradients by what brings the sum over all ranks to the largest norm.
+
+        Keras clips before it adds up the ranks, which would make the step depend on their number.
+        """
+        norm = tf.linalg.global_norm(sum_gradients(gradients) if self.strategy else gradients)
+        limit = tf.constant(clip_norm, norm.dtype)
+        if self.task.options.precision == "float16":
+            limit *= self.optimizer.dynamic_scale.value
+        share = limit / tf.maximum(norm, limit)
+        return [gradient * share for gradient in gradients]
 
     def _update_average(self) -> None:
         """Move the average towards the weights; early on faster, so that it forgets the first random ones."""
@@ -250,6 +314,17 @@ def spread_overflow(gradients: list[Any]) -> list[Any]:
     return [gradient + tf.cast(tf.where(total > 0, float("nan"), 0.0), gradient.dtype) for gradient in gradients]
 
 
+def find_statistics(model: keras.Model) -> list[Any]:
+    """Batch norm's moving means and variances."""
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    return [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
+
+
+def sum_gradients(gradients: list[Any]) -> list[Any]:
+    """Each gradient added up over all ranks; in the replica context of a strategy."""
+    return list(tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, gradients))
+
+
 def set_training_threads(threads: int | None) -> None:
     """Bound TensorFlow's threads; only before its first operation, later calls change nothing."""
     if threads is None:
@@ -274,21 +349,51 @@ def join_workers(num_workers: int) -> Any:
     )
 
 
-def make_optimizer(options: TrainOptions, steps_per_epoch: int) -> Any:
-    """Optimizer with its learning-rate schedule over the whole run."""
-    rate: Any = options.learning_rate
-    warmup = round(options.warmup_epochs * steps_per_epoch)
-    total = options.epochs * steps_per_epoch
-    if options.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(
-            initial_learning_rate=options.learning_rate * (0.02 if warmup else 1.0),
-            decay_steps=max(1, total - warmup),
-            alpha=0.01,
-            warmup_target=options.learning_rate if warmup else None,
-            warmup_steps=warmup,
-        )
+class CosineRate(keras.optimizers.schedules.LearningRateSchedule):
+    """Half a cosine from the largest rate to a hundredth of it, after a warm-up along a line; its end may be moved.
+
+    After Loshchilov and Hutter (2017), arXiv:1608.03983, without restarts.
+
+    Args:
+        largest: The rate at the end of the warm-up.
+        warmup_steps: Optimisation steps over which the rate rises.
+        num_steps: Optimisation steps after which the rate is at its end.
+    """
+
+    def __init__(self, largest: float, warmup_steps: int, num_steps: int) -> None:
+        self.largest, self.warmup_steps = largest, warmup_steps
+        self._num_steps = tf.Variable(num_steps, dtype=tf.float32, trainable=False)
+
+    def end_after(self, num_steps: int) -> None:
+        """Move the end."""
+        self._num_steps.assign(num_steps)
+
+    def __call__(self, step: Any) -> Any:
+        done = tf.cast(step, tf.float32)
+        falling_steps = tf.maximum(1.0, self._num_steps - self.warmup_steps)
+        share = tf.clip_by_value((done - self.warmup_steps) / falling_steps, 0.0, 1.0)
+        falling = LAST_SHARE + (1 - LAST_SHARE) * 0.5 * (1 + tf.cos(np.pi * share))
+        rising = FIRST_SHARE + (1 - FIRST_SHARE) * done / max(1, self.warmup_steps)
+        return self.largest * tf.where(done < self.warmup_steps, rising, falling)
+
+    def get_config(self) -> dict[str, Any]:
+        """What the constructor takes."""
+        steps = {"warmup_steps": self.warmup_steps, "num_steps": int(self._num_steps.numpy())}
+        return {"largest": self.largest, **steps}
+
+
+def make_rate(options: TrainOptions, steps_per_epoch: int) -> float | CosineRate:
+    """The learning rate, or its schedule over all epochs."""
+    if options.schedule == "constant":
+        return options.learning_rate
+    warmup_steps = round(options.warmup_epochs * steps_per_epoch)
+    return CosineRate(options.learning_rate, warmup_steps, options.epochs * steps_per_epoch)
+
+
+def make_optimizer(options: TrainOptions, rate: float | CosineRate) -> Any:
+    """Optimizer with its learning rate."""
     if options.optimizer == "sgd":
-        optimizer = keras.optimizers.SGD(rate)
+        optimizer = keras.optimizers.SGD(rate, momentum=options.momentum, nesterov=options.momentum > 0)
     elif options.optimizer == "adam":
         optimizer = keras.optimizers.Adam(rate)
     else:

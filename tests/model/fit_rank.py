@@ -30,6 +30,8 @@ def main() -> None:
         depth=2,
         batch_size=GLOBAL_BATCH,
         optimizer="sgd",
+        momentum=0.8,
+        clip_norm=0.05,
         learning_rate=0.01,
         schedule="constant",
         precision="float32",
@@ -42,7 +44,7 @@ def main() -> None:
     start_anywhere(fitter.model)
     statistics = fitter.train_epoch(make_batches(rank, num_workers))
     with fitter.averaged_weights():
-        averaged = [variable.numpy() for variable in fitter.model.trainable_variables]
+        averaged = fitter.model.get_weights()
     arrays = {f"weight_{i:03d}": value for i, value in enumerate(fitter.model.get_weights())}
     arrays |= {f"average_{i:03d}": value for i, value in enumerate(averaged)}
     totals = fitter.sum_over_ranks(np.array([1.0, rank]))

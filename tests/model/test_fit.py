@@ -3,12 +3,13 @@
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from raysegment.model.fit import FitTask, Fitter, build_plain, make_optimizer
+from raysegment.model.fit import FitTask, Fitter, build_plain, make_rate
 from raysegment.options import TrainOptions
 
 RANK_SCRIPT = Path(__file__).with_name("fit_rank.py")
@@ -148,12 +149,38 @@ def test_half_precision_learns_and_leaves_a_float32_model(precision: str) -> Non
 
 def test_the_learning_rate_rises_and_falls() -> None:
     options = TrainOptions(source="a", out="b", learning_rate=0.1, warmup_epochs=1.0, epochs=5)
-    schedule = make_optimizer(options, steps_per_epoch=10)._learning_rate
-    rates = [float(schedule(step)) for step in range(51)]
+    rate = make_rate(options, steps_per_epoch=10)
+    rates = [float(rate(step)) for step in range(51)]
     assert max(rates) == pytest.approx(0.1)
     assert rates.index(max(rates)) == 10
-    assert rates[0] < 0.01
-    assert rates[50] == pytest.approx(0.001, rel=0.01)
+    assert rates[0] == pytest.approx(0.002)
+    assert rates[30] == pytest.approx(0.0505)
+    assert rates[50] == pytest.approx(0.001)
+
+
+def test_the_end_of_the_learning_rate_can_be_moved_between_epochs() -> None:
+    fitter = make_fitter(learning_rate=0.1, warmup_epochs=0.0, epochs=100)
+    fitter.train_epoch(batches())
+    assert fitter.learning_rate == pytest.approx(0.1, rel=0.01)
+    fitter.anneal_over(2)
+    assert fitter.learning_rate == pytest.approx(0.0505)
+    fitter.train_epoch(batches())
+    assert fitter.learning_rate == pytest.approx(0.001)
+
+
+def test_sgd_takes_momentum_and_a_clipped_step_is_no_longer_than_allowed() -> None:
+    plain = {"optimizer": "sgd", "schedule": "constant", "norm": "none", "steps_per_execution": 4}
+    lengths = {}
+    for clip_norm in (None, 0.01):
+        fitter = make_fitter(**plain, momentum=0.0, learning_rate=1.0, clip_norm=clip_norm)
+        before = weights_of(fitter)
+        fitter.task = replace(fitter.task, steps_per_epoch=1)
+        fitter.train_epoch(batches())
+        steps = [after - value for after, value in zip(weights_of(fitter), before, strict=True)]
+        lengths[clip_norm] = float(np.sqrt(sum((step**2).sum() for step in steps)))
+    assert lengths[None] > 0.05
+    assert lengths[0.01] == pytest.approx(0.01, rel=1e-3)
+    assert make_fitter(**plain).optimizer.momentum == 0.9
 
 
 def test_dice_of_an_epoch_is_pooled_over_its_pixels() -> None:
