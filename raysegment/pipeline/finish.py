@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from raysegment.choices import changed_result, pick
-from raysegment.imaging.preprocess import normalize
 from raysegment.options import Postprocessing, Preprocessing, TrainOptions
 from raysegment.pipeline.learn import Progress, load_best
-from raysegment.pipeline.samples import KeptScan
+from raysegment.pipeline.samples import KeptScan, iterate_batches
 from raysegment.pipeline.score import choose_threshold, score_thresholds
-from raysegment.pipeline.views.slices import view_slices
 from raysegment.scan import Labels
+
+SLICES_AT_ONCE = 16
+"""Slices of a validation scan that are held as the network sees them."""
 
 NETWORK_CHOICES = ("network", "filters", "depth", "dropout", "norm", "norm_momentum")
 
@@ -44,14 +48,10 @@ def write_bundle(
 
     num_inputs = count_inputs(options, facts["num_channels"])
     model = build_plain(options, num_inputs, load_best(folder / "checkpoints", progress.best_epoch))
-    predictor = Predictor(model, precision=options.precision, batch_size=min(16, options.batch_size))
-    probabilities = (
-        predictor.predict(
-            normalize(view_slices(kept.pixels, range(len(kept.pixels)), options.context_slices), kept.intensity)
-        )
-        for kept in validation
+    predictor = Predictor(model, precision=options.precision, batch_size=min(SLICES_AT_ONCE, options.batch_size))
+    found = score_thresholds(
+        validation, (predict_batches(predictor.predict, kept, options.context_slices) for kept in validation)
     )
-    found = score_thresholds(validation, probabilities)
     threshold = choose_threshold(found.dice)
     val_dice, val_precision = found.at(threshold)
     best = progress.history[progress.best_epoch - 1]
@@ -78,10 +78,23 @@ def write_bundle(
                 "best_epoch": progress.best_epoch,
                 "val_loss": best["val_loss"],
             },
-            provenance={**facts["provenance"], "precision": options.precision, "options": changed_result(options)},
+            provenance={
+                **facts["provenance"],
+                "precision": options.precision,
+                "epochs": progress.epoch,
+                "options": changed_result(options),
+            },
         ),
     )
     return scores
+
+
+def predict_batches(
+    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], kept: KeptScan, context_slices: int
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """A scan's probabilities on the network's grid, some slices at a time: which ones, and (slices, rows, columns)."""
+    for chosen, pixels in iterate_batches(kept, context_slices, SLICES_AT_ONCE):
+        yield chosen, predict(pixels)
 
 
 def count_inputs(options: TrainOptions, num_channels: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,11 @@ class KeptScan:
     grid_reference: npt.NDArray[np.bool_] | None
     intensity: Intensity
     geometry: Geometry
+
+    @property
+    def compared_reference(self) -> npt.NDArray[np.bool_]:
+        """What masks are compared with: the reference on the scan's own grid, where it was kept."""
+        return self.grid_reference if self.grid_reference is not None else self.reference != 0
 
     @property
     def has_lesion(self) -> npt.NDArray[np.bool_]:
@@ -127,7 +132,7 @@ def unpack_scan(row: dict[str, Any]) -> KeptScan:
 
 
 def make_batch(
-    rows: Sequence[tuple[int, int]],
+    rows: Sequence[Sequence[int]],
     find_scan: Callable[[int], KeptScan],
     augmentation: Augmentation | None,
     *,
@@ -138,7 +143,7 @@ def make_batch(
     """Make the samples of one step, in order.
 
     Args:
-        rows: (scan index, slice index) of each sample.
+        rows: (scan index, slice index, how often that slice came before in the epoch) of each sample.
         find_scan: The kept scan of an index.
         augmentation: Largest random changes; None for none.
         context_slices: Neighbours on each side that become channels.
@@ -149,7 +154,7 @@ def make_batch(
         Normalized pixels (samples, rows, columns, channels) and reference (samples, rows, columns).
     """
     samples = []
-    for scan_index, slice_index in rows:
+    for scan_index, slice_index, occurrence in rows:
         kept = find_scan(scan_index)
         pixels = view_slice(kept.pixels, slice_index, context_slices)
         reference = kept.reference[slice_index]
@@ -166,6 +171,7 @@ def make_batch(
                     epoch=epoch,
                     scan_index=scan_index,
                     slice_index=slice_index,
+                    occurrence=occurrence,
                 )
             )
     return np.stack([sample[0] for sample in samples]), np.stack([sample[1] for sample in samples])
@@ -176,17 +182,28 @@ def score_scan(
     predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
     slice_losses: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32]], npt.NDArray[np.float32]],
     context_slices: int,
+    batch_size: int,
 ) -> ValidationScore:
-    """Validate one whole scan: loss on the network's grid, counts at 0.5 on the scan's own."""
-    views = view_slices(kept.pixels, range(len(kept.pixels)), context_slices)
-    probability = predict(normalize(views, kept.intensity))
-    losses = slice_losses(kept.reference, probability)
-    mask = restore_grid(probability, kept.geometry) >= 0.5
-    reference = kept.grid_reference if kept.grid_reference is not None else kept.reference != 0
-    return ValidationScore(
-        true_positives=int(np.count_nonzero(mask & reference)),
-        mask_voxels=int(np.count_nonzero(mask)),
-        reference_voxels=int(np.count_nonzero(reference)),
-        loss_sum=float(np.sum(losses, dtype=np.float64)),
-        num_slices=len(losses),
-    )
+    """Validate one whole scan, a batch at a time: loss on the network's grid, counts at 0.5 on the scan's own."""
+    counts, loss_sum = np.zeros(3, np.int64), 0.0
+    for chosen, pixels in iterate_batches(kept, context_slices, batch_size):
+        probability = predict(pixels)
+        loss_sum += float(np.sum(slice_losses(kept.reference[chosen], probability), dtype=np.float64))
+        mask, reference = restore_grid(probability, kept.geometry) >= 0.5, kept.compared_reference[chosen]
+        counts += [np.count_nonzero(mask & reference), np.count_nonzero(mask), np.count_nonzero(reference)]
+    true_positives, mask_voxels, reference_voxels = counts.tolist()
+    return ValidationScore(true_positives, mask_voxels, reference_voxels, loss_sum, len(kept.pixels))
+
+
+def iterate_batches(
+    kept: KeptScan, context_slices: int, batch_size: int
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """A scan's slices as the network sees them, float32 with their neighbours, so many at a time.
+
+    Returns:
+        Which slices they are, and their normalized pixels, (slices, rows, columns, channels).
+    """
+    for start in range(0, len(kept.pixels), batch_size):
+        chosen = slice(start, min(start + batch_size, len(kept.pixels)))
+        views = view_slices(kept.pixels, range(chosen.start, chosen.stop), context_slices)
+        yield chosen, normalize(views, kept.intensity)

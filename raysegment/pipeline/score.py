@@ -113,12 +113,16 @@ def bootstrap_interval(
 
 
 def summarise_scores(scores: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Mean loss per slice, and mean hard Dice over scans whose reference is not empty."""
-    counted = scores[:, 2] > 0
-    dice = dice_of(*scores[counted, :3].T)
+    """Mean loss per slice, and mean hard Dice over scans.
+
+    A scan whose mask and reference are both empty is left out, as in evaluation; one where one of them is counts as 0.
+
+    Args:
+        scores: (scans, 5): true positives, mask voxels, reference voxels, loss sum, slices.
+    """
     return {
         "val_loss": float(scores[:, 3].sum() / scores[:, 4].sum()),
-        "val_dice": mean_of(dice),
+        "val_dice": mean_of(dice_of(*scores[:, :3].T)),
     }
 
 
@@ -142,25 +146,32 @@ class ThresholdScores:
 
 
 def score_thresholds(
-    validation: Sequence[KeptScan], probabilities: Iterable[npt.NDArray[np.float32]]
+    validation: Sequence[KeptScan], probabilities: Iterable[Iterable[tuple[slice, npt.NDArray[np.float32]]]]
 ) -> ThresholdScores:
     """Compare each scan's mask with its reference at each of `THRESHOLDS`.
 
     Args:
         validation: Scans with their references on their own grids.
-        probabilities: Of each scan, on the network's grid.
+        probabilities: Of each scan, some slices at a time: which, and (slices, rows, columns) on the network's grid.
     """
     counts = np.zeros((len(validation), len(THRESHOLDS), 3), np.int64)
-    for row, kept, probability in zip(counts, validation, probabilities, strict=True):
-        reference = kept.grid_reference if kept.grid_reference is not None else kept.reference != 0
-        restored = restore_grid(probability, kept.geometry)
-        for cell, threshold in zip(row, THRESHOLDS, strict=True):
-            mask = restored >= np.float32(threshold)
-            cell[:] = np.count_nonzero(mask & reference), np.count_nonzero(mask), np.count_nonzero(reference)
+    for row, kept, batches in zip(counts, validation, probabilities, strict=True):
+        for chosen, probability in batches:
+            row += count_at_thresholds(restore_grid(probability, kept.geometry), kept.compared_reference[chosen])
     dice = dice_of(*np.moveaxis(counts, -1, 0))
     found, masked, _ = counts.sum(axis=0).T
     precision = np.divide(found, masked, out=np.full(len(THRESHOLDS), np.nan), where=masked > 0)
     return ThresholdScores(np.array([mean_of(column) for column in dice.T]), precision)
+
+
+def count_at_thresholds(
+    probability: npt.NDArray[np.float32], reference: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.int64]:
+    """Voxels in both, in the mask and in the reference at each of `THRESHOLDS`, (thresholds, 3)."""
+    masks = (probability >= np.float32(threshold) for threshold in THRESHOLDS)
+    in_reference = np.count_nonzero(reference)
+    counted = [(np.count_nonzero(mask & reference), np.count_nonzero(mask), in_reference) for mask in masks]
+    return np.array(counted, np.int64)
 
 
 def choose_threshold(dice: npt.NDArray[np.float64]) -> float:

@@ -38,7 +38,7 @@ def test_neighbours_of_one_slice_are_those_of_the_whole_stack(kept, context: int
 
 
 def test_a_batch_is_in_plan_order_and_without_augmentation_only_normalized(kept) -> None:
-    rows = [(0, 2), (0, 0), (0, 2)]
+    rows = [(0, 2, 0), (0, 0, 0), (0, 2, 1)]
     pixels, reference = make_batch(rows, lambda scan: kept, None, context_slices=0, seed=0, epoch=0)
     raw = kept.pixels[[2, 0, 2]].astype(np.float64)
     assert np.allclose(pixels, (raw - kept.intensity.offset) * kept.intensity.scale, atol=1e-5)
@@ -46,8 +46,8 @@ def test_a_batch_is_in_plan_order_and_without_augmentation_only_normalized(kept)
 
 
 def test_validation_counts_are_those_of_the_scans_own_grid(kept) -> None:
-    reference = kept.reference.astype(np.float32)
-    score = score_scan(kept, lambda pixels: reference, lambda a, b: np.ones(len(a), np.float32), 0)
+    answers = iter(np.array_split(kept.reference.astype(np.float32), range(3, len(kept.reference), 3)))
+    score = score_scan(kept, lambda pixels: next(answers), lambda a, b: np.ones(len(a), np.float32), 0, 3)
     assert score.reference_voxels == int(kept.grid_reference.sum())
     assert score.num_slices == score.loss_sum == len(kept.pixels)
     assert score.true_positives <= min(score.mask_voxels, score.reference_voxels)

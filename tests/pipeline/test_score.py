@@ -156,7 +156,8 @@ def test_the_threshold_counts_scans_without_lesion_as_evaluation_does():
     lesion[0, :4, :4] = True
     found, noise = np.where(lesion, 0.6, 0.0), np.full((2, 16, 16), 0.3)
     scans = [kept_of(lesion), kept_of(clean), kept_of(clean)]
-    scores = score_thresholds(scans, [np.float32(found), np.float32(noise), np.zeros((2, 16, 16), np.float32)])
+    answers = [np.float32(found), np.float32(noise), np.zeros((2, 16, 16), np.float32)]
+    scores = score_thresholds(scans, [[(slice(i, i + 1), answer[i : i + 1]) for i in (1, 0)] for answer in answers])
     for threshold, dice, precision in ((0.2, (1 + 0) / 2, 16 / (16 + 512)), (0.5, 1.0, 1.0), (0.7, 0.0, math.nan)):
         assert scores.at(threshold) == pytest.approx((dice, precision), nan_ok=True)
     assert choose_threshold(scores.dice) == 0.5
@@ -164,7 +165,7 @@ def test_the_threshold_counts_scans_without_lesion_as_evaluation_does():
 
 def test_thresholds_of_scans_that_hold_nothing_have_no_scores():
     clean = np.zeros((2, 16, 16), np.bool_)
-    scores = score_thresholds([kept_of(clean)], [np.zeros((2, 16, 16), np.float32)])
+    scores = score_thresholds([kept_of(clean)], [[(slice(0, 2), np.zeros((2, 16, 16), np.float32))]])
     assert np.isnan(scores.dice).all()
     assert choose_threshold(scores.dice) == 0.5
 
