@@ -10,6 +10,9 @@ RaysegmentError                 exit 1: the run failed
 │   ├── DamagedTablesError      parts of the tables are lost; the run that wrote them makes them anew
 │   ├── ClusterError            the cluster cannot meet the request, or lost its nodes
 │   ├── NetworkFailedError      the network failed on a batch; another worker tries its scans
+│   ├── DivergedError           training came to a loss that is not a number
+│   ├── CheckpointError         checkpoints are missing or cannot be read
+│   ├── SharedFolderError       the nodes do not see one and the same output folder
 │   └── TooManyFailuresError    most scans fail: wrong archive or wrong model
 ├── InterruptedRunError         exit 130: Ctrl-C or SIGTERM
 └── ScanError                   one scan is bad; the run goes on
@@ -71,6 +74,18 @@ class ClusterError(RunError):
 
 class NetworkFailedError(RunError):
     """The network failed on a batch, for lack of memory or a fault of the machine: not a property of the scans."""
+
+
+class DivergedError(RunError):
+    """Training came to a loss that is not a number; trying again would only repeat it."""
+
+
+class CheckpointError(RunError):
+    """A training run's checkpoints are missing, or none of them can be read."""
+
+
+class SharedFolderError(RunError):
+    """The nodes do not see one and the same output folder."""
 
 
 class TooManyFailuresError(RunError):

@@ -12,6 +12,7 @@ from raysegment.cluster.session import check_temp_dir, interruptible, ray_sessio
 from raysegment.cluster.training.run import train_in_session
 from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, UsageError
 from raysegment.options import TrainOptions
+from raysegment.pipeline.learn import find_checkpoints, read_progress
 from raysegment.pipeline.training_set import (
     Errors,
     check_channels,
@@ -62,7 +63,9 @@ class TrainResult:
 
 @interruptible()
 def train(options: TrainOptions) -> TrainResult:
-    """Train a network and write its bundle; an unfinished run in the same folder goes on.
+    """Train a network and write its bundle.
+
+    An unfinished run in the same folder goes on; a finished one does where more epochs, minutes or patience are given.
 
     Raises:
         UsageError: Wrong options, nothing to train on, or a folder that holds a different run.
@@ -82,7 +85,7 @@ def train(options: TrainOptions) -> TrainResult:
     record = identify("train", options, key="options", data_id=hash_data(split.table)).open(place)
     if not record.get("status"):
         check_foreign(place)
-    if record.get("status") == "done":
+    if is_finished(folder, record, options):
         return build_result(folder, record, already_done=True)
     check_precision(options, record)
     place.make_writable()
@@ -98,6 +101,20 @@ def train(options: TrainOptions) -> TrainResult:
         with ray_session(options.address, options.temp_dir):
             run_interruptibly(lambda: train_in_session(options, split.table, place, record, console))
     return build_result(folder, record)
+
+
+def is_finished(folder: Path, record: dict[str, Any], options: TrainOptions) -> bool:
+    """Whether the bundle is written and no more is asked for; more epochs or minutes, or more patience, are.
+
+    Raises:
+        CheckpointError: More epochs are asked for, but there is no checkpoint to go on from.
+    """
+    if record.get("status") != "done":
+        return False
+    checkpoints = folder / "checkpoints"
+    if not find_checkpoints(checkpoints) and options.epochs <= record["chosen"]["epochs"]:
+        return True
+    return read_progress(checkpoints).is_over(options)
 
 
 def check_precision(options: TrainOptions, record: dict[str, Any]) -> None:

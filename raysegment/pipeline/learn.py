@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from raysegment.errors import RunError
+from raysegment.errors import CheckpointError, DivergedError, SharedFolderError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.samples import KeptScan, score_scan
 from raysegment.pipeline.score import summarise_scores
@@ -48,14 +49,40 @@ class Progress:
 
     def is_over(self, options: TrainOptions) -> bool:
         """Whether the run has reached its epochs, its patience or its time."""
-        if self.epoch >= options.epochs:
-            return True
         if options.early_stopping and self.epoch - self.best_epoch >= options.early_stopping and self.epoch:
             return True
+        return self.epoch >= self.count_epochs(options)
+
+    def count_epochs(self, options: TrainOptions) -> int:
+        """Epochs that the run will have had at its end, as far as can be told now, patience aside.
+
+        With a budget of minutes these are as many as fit into it: the last one begins while there is time for the
+        longest so far. The first epoch also waits for the data to come, so those after it say how long one takes.
+        """
         if options.max_minutes is None or not self.epoch:
-            return False
-        longest = max(row["minutes"] for row in self.history)
-        return self.minutes + longest > options.max_minutes
+            return options.epochs
+        minutes = [row["minutes"] for row in self.history]
+        spare = options.max_minutes - self.minutes - max(minutes)
+        if spare < 0:
+            return min(options.epochs, self.epoch)
+        typical = statistics.median(minutes[1:] or minutes)
+        further = 1 + int(spare / typical) if typical > 0 else options.epochs
+        return min(options.epochs, self.epoch + further)
+
+    def after(self, row: dict[str, float], best_by: str) -> Progress:
+        """The progress after one more epoch; among epochs of equal score the one with the lowest loss is the best."""
+        score = score_of(row, best_by)
+        is_best = not self.best_epoch or score > self.best_score
+        if score == self.best_score and self.best_epoch:
+            is_best = row["val_loss"] < self.history[self.best_epoch - 1]["val_loss"]
+        return replace(
+            self,
+            epoch=self.epoch + 1,
+            best_epoch=self.epoch + 1 if is_best else self.best_epoch,
+            best_score=score if is_best else self.best_score,
+            minutes=self.minutes + row["minutes"],
+            history=[*self.history, row],
+        )
 
 
 def run_epochs(
@@ -79,7 +106,9 @@ def run_epochs(
         on_step: Called with epoch and steps done.
 
     Raises:
-        RunError: The ranks found different checkpoints.
+        DivergedError: The loss is not a number.
+        CheckpointError: No checkpoint can be read.
+        SharedFolderError: The ranks found different checkpoints.
     """
     options = fitter.task.options
     progress = restore_newest(fitter, folder)
@@ -87,21 +116,9 @@ def run_epochs(
     batches = batches_from(progress.epoch)
     while not progress.is_over(options):
         watch = partial(on_step, progress.epoch) if on_step else None
-        row = run_epoch(fitter, batches, validation, num_validation_scans, progress.epoch, watch)
-        score = score_of(row, options.best_by)
-        improved = score > progress.best_score or not progress.best_epoch
-        progress = replace(
-            progress,
-            epoch=progress.epoch + 1,
-            best_epoch=progress.epoch + 1 if improved else progress.best_epoch,
-            best_score=score if improved else progress.best_score,
-            minutes=progress.minutes + row["minutes"],
-            history=[*progress.history, row],
-        )
+        fitter.anneal_over(progress.count_epochs(options))
+        progress = run_epoch(fitter, batches, validation, num_validation_scans, folder, progress, watch)
         if fitter.task.rank == 0:
-            if improved:
-                with fitter.averaged_weights():
-                    save_best(folder, progress.epoch, fitter.model.get_weights())
             save_checkpoint(fitter, folder, progress)
         on_epoch(progress)
     return progress
@@ -112,33 +129,42 @@ def run_epoch(
     batches: Iterator[Batch],
     validation: Mapping[int, KeptScan],
     num_validation_scans: int,
-    epoch: int,
+    folder: Path,
+    progress: Progress,
     on_step: Callable[[int], None] | None,
-) -> dict[str, float]:
-    """Train and validate once; the row of the history."""
-    start = time.monotonic()
-    rate = fitter.learning_rate
+) -> Progress:
+    """Train and validate once, and keep the weights if they are the best.
+
+    Raises:
+        DivergedError: The loss is not a number.
+    """
+    options, start, rate = fitter.task.options, time.monotonic(), fitter.learning_rate
     trained = fitter.train_epoch(batches, on_step)
     if math.isnan(trained.loss):
-        raise RunError(f"the loss is not a number in epoch {epoch + 1}; lower --learning-rate.")
+        raise DivergedError(f"the loss is not a number in epoch {progress.epoch + 1}; lower --learning-rate.")
     with fitter.averaged_weights():
-        scores = validate(fitter, validation, num_validation_scans, fitter.task.options.context_slices)
-    seconds = time.monotonic() - start
-    # All ranks take the first one's time, so that they stop after the same epoch.
-    minutes = fitter.sum_over_ranks(np.array([seconds / 60 if fitter.task.rank == 0 else 0.0]))
-    return {
-        "epoch": epoch + 1,
-        "loss": trained.loss,
-        "dice": trained.dice,
-        **summarise_scores(scores),
-        "learning_rate": rate,
-        "seconds": seconds,
-        "slices_per_second": trained.num_slices / trained.seconds,
-        "data_wait_share": trained.wait_seconds / trained.seconds,
-        "num_slices": trained.num_slices,
-        "num_validation_slices": int(scores[:, 4].sum()),
-        "minutes": float(minutes[0]),
-    }
+        scores = validate(fitter, validation, num_validation_scans, options.context_slices)
+        seconds = time.monotonic() - start
+        # All ranks take the first one's time, so that they stop after the same epoch.
+        minutes = fitter.sum_over_ranks(np.array([seconds / 60 if fitter.task.rank == 0 else 0.0]))
+        row = {
+            "epoch": progress.epoch + 1,
+            "loss": trained.loss,
+            "dice": trained.dice,
+            **summarise_scores(scores),
+            "learning_rate": rate,
+            "seconds": seconds,
+            "slices_per_second": trained.num_slices / trained.seconds,
+            "data_wait_share": trained.wait_seconds / trained.seconds,
+            "num_slices": trained.num_slices,
+            "num_validation_slices": int(scores[:, 4].sum()),
+            "minutes": float(minutes[0]),
+        }
+        # Without any lesion to validate on Dice says nothing in any epoch.
+        progress = progress.after(row, options.best_by if scores[:, 2].any() else "val_loss")
+        if progress.best_epoch == progress.epoch and fitter.task.rank == 0:
+            save_best(folder, progress.epoch, fitter.model.get_weights())
+    return progress
 
 
 def validate(
@@ -150,18 +176,16 @@ def validate(
         (scans, 5): true positives, mask voxels, reference voxels, loss sum, slices.
     """
     scores = np.zeros((num_scans, VALUES_PER_SCAN), np.float64)
+    batch_size = max(1, fitter.task.options.batch_size // fitter.task.num_workers)
     for index, kept in validation.items():
-        scores[index] = score_scan(kept, fitter.predict, fitter.slice_losses, context_slices).as_vector()
+        scored = score_scan(kept, fitter.predict, fitter.slice_losses, context_slices, batch_size)
+        scores[index] = scored.as_vector()
     return fitter.sum_over_ranks(scores.ravel()).reshape(scores.shape)
 
 
 def score_of(row: Mapping[str, float], best_by: str) -> float:
-    """What is compared between epochs; larger is better, NaN counts as worst.
-
-    Without any lesion to validate on there is no Dice in any epoch, and the loss decides.
-    """
-    has_dice = best_by == "val_dice" and not math.isnan(row["val_dice"])
-    score = row["val_dice"] if has_dice else -row["val_loss"]
+    """What is compared between epochs; larger is better, NaN counts as worst."""
+    score = row["val_dice"] if best_by == "val_dice" else -row["val_loss"]
     return -math.inf if math.isnan(score) else score
 
 
@@ -200,11 +224,11 @@ def read_progress(folder: Path) -> Progress:
     """What the newest checkpoint knows of the run.
 
     Raises:
-        RunError: There is none.
+        CheckpointError: There is none.
     """
     found = find_checkpoints(folder)
     if not found:
-        raise RunError(f"training ended without a checkpoint in {folder}.")
+        raise CheckpointError(f"training ended without a checkpoint in {folder}.")
     return Progress(**json.loads((found[-1] / "state.json").read_text(encoding="utf-8")))
 
 
@@ -212,7 +236,7 @@ def restore_newest(fitter: Fitter, folder: Path) -> Progress:
     """Go on from the newest checkpoint that can be read; from the start where there is none.
 
     Raises:
-        RunError: There are checkpoints, but none can be read.
+        CheckpointError: There are checkpoints, but none can be read.
     """
     found = find_checkpoints(folder)
     for checkpoint in reversed(found):
@@ -221,7 +245,7 @@ def restore_newest(fitter: Fitter, folder: Path) -> Progress:
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
             continue
     if found:
-        raise RunError(
+        raise CheckpointError(
             f"none of the {len(found)} checkpoints in {folder} can be read. Delete that folder to train from the start."
         )
     return Progress()
@@ -231,12 +255,12 @@ def check_ranks(fitter: Fitter, progress: Progress, folder: Path) -> None:
     """Refuse to train where the ranks start from different epochs; they would wait for each other for ever.
 
     Raises:
-        RunError: The run's folder is not the same on all nodes.
+        SharedFolderError: The run's folder is not the same on all nodes.
     """
     num_workers = fitter.task.num_workers
     total = fitter.sum_over_ranks(np.array([float(progress.epoch)]))[0]
     if total != progress.epoch * num_workers:
-        raise RunError(
+        raise SharedFolderError(
             f"rank {fitter.task.rank} finds {progress.epoch} epochs in {folder}, the {num_workers} ranks together "
             f"{total:.0f}; --out must be a folder that all nodes share."
         )

@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -59,6 +61,45 @@ def warn_of_few_patients(split: SplitResult) -> list[str]:
         f"warning: only {patients} patients to validate on; the best epoch and the threshold may be so by chance. "
         "--val-fraction or --split-file gives more."
     ]
+
+
+def check_lesions(has_lesion: npt.NDArray[np.bool_]) -> None:
+    """Refuse to train where there is nothing to find.
+
+    Args:
+        has_lesion: bool, (slices to train on,).
+
+    Raises:
+        UsageError: No slice has a lesion.
+    """
+    if not has_lesion.any():
+        raise UsageError(
+            f"none of the {len(has_lesion)} slices to train on has a lesion; a network would learn to find nothing. "
+            "Look at the references with `raysegment index`, or give another split."
+        )
+
+
+def warn_of_lesions(
+    options: TrainOptions, to_train: npt.NDArray[np.bool_], to_validate: npt.NDArray[np.bool_]
+) -> list[str]:
+    """Lines where nothing is to be found in the slices to validate on, or something in all slices to train on.
+
+    Args:
+        options: The run's choices.
+        to_train: Which slices to train on have a lesion, bool.
+        to_validate: Which slices to validate on have one, bool.
+    """
+    warnings = []
+    if options.lesion_fraction is not None and to_train.all():
+        warnings.append(
+            f"warning: --lesion-fraction {options.lesion_fraction} has no effect: all slices to train on have a lesion."
+        )
+    if not to_validate.any():
+        warnings.append(
+            f"warning: none of the {len(to_validate)} slices to validate on has a lesion; val_loss alone chooses "
+            "the best epoch. --val-fraction or --split-file gives others."
+        )
+    return warnings
 
 
 def check_channels(options: TrainOptions, num_channels: int | None) -> None:

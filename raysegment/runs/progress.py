@@ -86,24 +86,22 @@ class EpochProgress:
 
     Args:
         console: Where it is shown.
-        epochs: Epochs of the whole run.
     """
 
-    def __init__(self, console: Console, epochs: int) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._epochs = epochs
         self._epochs_seen = 0
 
     def steps_done(self, epoch: int, done: int, total: int) -> None:
         """Move the bar within an epoch, counted from 0."""
         self._console.show_bar(f"epoch {epoch + 1}", done, total)
 
-    def epoch_done(self, row: dict[str, float], best_epoch: int) -> None:
-        """The line of one epoch, from its row of the history."""
+    def epoch_done(self, row: dict[str, float], best_epoch: int, epochs: int) -> None:
+        """The line of one epoch, from its row of the history; `epochs` are those of the whole run."""
         self._console.hide_bar()
         mark = " *" if best_epoch == row["epoch"] else ""
         self._console.say(
-            f"epoch {row['epoch']:.0f}/{self._epochs}  loss {row['loss']:.4f}  dice {_show(row['dice'])}  "
+            f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  dice {_show(row['dice'])}  "
             f"val_loss {row['val_loss']:.4f}  val_dice {_show(row['val_dice'])}{mark}  "
             f"{row['slices_per_second']:.1f} slices/s  waiting for data {row['data_wait_share']:.0%}  "
             f"{row['seconds']:.0f} s",

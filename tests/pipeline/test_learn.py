@@ -43,18 +43,35 @@ def test_a_run_is_over_before_the_epoch_that_would_pass_its_time() -> None:
     assert progress([4, 5], 2).is_over(options(epochs=9, max_minutes=13.9))
 
 
-def test_validation_dice_is_the_mean_over_scans_whose_reference_is_not_empty() -> None:
+def test_validation_dice_leaves_out_only_scans_whose_mask_and_reference_are_both_empty() -> None:
     # true positives, mask voxels, reference voxels, loss sum, slices
-    scores = np.array([[10, 20, 20, 6.0, 3], [0, 5, 0, 2.0, 1], [0, 0, 7, 4.0, 2]])
+    scores = np.array([[10, 20, 20, 6.0, 3], [0, 5, 0, 2.0, 1], [0, 0, 7, 4.0, 2], [0, 0, 0, 1.0, 1]])
     found = summarise_scores(scores)
-    assert found["val_dice"] == pytest.approx((0.5 + 0.0) / 2)
-    assert found["val_loss"] == pytest.approx(12.0 / 6)
+    assert found["val_dice"] == pytest.approx((0.5 + 0.0 + 0.0) / 3)
+    assert found["val_loss"] == pytest.approx(13.0 / 7)
 
 
-def test_validation_without_any_lesion_has_no_dice_and_is_judged_by_its_loss() -> None:
-    row = summarise_scores(np.array([[0, 0, 0, 1.0, 1]]))
-    assert math.isnan(row["val_dice"])
-    assert score_of(row, "val_dice") == score_of(row, "val_loss") == -1.0
+def row_of(val_dice: float, val_loss: float, minutes: float = 1.0) -> dict[str, float]:
+    return {"val_dice": val_dice, "val_loss": val_loss, "minutes": minutes}
+
+
+def test_the_best_epoch_has_the_highest_dice_and_among_equals_the_lowest_loss() -> None:
+    rows = [row_of(0.0, 0.9), row_of(0.0, 0.7), row_of(0.0, 0.8), row_of(0.4, 1.5), row_of(0.4, 1.5), row_of(0.3, 0.1)]
+    run, best = Progress(), []
+    for row in rows:
+        run = run.after(row, "val_dice")
+        best.append(run.best_epoch)
+    assert best == [1, 2, 2, 4, 4, 4]
+    assert run.is_over(options(epochs=9, early_stopping=2))
+    assert not run.is_over(options(epochs=9, early_stopping=3))
+
+
+def test_the_epochs_of_a_budget_are_those_that_fit_into_it() -> None:
+    assert progress([], 0).count_epochs(options(epochs=9, max_minutes=5.0)) == 9
+    # 3 + 1 + 1 minutes are spent; epochs begin at 5, 6 and 7, where the longest of 3 minutes still fits, not at 8.
+    assert progress([3, 1, 1], 3).count_epochs(options(epochs=99, max_minutes=10.5)) == 6
+    assert progress([3, 1, 1], 3).count_epochs(options(epochs=5, max_minutes=10.5)) == 5
+    assert progress([3, 1, 1], 3).count_epochs(options(epochs=99, max_minutes=7.0)) == 3
 
 
 def test_an_epoch_that_diverged_counts_as_worst() -> None:

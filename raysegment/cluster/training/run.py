@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from raysegment.cluster.session import resolve_on_cluster
@@ -18,16 +19,21 @@ from raysegment.pipeline.gallery import draw_training_figures
 from raysegment.pipeline.learn import Progress, find_checkpoints
 from raysegment.pipeline.training_set import (
     check_errors,
+    check_lesions,
     check_same_scans,
     describe_data,
     most_common_channels,
     select_used,
+    warn_of_lesions,
     write_run_manifest,
 )
 from raysegment.runs.closing import describe_left_out
 from raysegment.runs.console import Console
 from raysegment.runs.record import describe_choices, describe_machine, write_record
 from raysegment.store.place import Place
+
+if TYPE_CHECKING:
+    from raysegment.cluster.training.kept import KeptSet
 
 LOW_DICE = 0.1
 """Validation Dice below which a warning says so."""
@@ -56,12 +62,14 @@ def train_in_session(
         for line in describe_left_out(errors, folder / "manifest.parquet"):
             console.say(line)
     check_errors(errors, manifest)
+    check_lesions(train_set.has_lesion)
     num_channels = num_channels or validation_set.num_channels
     console.say(
-        f"{len(train_set.has_lesion)} slices of {len(train_set.scan_ids)} scans to train on, "
-        f"{len(validation_set.has_lesion)} of {len(validation_set.scan_ids)} to validate on, read in "
+        f"{describe_set(train_set, 'train')}, {describe_set(validation_set, 'validate')}, read in "
         f"{time.monotonic() - start:.1f} s; {share}, {options.precision}"
     )
+    for warning in warn_of_lesions(options, train_set.has_lesion, validation_set.has_lesion):
+        console.say(warning)
     record |= {
         **describe_machine(),
         **describe_choices(options),
@@ -93,6 +101,14 @@ def train_in_session(
     for warning in warn_of_low_dice(scores):
         console.say(warning)
     draw_pictures(folder, console)
+
+
+def describe_set(kept: KeptSet, purpose: str) -> str:
+    """How many slices of how many scans there are, and in how many of them there is something to find."""
+    return (
+        f"{len(kept.has_lesion)} slices of {len(kept.scan_ids)} scans to {purpose} on "
+        f"({np.count_nonzero(kept.has_lesion)} with lesion)"
+    )
 
 
 def describe_end(progress: Progress, scores: dict[str, float], folder: Path) -> str:

@@ -19,21 +19,18 @@ from raysegment.cluster.training.backend import CollectiveConfig
 from raysegment.cluster.training.hardware import WorkerShare, share_what_is_left
 from raysegment.cluster.training.kept import KeptSet
 from raysegment.cluster.training.stream import SharePlan, stream_batches
-from raysegment.errors import DiskFullError, RunError
+from raysegment.errors import RaysegmentError, RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.epoch_plan import deal_scans
 from raysegment.pipeline.learn import Progress, read_progress, run_epochs
 from raysegment.runs.console import Console
 from raysegment.runs.progress import EpochProgress
+from raysegment.store.place import report_full_disk
 
 THREADS_PER_MAKER = 4
 """TensorFlow threads for which one augmenting process is enough."""
 
 SECONDS_BETWEEN_TRIES = 3.0
-DISK_FULL = ("No space left", "Disk quota exceeded")
-HOPELESS = ("is not a number", "a folder that all nodes share", "Delete that folder to train from the start")
-"""In the messages of failures that trying again would only repeat; Ray hands on their text, not their type."""
-
 SECONDS_BETWEEN_LOOKS = 0.5
 
 
@@ -80,7 +77,7 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, console: Console) -> 
     After a lost node as many workers go on as the cluster has room for and the global batch divides by.
 
     Raises:
-        DiskFullError: A worker found no space left; trying again would not help.
+        RaysegmentError: What a worker raised on purpose; trying again would only repeat it.
         RunError: More failures than `max_failures`; names the last cause.
         ClusterError: No worker fits any more.
     """
@@ -90,13 +87,6 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, console: Console) -> 
             return run_workers(task, share, console)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             cause = find_cause(error)
-            if any(words in cause for words in DISK_FULL):
-                raise DiskFullError(
-                    f"no space left while writing {task.folder}. The last checkpoint is whole; make room and run the "
-                    "same command."
-                ) from error
-            if any(words in cause for words in HOPELESS):
-                raise RunError(cause) from error
             failures += 1
             if failures > task.options.max_failures:
                 raise RunError(
@@ -116,7 +106,8 @@ def run_workers(task: WorkerTask, share: WorkerShare, console: Console) -> Progr
     """One Ray Train run: all workers from the newest checkpoint to the end.
 
     Raises:
-        ray.train.TrainingFailedError: A worker or node was lost, or the training function raised.
+        RaysegmentError: What a worker raised on purpose.
+        ray.train.TrainingFailedError: A worker or node was lost, or something else failed.
     """
     mailbox = ray.remote(num_cpus=0)(Mailbox).remote()
     storage = Path(task.folder) / ".ray_train"
@@ -137,10 +128,14 @@ def run_workers(task: WorkerTask, share: WorkerShare, console: Console) -> Progr
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
     )
-    reader = MailReader(mailbox, EpochProgress(console, task.options.epochs))
+    reader = MailReader(mailbox, EpochProgress(console), task.options)
     try:
         with reader:
             trainer.fit()
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        if reader.failure is not None:
+            raise reader.failure from error
+        raise
     finally:
         shutil.rmtree(storage, ignore_errors=True)
         ray.kill(mailbox)
@@ -148,10 +143,15 @@ def run_workers(task: WorkerTask, share: WorkerShare, console: Console) -> Progr
 
 
 class MailReader:
-    """Prints what the first worker posts, while training runs."""
+    """Prints what the first worker posts, while training runs.
 
-    def __init__(self, mailbox: Any, shown: EpochProgress) -> None:
-        self._mailbox, self._shown = mailbox, shown
+    Attributes:
+        failure: What a worker raised on purpose; Ray hands on the text of errors, not their type.
+    """
+
+    def __init__(self, mailbox: Any, shown: EpochProgress, options: TrainOptions) -> None:
+        self.failure: RaysegmentError | None = None
+        self._mailbox, self._shown, self._options = mailbox, shown, options
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -178,18 +178,32 @@ class MailReader:
             self._stop.wait(SECONDS_BETWEEN_LOOKS)
 
     def _show(self, message: dict[str, Any]) -> None:
+        if "failure" in message:
+            self.failure = self.failure or message["failure"]
+            return
         if "steps" in message:
             self._shown.steps_done(message["epoch"], message["steps"], message["total"])
             return
         progress: Progress = message["progress"]
-        self._shown.epoch_done(progress.history[-1], progress.best_epoch)
+        epochs = progress.count_epochs(self._options)
+        self._shown.epoch_done(progress.history[-1], progress.best_epoch, epochs)
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+    """What each Ray Train worker runs; what it raises on purpose also goes into the mailbox, as it is."""
+    task: WorkerTask = config["task"]
+    try:
+        with report_full_disk(task.folder):
+            train_one_rank(task)
+    except RaysegmentError as error:
+        ray.get(task.mailbox.post.remote({"failure": error}))
+        raise
+
+
+def train_one_rank(task: WorkerTask) -> None:
+    """All epochs of this worker."""
     from raysegment.model.tensorboard import log_epoch
 
-    task: WorkerTask = config["task"]
     context = ray.train.get_context()
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     plan = SharePlan(kept=task.train, options=task.options, rank=rank, num_workers=num_workers)
@@ -267,6 +281,8 @@ def finish_on_worker(
     try:
         return dict(ray.get(finish.remote(replace(task, mailbox=None), progress, facts)))
     except ray.exceptions.RayError as error:
+        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RaysegmentError):
+            raise error.cause from error
         cause = find_cause(error)
         raise RunError(f"the bundle could not be written: {cause}. The same command tries again.") from error
 
@@ -278,4 +294,5 @@ def write_bundle_of(task: WorkerTask, progress: Progress, facts: dict[str, Any])
 
     set_threads(task.threads)
     validation = [task.validation.fetch(scan) for scan in range(len(task.validation.scan_ids))]
-    return write_bundle(Path(task.folder), task.options, progress, validation, facts)
+    with report_full_disk(task.folder):
+        return write_bundle(Path(task.folder), task.options, progress, validation, facts)
