@@ -54,6 +54,12 @@ class SynchronizedBatchNormalization(layers.BatchNormalization):
         return mean, _average_over_workers(tf.reduce_mean(squared, axes))
 
 
+def find_statistics(model: keras.Model) -> list[Any]:
+    """Batch norm's moving means and variances."""
+    norms = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    return [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
+
+
 @contextmanager
 def observe(model: keras.Model, share: Any) -> Iterator[None]:
     """Let batch norm use the statistics of what it sees inside the block, and move its own towards them.

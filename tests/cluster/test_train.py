@@ -88,8 +88,8 @@ def test_the_bundle_of_two_workers_is_a_plain_model(two_runs: tuple[Path, Path])
 def test_a_finished_run_says_so_and_other_choices_are_refused(scans: Path, two_runs: tuple[Path, Path]) -> None:
     same = {"epochs": 4, "optimizer": "adam"}
     assert train(make_options(scans, two_runs[0], **same)).already_done
-    with pytest.raises(UsageError, match="epochs was 4, is 5"):
-        train(make_options(scans, two_runs[0], **{**same, "epochs": 5}))
+    with pytest.raises(UsageError, match="batch_size was 8, is 4"):
+        train(make_options(scans, two_runs[0], **same, batch_size=4))
 
 
 def test_the_same_seed_gives_the_same_curve(scans: Path, two_runs: tuple[Path, Path], tmp_path: Path) -> None:

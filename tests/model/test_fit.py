@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raysegment.model.fit import FitTask, Fitter, build_plain, make_rate
+from raysegment.model.fit import FitTask, Fitter, build_plain
+from raysegment.model.optimizer import make_rate
 from raysegment.options import TrainOptions
 
 RANK_SCRIPT = Path(__file__).with_name("fit_rank.py")
