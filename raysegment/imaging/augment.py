@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
 
@@ -78,7 +78,7 @@ def augment_slice(
     gain = np.float32(1) + _draw(random, choices.contrast, num_channels)
     bias = _draw(random, choices.brightness, num_channels)
     deviation = float(random.random()) * choices.noise
-    varied = normalize(_warp(pixels, matrix), _vary(intensity, gain, bias))
+    varied = normalize(_warp(pixels, matrix, intensity.background), _vary(intensity, gain, bias))
     if deviation > 0:
         varied += _draw_noise(random, varied.shape, deviation)
     return varied, _warp_reference(reference, matrix)
@@ -104,15 +104,15 @@ def _draw_warp(random: np.random.Generator, choices: Augmentation, shape: tuple[
     return np.column_stack([linear, centre + moved - linear @ centre])
 
 
-def _warp(pixels: Pixels, matrix: Matrix) -> Pixels:
-    """One linear warp of a slice (rows, columns, channels); what comes from outside looks like its corners."""
+def _warp(pixels: Pixels, matrix: Matrix, background: npt.NDArray[np.float32]) -> Pixels:
+    """One linear warp of a slice (rows, columns, channels); what comes from outside is background."""
     if np.array_equal(matrix, IDENTITY):
         return pixels
     size = (pixels.shape[1], pixels.shape[0])
+    outside = np.tile(background.astype(np.float64), pixels.shape[2] // len(background))
 
-    def warp_group(group: Pixels) -> Pixels:
-        corners = np.sort(group[[0, 0, -1, -1], [0, -1, 0, -1]].astype(np.float64), axis=0)
-        return cv2.warpAffine(group, matrix, size, flags=LINEAR, borderValue=tuple(corners[1]))
+    def warp_group(group: Pixels, channels: slice) -> Pixels:
+        return cv2.warpAffine(group, matrix, size, flags=LINEAR, borderValue=tuple(outside[channels]))
 
     return map_channels(pixels, warp_group)
 
@@ -128,7 +128,7 @@ def _vary(intensity: Intensity, gain: npt.NDArray[np.float32], bias: npt.NDArray
     """The normalization followed by `x * gain + bias`, as one normalization; a flat channel stays as it is."""
     scale = intensity.scale * gain
     shift = np.divide(bias, scale, out=np.zeros_like(bias), where=scale != 0)
-    return Intensity(intensity.offset - shift, scale, intensity.low, intensity.high)
+    return replace(intensity, offset=intensity.offset - shift, scale=scale)
 
 
 def _draw_noise(random: np.random.Generator, shape: tuple[int, ...], deviation: float) -> npt.NDArray[np.float32]:

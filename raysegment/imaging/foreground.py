@@ -81,15 +81,29 @@ def _box_around(cells: npt.NDArray[np.uint8], margin: int, rows: int, columns: i
     return Box(row_start, row_stop, column_start, column_stop)
 
 
-def _measure_background(pixels: Pixels) -> tuple[PerChannel, PerChannel]:
-    """Level and weight per channel: the weighted sum of distances from the level is about 1 in the brightest tissue."""
+def background_level(pixels: Pixels) -> PerChannel:
+    """The median of the border of all slices, (channels,): what lies around the body, and around the slice.
+
+    Args:
+        pixels: (slices, rows, columns, channels), raw.
+    """
+    return np.asarray(np.median(_border_of(pixels), axis=0), np.float32)
+
+
+def _border_of(pixels: Pixels) -> PerChannel:
+    """A sample of the outermost pixels of all slices, (samples, channels)."""
     rows, columns, channels = pixels.shape[1:]
     width = max(1, round(BORDER_SHARE * min(rows, columns)))
     edges = (pixels[:, :width], pixels[:, -width:], pixels[:, :, :width], pixels[:, :, -width:])
-    border = np.concatenate([edge.reshape(-1, channels)[::7] for edge in edges]).astype(np.float32)
+    return np.concatenate([edge.reshape(-1, channels)[::7] for edge in edges]).astype(np.float32)
+
+
+def _measure_background(pixels: Pixels) -> tuple[PerChannel, PerChannel]:
+    """Level and weight per channel: the weighted sum of distances from the level is about 1 in the brightest tissue."""
+    border = _border_of(pixels)
     level = np.median(border, axis=0)
     noise = 1.4826 * np.median(np.abs(border - level), axis=0)
-    sample = pixels[:, ::4, ::4].reshape(-1, channels).astype(np.float32)
+    sample = pixels[:, ::4, ::4].reshape(-1, pixels.shape[-1]).astype(np.float32)
     contrast = np.percentile(np.abs(sample - level), 99.5, axis=0)
     shows = (contrast > NOISE_FACTOR * noise) & (contrast > 0)
     weight = np.where(shows, 1 / np.where(shows, contrast, 1), 0) / max(1, np.count_nonzero(shows))
@@ -99,7 +113,7 @@ def _measure_background(pixels: Pixels) -> tuple[PerChannel, PerChannel]:
 def _differs(plane: Pixels, shape: tuple[int, ...], level: PerChannel, weight: PerChannel) -> npt.NDArray[np.uint8]:
     """Where the cells of a slice leave the background, uint8."""
     size = (shape[1], shape[0])
-    coarse = map_channels(plane, lambda group: cv2.resize(group, size, interpolation=cv2.INTER_AREA))
+    coarse = map_channels(plane, lambda group, _: cv2.resize(group, size, interpolation=cv2.INTER_AREA))
     distance = np.abs(coarse.astype(np.float32) - level) @ weight
     return (distance > CONTRAST_SHARE).view(np.uint8)
 

@@ -71,6 +71,11 @@ class Geometry:
         return Box(top, top + self.scaled_rows, left, left + self.scaled_columns)
 
     @property
+    def has_padding(self) -> bool:
+        """Whether a part of the network's grid lies outside the box."""
+        return (self.scaled_rows, self.scaled_columns) != (self.image_size, self.image_size)
+
+    @property
     def is_identity(self) -> bool:
         """Whether both grids are the same."""
         return self.box == Box(0, self.rows, 0, self.columns) and self.rows == self.columns == self.image_size
@@ -90,12 +95,13 @@ def fit_geometry(rows: int, columns: int, image_size: int, box: Box | None = Non
     )
 
 
-def resize_slices(pixels: Pixels, geometry: Geometry) -> Pixels:
-    """Bring slices to the network's grid: by area averages when smaller, linearly when larger, 0 around them.
+def resize_slices(pixels: Pixels, geometry: Geometry, background: npt.NDArray[np.float32]) -> Pixels:
+    """Bring slices to the network's grid: by area averages when smaller, linearly when larger, background around them.
 
     Args:
         pixels: (slices, rows, columns, channels), on the scan's own grid.
         geometry: From `fit_geometry`.
+        background: Level of what lies around the slices, (channels,); rounded where the pixels are whole numbers.
 
     Returns:
         (slices, image_size, image_size, channels) in the same type; the array itself where both grids are the same.
@@ -108,12 +114,14 @@ def resize_slices(pixels: Pixels, geometry: Geometry) -> Pixels:
         return pixels
     shrinks = geometry.scaled_rows < geometry.box.rows
     interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = np.zeros((len(pixels), geometry.image_size, geometry.image_size, pixels.shape[3]), pixels.dtype)
+    resized = np.empty((len(pixels), geometry.image_size, geometry.image_size, pixels.shape[3]), pixels.dtype)
+    if geometry.has_padding:
+        resized[:] = background.astype(pixels.dtype) if pixels.dtype.kind == "f" else np.rint(background)
     size = (geometry.scaled_columns, geometry.scaled_rows)
     for source, target in zip(pixels, resized, strict=True):
         cropped = source[geometry.box.window]
         target[geometry.target.window] = map_channels(
-            cropped, lambda group: cv2.resize(group, size, interpolation=interpolation)
+            cropped, lambda group, _: cv2.resize(group, size, interpolation=interpolation)
         )
     return resized
 
@@ -163,12 +171,13 @@ def restore_grid(probability: npt.NDArray[np.float32], geometry: Geometry) -> np
     return restored
 
 
-def map_channels(pixels: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels:
+def map_channels(pixels: Pixels, function: Callable[[Pixels, slice], Pixels]) -> Pixels:
     """Apply an OpenCV function to one slice, four channels at a time, in a type that OpenCV knows.
 
     Args:
         pixels: (rows, columns, channels).
-        function: From (rows, columns, up to 4 channels) to the same number of channels; OpenCV may drop a single one.
+        function: From (rows, columns, up to 4 channels), and which channels these are, to the same number of channels;
+            OpenCV may drop a single one.
 
     Returns:
         (new rows, new columns, channels) in the type of `pixels`; integers are rounded.
@@ -176,8 +185,8 @@ def map_channels(pixels: Pixels, function: Callable[[Pixels], Pixels]) -> Pixels
     known = pixels if pixels.dtype in DTYPES_OF_OPENCV else pixels.astype(np.float64)
     groups = []
     for start in range(0, known.shape[2], MAX_CHANNELS_AT_ONCE):
-        group = np.ascontiguousarray(known[:, :, start : start + MAX_CHANNELS_AT_ONCE])
-        mapped = function(group)
+        channels = slice(start, start + MAX_CHANNELS_AT_ONCE)
+        mapped = function(np.ascontiguousarray(known[:, :, channels]), channels)
         groups.append(mapped[:, :, None] if mapped.ndim == 2 else mapped)
     mapped = groups[0] if len(groups) == 1 else np.concatenate(groups, axis=2)
     if mapped.dtype == pixels.dtype:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import cv2
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.errors import ChannelMismatchError, NonFinitePixelsError
+from raysegment.imaging.foreground import background_level
 from raysegment.imaging.geometry import DTYPES_OF_OPENCV, MAX_CHANNELS_AT_ONCE
 from raysegment.options import Normalization
 from raysegment.scan import Pixels
@@ -18,18 +19,28 @@ LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
 FLAT_SHARE = 1e-6
 """A channel whose spread is below this share of its largest value is flat; it becomes 0."""
 
+MAX_MAGNITUDE = float(np.sqrt(np.finfo(np.float32).max))
+"""1.8e19. The square of a larger number is infinite in the network's arithmetic; so large are only fill values."""
+
+SMALLEST_BITS = 8
+"""Whole numbers are scaled by the range of at least so many bits, so that one byte or two make no difference."""
+
 PerChannel = npt.NDArray[np.float32]
 PerChannelExact = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Intensity:
-    """Normalization of one scan: (clip(x, low, high) - offset) * scale; each float32, (channels,)."""
+    """Normalization of one scan: (clip(x, low, high) - offset) * scale; each float32, (channels,).
+
+    `background` is the raw level of what lies around the body, and so of what is put around a slice.
+    """
 
     offset: PerChannel
     scale: PerChannel
     low: PerChannel
     high: PerChannel
+    background: PerChannel
 
     def tile(self, num_channels: int) -> Intensity:
         """The same for stacked context slices, whose channels repeat.
@@ -42,13 +53,15 @@ class Intensity:
             raise ChannelMismatchError(
                 f"pixels have {num_channels} channels; the normalization was measured on {len(self.offset)}."
             )
-        return Intensity(*(np.tile(values, times) for values in (self.offset, self.scale, self.low, self.high)))
+        return Intensity(*(np.tile(getattr(self, item.name), times) for item in fields(self)))
 
 
 def measure_intensity(pixels: Pixels, normalization: Normalization) -> Intensity:
     """Measure a normalization on a whole scan, per channel.
 
-    `scale` divides integers by their type's maximum, and floats by the largest magnitude where that is above 1;
+    `scale` divides integers by the range of as many bits as the scan's largest magnitude needs (255, 511, … 4095, …
+    65535; at least 8 bits, at most those of the type, which for uint8 is always 255), so that 12 bits stored in 16 fill
+    the range as 8 bits in 8 do, and floats by the largest magnitude where that is above 1;
     `minmax` maps the extremes to 0 and 1; `zscore` gives mean 0 and standard deviation 1; `percentile` clips to the
     percentiles 0.5 and 99.5 and maps them to 0 and 1. A flat channel becomes 0.
 
@@ -57,7 +70,8 @@ def measure_intensity(pixels: Pixels, normalization: Normalization) -> Intensity
         normalization: One of the four words.
 
     Raises:
-        NonFinitePixelsError: The pixels hold NaN or infinity.
+        NonFinitePixelsError: The pixels hold NaN, infinity or numbers beyond `MAX_MAGNITUDE`, or are not finite once
+            normalized.
     """
     _check_finite(pixels)
     channels = pixels.shape[-1]
@@ -71,7 +85,11 @@ def measure_intensity(pixels: Pixels, normalization: Normalization) -> Intensity
     else:
         low, high = _extremes(pixels) if normalization == "minmax" else _percentiles(pixels)
         offset, scale = low, _inverse(high - low, np.maximum(np.abs(low), np.abs(high)))
-    return Intensity(*(np.asarray(values, np.float32) for values in (offset, scale, low, high)))
+    with np.errstate(over="ignore"):
+        measured = (offset, scale, low, high, background_level(pixels))
+        intensity = Intensity(*(np.asarray(values, np.float32) for values in measured))
+    _check_normalized(pixels, intensity)
+    return intensity
 
 
 def normalize(pixels: Pixels, intensity: Intensity) -> npt.NDArray[np.float32]:
@@ -113,18 +131,39 @@ def _apply(pixels: npt.NDArray[np.generic], intensity: Intensity) -> npt.NDArray
 
 
 def _check_finite(pixels: Pixels) -> None:
-    if pixels.dtype.kind != "f":
+    """Refuse numbers that single precision cannot calculate with; NaN passes through minima and maxima."""
+    if pixels.dtype.kind != "f" or not pixels.size:
         return
-    bad = pixels.size - int(np.count_nonzero(np.isfinite(pixels)))
-    if bad:
-        raise NonFinitePixelsError(f"{bad} of {pixels.size} values are NaN or infinite; export the scan anew.")
+    if all(np.abs(extreme, dtype=np.float64) <= MAX_MAGNITUDE for extreme in (pixels.min(), pixels.max())):
+        return
+    good = sum(np.count_nonzero(np.abs(plane.astype(np.float64)) <= MAX_MAGNITUDE) for plane in pixels)
+    bad = pixels.size - int(good)
+    raise NonFinitePixelsError(
+        f"{bad} of {pixels.size} values are NaN, infinite or beyond ±{MAX_MAGNITUDE:.1e}, which single precision "
+        "cannot square; export the scan anew, without fill values."
+    )
+
+
+def _check_normalized(pixels: Pixels, intensity: Intensity) -> None:
+    """Refuse floats whose spread is so small that normalized they are infinite; the extremes stand for all."""
+    if pixels.dtype.kind != "f" or not pixels.size:
+        return
+    with np.errstate(all="ignore"):
+        found = _apply(np.stack(_extremes(pixels)), intensity)
+    if not np.isfinite(found).all():
+        raise NonFinitePixelsError(
+            "normalized to single precision the values are infinite, because they hardly differ; multiply the scan's "
+            "values by a constant and export it anew."
+        )
 
 
 def _full_range(pixels: Pixels) -> PerChannelExact:
-    if np.issubdtype(pixels.dtype, np.integer):
-        return np.full(pixels.shape[-1], float(np.iinfo(pixels.dtype.name).max))
     low, high = _extremes(pixels)
-    return np.maximum(np.maximum(np.abs(low), np.abs(high)), 1)
+    magnitude = np.maximum(np.abs(low), np.abs(high))
+    if not np.issubdtype(pixels.dtype, np.integer):
+        return np.maximum(magnitude, 1)
+    bits = max(SMALLEST_BITS, int(magnitude.max(initial=0)).bit_length())
+    return np.full(pixels.shape[-1], float(min(2**bits - 1, np.iinfo(pixels.dtype.name).max)))
 
 
 def _extremes(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:

@@ -62,13 +62,13 @@ def prepare_scan(pixels: Pixels, preprocessing: Preprocessing) -> PreparedScan:
 
     Raises:
         ChannelMismatchError: A chosen channel does not exist.
-        NonFinitePixelsError: The pixels hold NaN or infinity.
+        NonFinitePixelsError: The pixels hold NaN, infinity or numbers that single precision cannot calculate with.
     """
     chosen = select_channels(pixels, preprocessing.channels)
     intensity = measure_intensity(chosen, preprocessing.normalization)
     box = foreground_box(chosen) if preprocessing.crop == "foreground" else None
     geometry = fit_geometry(pixels.shape[1], pixels.shape[2], preprocessing.image_size, box)
-    return PreparedScan(resize_slices(chosen, geometry), intensity, geometry)
+    return PreparedScan(resize_slices(chosen, geometry, intensity.background), intensity, geometry)
 
 
 def select_channels(pixels: Pixels, channels: tuple[int, ...] | None) -> Pixels:

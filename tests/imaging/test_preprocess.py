@@ -54,12 +54,6 @@ def test_percentile_clips_and_maps_as_numpy_does(dtype):
     np.testing.assert_allclose(normalize(pixels, measure_intensity(pixels, "percentile")), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [(np.uint8, 255), (np.uint16, 65535), (np.int16, 32767)])
-def test_scale_divides_by_the_type_s_maximum(dtype, largest):
-    pixels = random_scan(dtype)
-    np.testing.assert_allclose(normalize(pixels, measure_intensity(pixels, "scale")), pixels / largest, atol=1e-6)
-
-
 def test_scale_leaves_floats_up_to_one_alone_and_shrinks_larger_ones():
     small = np.array([0.0, 0.25, 0.5], np.float32).reshape(1, 1, 3, 1)
     large = small * 400
