@@ -33,15 +33,27 @@ def find_renamed(source: str, wanted: pa.Table, found: pa.Table, finished: pa.Ta
     if not lost.num_rows:
         return pa.array([], pa.string())
     fingerprints, names, has_layout = set(), set(), not is_manifest(source)
-    for batch in wanted.select(["source", "fingerprint", "files"]).to_batches():
-        for row in batch.to_pylist():
-            fingerprints.add((row["source"], row["fingerprint"]))
-            if has_layout:
-                former = former_names(row["files"], name_of_source(row["source"]))
-                names |= {(row["source"], name) for name in former}
+    for row in _select_akin(wanted, lost).select(["source", "fingerprint", "files"]).to_pylist():
+        fingerprints.add((row["source"], row["fingerprint"]))
+        if has_layout:
+            names |= {(row["source"], name) for name in former_names(row["files"], name_of_source(row["source"]))}
     renamed = [
         row["scan_id"]
         for row in lost.to_pylist()
         if (row["source"], row["fingerprint"]) in fingerprints or (row["source"], row["scan_id"]) in names
     ]
     return pa.array(renamed, pa.string())
+
+
+def _select_akin(wanted: pa.Table, lost: pa.Table) -> pa.Table:
+    """Wanted scans that may be lost ones: of one fingerprint, or in a folder that the lost name speaks of."""
+    wanted = wanted.filter(pc.greater(pc.list_value_length(wanted["files"]), 0))
+    folders = _folders_of(pc.list_element(wanted["files"], 0))
+    spoken_of = pa.concat_arrays([*lost["scan_id"].chunks, *_folders_of(lost["scan_id"]).chunks, pa.array([""])])
+    lies_there = pc.is_in(folders, value_set=spoken_of)
+    has_fingerprint = pc.is_in(wanted["fingerprint"], value_set=lost["fingerprint"].combine_chunks())
+    return wanted.filter(pc.or_(lies_there, has_fingerprint))
+
+
+def _folders_of(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.replace_substring_regex(paths, "/?[^/]*$", "")
