@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from raysegment.archive.filesystem import is_uri
 from raysegment.archive.index import IndexSummary, find_scans, summarise
 from raysegment.archive.manifest import write_manifest
 from raysegment.archive.reference_sample import ReferenceSample, sample_references
+from raysegment.errors import UsageError
 from raysegment.options import IndexOptions
+from raysegment.store.place import Place
 
 MAX_LISTED_PROBLEMS = 20
 
@@ -33,8 +37,10 @@ def index(options: IndexOptions) -> IndexResult:
     """Find the scans of an archive and, if asked to, write the manifest.
 
     Raises:
-        UsageError: The source is missing or holds no scan.
+        UsageError: The source is missing or holds no scan, or the manifest cannot be written where it is to go.
     """
+    if options.out is not None:
+        check_target(options.out)
     table = find_scans(
         options.source,
         patient_pattern=options.patient_pattern,
@@ -44,6 +50,19 @@ def index(options: IndexOptions) -> IndexResult:
     if options.out is not None:
         write_manifest(table, options.out)
     return IndexResult(table, summarise(table), sample_references(table))
+
+
+def check_target(out: str) -> None:
+    """Make sure that a manifest can be written, before an archive is looked through for it.
+
+    Raises:
+        UsageError: A folder is in its place, or its own folder cannot be written.
+    """
+    if is_uri(out):
+        return
+    if os.path.isdir(out):
+        raise UsageError(f"--out {out} is a folder; give a file name in it, such as {out.rstrip('/')}/m.parquet.")
+    Place(os.path.dirname(os.path.abspath(out))).make_writable()
 
 
 def describe_index(summary: IndexSummary, references: ReferenceSample) -> list[str]:

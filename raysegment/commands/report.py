@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from raysegment.errors import EXIT_DONE, UsageError
+import pyarrow as pa
+
+from raysegment.archive.index import find_scans
+from raysegment.errors import EXIT_DONE, RaysegmentError, UsageError
 from raysegment.options import ReportOptions
 from raysegment.pipeline.gallery import draw_inference_figures, draw_training_figures
+from raysegment.runs.record import read_record
 from raysegment.store.place import Place
-from raysegment.store.publish import list_parts
+from raysegment.store.publish import check_tables, list_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +35,32 @@ def report(options: ReportOptions) -> ReportResult:
     """Draw the figures of a training or inference run anew.
 
     Raises:
-        UsageError: The folder is no run, or has nothing to draw yet.
+        UsageError: The folder is no run, has nothing to draw yet, or cannot be written.
+        DamagedTablesError: What the run wrote cannot be read any more.
     """
     folder = Path(options.folder)
-    if not (folder / "run.json").is_file():
+    place = Place(options.folder)
+    record = read_record(place) if place.is_local else {}
+    if not record:
         raise UsageError(f"{folder} is no run: it has no run.json. Give the folder of a training or inference run.")
+    chosen = dict(record.get("chosen") or record.get("options") or {})
     if (folder / "history.parquet").is_file():
-        return ReportResult(figures=tuple(map(str, draw_training_figures(folder))))
-    if not list_parts(Place(str(folder)), "scans"):
+        best_by = str(chosen.get("best_by", "val_dice"))
+        drawn = draw_training_figures(folder, best_epoch=record.get("best_epoch"), best_by=best_by)
+        return ReportResult(figures=tuple(map(str, drawn)))
+    if not list_parts(place, "scans"):
         raise UsageError(f"{folder} has nothing to draw yet: no epoch and no scan is finished.")
-    return ReportResult(figures=tuple(map(str, draw_inference_figures(folder))))
+    check_tables(place, "metrics", "masks")
+    return ReportResult(figures=tuple(map(str, draw_inference_figures(folder, find_manifest(chosen)))))
+
+
+def find_manifest(chosen: Mapping[str, Any]) -> pa.Table | None:
+    """The scans of a run's source, by the options it was started with; None where they are no longer there."""
+    try:
+        return find_scans(
+            chosen["source"],
+            patient_pattern=chosen.get("patient_pattern"),
+            scan_pattern=chosen.get("scan_pattern"),
+        )
+    except (KeyError, RaysegmentError):
+        return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysegment.archive.decoder import Decoder
-from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import entries
-from raysegment.errors import RaysegmentError
+from raysegment.errors import DamagedTablesError
 from raysegment.options import Postprocessing
 from raysegment.pipeline.blocks import read_block, scans_of
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
 from raysegment.scan import ScanEntry
+from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
 from raysegment.store.place import Place
 from raysegment.store.publish import list_parts, read_rows
@@ -31,34 +30,47 @@ MAX_TRAINING_CASES = 12
 MaskOf = Callable[[ScanEntry], Any]
 
 
-def draw_training_figures(folder: Path) -> list[Path]:
-    """Draw `curves.png` and, where there are a bundle and validation scans, `predictions.png` of a training run."""
+def draw_training_figures(folder: Path, *, best_epoch: int | None, best_by: str) -> list[Path]:
+    """Draw `curves.png` and, where there are a bundle and validation scans, `predictions.png` of a training run.
+
+    Args:
+        folder: What `train` wrote.
+        best_epoch: The epoch whose weights were kept; None if the run does not say yet.
+        best_by: What chose it, `val_dice` or `val_loss`.
+
+    Raises:
+        DamagedTablesError: The history or the manifest cannot be read.
+        UsageError: Nothing can be written in the folder.
+    """
     from raysegment.report.figures import draw_curves
 
     figures = [_make_folder(folder) / "curves.png"]
-    draw_curves(pq.read_table(folder / "history.parquet").to_pydict(), figures[0])
+    history = _read_parquet(folder / "history.parquet").to_pydict()
+    draw_curves(history, figures[0], best_epoch=best_epoch, best_by=best_by)
     manifest = folder / "manifest.parquet"
     if manifest.is_file() and (folder / "model").is_dir():
-        table = pq.read_table(manifest)
+        table = _read_parquet(manifest)
         table = table.filter(pc.fill_null(pc.equal(table["split"], "val"), False))
         figures += _draw_validation(folder, list(entries(table.slice(0, MAX_TRAINING_CASES))))
     return figures
 
 
-def draw_inference_figures(folder: Path, manifest: pa.Table | None = None) -> list[Path]:
+def draw_inference_figures(folder: Path, manifest: pa.Table | None) -> list[Path]:
     """Draw what the tables of an output folder allow.
 
     Args:
         folder: What `infer` or `evaluate` wrote.
-        manifest: Scans to take into account; if None, the run's source is looked through again.
+        manifest: Scans to take into account; None where they are not known, so that no scan can be shown.
 
     Returns:
         `predictions.png`; and with references `confusion_matrix.png` and `dice_per_scan.png`.
+
+    Raises:
+        DamagedTablesError: The tables cannot be read.
+        UsageError: Nothing can be written in the folder.
     """
     place = Place(str(folder))
     metrics = read_rows(place, "metrics")
-    if manifest is None:
-        manifest = _find_manifest(folder)
     if manifest is not None:
         metrics = metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks()))
     compared = metrics.filter(pc.is_valid(metrics["dice"]))
@@ -74,7 +86,8 @@ def _draw_scores(folder: Path, metrics: pa.Table) -> list[Path]:
 
     names = ("true_negatives", "false_positives", "false_negatives", "true_positives")
     confusion = {name: int(pc.sum(metrics[name]).as_py()) for name in names}
-    draw_confusion_matrix(confusion, folder / "confusion_matrix.png")
+    labels = metrics["label"].unique().to_pylist()
+    draw_confusion_matrix(confusion, folder / "confusion_matrix.png", label=labels[0] if len(labels) == 1 else "label")
     draw_dice_per_scan(metrics["scan_id"].to_pylist(), metrics["dice"].to_pylist(), folder / "dice_per_scan.png")
     return [folder / "confusion_matrix.png", folder / "dice_per_scan.png"]
 
@@ -150,33 +163,27 @@ def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
 def _find_mask(place: Place, scan_id: str) -> Any:
     """The stored mask of one scan, or None; parts are looked through one by one, so memory stays small."""
     for name in list_parts(place, "masks"):
-        path = place.path(f"masks/{name}")
-        found = pq.read_table(
-            path,
-            filesystem=place.filesystem,
-            schema=SCHEMAS["masks"],
-            filters=pc.field("scan_id") == scan_id,
-            partitioning=None,
-        )
-        if found.num_rows:
-            return decode_mask(found.to_pylist()[0])
+        with report_damage(place, f"masks/{name}"):
+            found = pq.read_table(
+                place.path(f"masks/{name}"),
+                filesystem=place.filesystem,
+                schema=SCHEMAS["masks"],
+                filters=pc.field("scan_id") == scan_id,
+                partitioning=None,
+            )
+            if found.num_rows:
+                return decode_mask(found.to_pylist()[0])
     return None
 
 
-def _find_manifest(folder: Path) -> pa.Table | None:
-    """The scans of a run's source, or None where it is no longer there."""
-    chosen = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("chosen", {})
+def _read_parquet(path: Path) -> pa.Table:
     try:
-        return find_scans(
-            chosen["source"],
-            patient_pattern=chosen.get("patient_pattern"),
-            scan_pattern=chosen.get("scan_pattern"),
-        )
-    except (KeyError, RaysegmentError):
-        return None
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedTablesError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}.") from error
 
 
 def _make_folder(folder: Path) -> Path:
     figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    Place(str(figures)).make_writable()
     return figures

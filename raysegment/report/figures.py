@@ -28,12 +28,20 @@ __all__ = [
 MOST_NAMED_SCANS = 40
 
 
-def draw_curves(history: Mapping[str, Sequence[float | None]], path: str | Path) -> None:
+def draw_curves(
+    history: Mapping[str, Sequence[float | None]],
+    path: str | Path,
+    *,
+    best_epoch: int | None = None,
+    best_by: str = "val_dice",
+) -> None:
     """Draw loss and Dice over the epochs, for training and validation.
 
     Args:
         history: `epoch, loss, dice, val_loss, val_dice`, each a value per epoch; None and NaN leave a gap.
         path: PNG to write.
+        best_epoch: The epoch whose weights were kept; the best one of the history if None.
+        best_by: What chose it, `val_dice` or `val_loss`.
     """
     with open_figure(path, (10, 3.9)) as figure:
         panels = figure.subplots(1, 2)
@@ -44,18 +52,19 @@ def draw_curves(history: Mapping[str, Sequence[float | None]], path: str | Path)
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panels[1].set_ylim(0, 1)
         panels[1].yaxis.set_major_locator(MaxNLocator(5))
-        _mark_best(panels[1], history)
+        _mark_best(panels[1], history, best_epoch, best_by)
         for panel in panels:
             if panel.get_legend_handles_labels()[0]:
                 panel.legend()
 
 
-def draw_confusion_matrix(confusion: Mapping[str, int], path: str | Path) -> None:
+def draw_confusion_matrix(confusion: Mapping[str, int], path: str | Path, *, label: str = "lesion") -> None:
     """Draw the four counts of voxels pooled over all scans, and their share of each row.
 
     Args:
         confusion: `true_negatives, false_positives, false_negatives, true_positives`.
         path: PNG to write.
+        label: Name of the region.
     """
     counts = np.array(
         [
@@ -75,8 +84,8 @@ def draw_confusion_matrix(confusion: Mapping[str, int], path: str | Path) -> Non
             ink = "white" if shares[row, column] > 0.55 else INK
             text = f"{int(counts[row, column]):,}\n{shares[row, column]:.2%}\n{names[row][column]}"
             panel.text(column, row, text, ha="center", va="center", color=ink, linespacing=1.5)
-        panel.set_xticks([0, 1], ["background", "lesion"])
-        panel.set_yticks([0, 1], ["background", "lesion"], rotation=90, va="center")
+        panel.set_xticks([0, 1], ["background", shorten(label)])
+        panel.set_yticks([0, 1], ["background", shorten(label)], rotation=90, va="center")
         panel.set(xlabel="mask", ylabel="reference", title="Voxels of all scans")
         panel.grid(False)
         panel.tick_params(length=0)
@@ -101,7 +110,7 @@ def draw_dice_per_scan(scan_ids: Sequence[str], dice: Sequence[float], path: str
     size = (8.0, 1.3 + 0.24 * max(3, len(order))) if named else (10.0, 4.0)
     title = f"Dice of {len(order)} scan" + ("" if len(order) == 1 else "s")
     if left_out:
-        title += f" ({left_out} without lesion in reference and mask left out)"
+        title += f" ({left_out} with neither reference nor mask left out)"
     with open_figure(path, size) as figure:
         if named:
             panel = figure.subplots()
@@ -130,14 +139,19 @@ def _draw_line(panel: Any, history: Mapping[str, Sequence[float | None]], key: s
     panel.plot(epochs, values, color=colour, label=label, linewidth=1.8, marker=marker, markersize=3.5)
 
 
-def _mark_best(panel: Any, history: Mapping[str, Sequence[float | None]]) -> None:
-    values = _numbers(history.get("val_dice", ()))
-    if not len(values) or np.isnan(values).all():
+def _mark_best(panel: Any, history: Mapping[str, Sequence[float | None]], best_epoch: int | None, best_by: str) -> None:
+    """Ring the validation Dice of the epoch that was kept, and say what chose it."""
+    dice = _numbers(history.get("val_dice", ()))
+    epochs = _numbers(history["epoch"]) if "epoch" in history else np.arange(1.0, len(dice) + 1)
+    chosen_by = _numbers(history.get(best_by, ())) * (-1 if best_by == "val_loss" else 1)
+    if best_epoch is None:
+        best_epoch = 0 if np.isnan(chosen_by).all() else int(epochs[int(np.nanargmax(chosen_by))])
+    position = next((index for index, epoch in enumerate(epochs) if epoch == best_epoch), None)
+    if position is None or position >= len(dice) or math.isnan(dice[position]):
         return
-    best = int(np.nanargmax(values))
-    epoch = _numbers(history["epoch"])[best] if "epoch" in history else best + 1
-    label = f"best: {values[best]:.3f} in epoch {epoch:.0f}"
-    panel.plot([epoch], [values[best]], "o", color=VERMILLION, markersize=8, fillstyle="none", label=label)
+    word = {"val_loss": "validation loss", "val_dice": "validation Dice"}[best_by]
+    label = f"best {word}: epoch {best_epoch}, Dice {dice[position]:.3f}"
+    panel.plot([best_epoch], [dice[position]], "o", color=VERMILLION, markersize=8, fillstyle="none", label=label)
 
 
 def _draw_bars(panel: Any, names: list[str], values: npt.NDArray[np.float64]) -> None:

@@ -48,6 +48,8 @@ class Place:
 
     def __init__(self, location: str) -> None:
         self.location = location
+        if "\0" in location:
+            raise UsageError(f"{location!r} holds a zero byte, which no path may hold.")
         self.is_local = "://" not in location
         if self.is_local:
             self.filesystem: pafs.FileSystem = pafs.LocalFileSystem()

@@ -100,7 +100,7 @@ def train_in_session(
     console.say(describe_end(progress, scores, folder), **scores)
     for warning in warn_of_low_dice(scores):
         console.say(warning)
-    draw_pictures(folder, console)
+    draw_pictures(folder, progress.best_epoch, options.best_by, console)
 
 
 def describe_set(kept: KeptSet, purpose: str) -> str:
@@ -130,7 +130,7 @@ def warn_of_low_dice(scores: Mapping[str, float]) -> list[str]:
     ]
 
 
-def draw_pictures(folder: Path, console: Console) -> None:
+def draw_pictures(folder: Path, best_epoch: int, best_by: str, console: Console) -> None:
     """Draw the run's figures, in a Ray task: it loads the network, which the driver does not."""
     import ray
 
@@ -138,7 +138,7 @@ def draw_pictures(folder: Path, console: Console) -> None:
         # Without GPUs, and the process ends: TensorFlow would hold all their memory as long as it lives.
         hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": "-1"}}
         task = ray.remote(num_cpus=0.5, max_retries=3, max_calls=1, runtime_env=hidden)(draw_training_figures)
-        drawn = ray.get(task.remote(folder))
+        drawn = ray.get(task.remote(folder, best_epoch=best_epoch, best_by=best_by))
     except ray.exceptions.RayError as error:
         console.say(f"the figures could not be drawn ({' '.join(str(error).split())[-200:]}); try `raysegment report`")
         return
