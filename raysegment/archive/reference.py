@@ -16,6 +16,7 @@ reference is refused.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,9 @@ def read_reference(entry: ScanEntry, grid: tuple[int, int, int], *, max_bytes: i
             f"{show_name(name)}: reference is {shape}, scan is {tuple(grid)}; both must share one grid."
         )
     values = _add_empty_slices(list_values(drawn, name), entry)
-    region = drawn > (find_lossy_threshold(drawn, name) if is_lossy else find_threshold(values, name))
+    region = _above(drawn, find_lossy_threshold(drawn, name) if is_lossy else find_threshold(values, name))
     if len(drawn) == slices:
-        return np.asarray(region)
+        return region
     reference = np.zeros(grid, bool)
     reference[[index for index, file in enumerate(entry.reference_files) if file]] = region
     return reference
@@ -182,6 +183,12 @@ def _brightest(pixels: Pixels, name: str) -> Drawn:
             f"{show_name(name)}: the reference is coloured and has no black voxel; expected regions on black."
         )
     return brightest
+
+
+def _above(drawn: Drawn, threshold: float) -> Reference:
+    """Whole numbers are compared with a whole one, several times as fast as with a fraction."""
+    is_whole = drawn.dtype.kind in "ui"
+    return np.asarray(drawn > (math.floor(threshold) if is_whole else threshold))
 
 
 def _values_of_plane(plane: Drawn) -> Drawn:

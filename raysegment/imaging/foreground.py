@@ -28,6 +28,9 @@ CELLS = 64
 PIECE_SHARE = 0.02
 """Pieces smaller than this share of the largest one are artefacts."""
 
+LEVEL_SLICES = 8
+"""About so many slices tell the level of the background."""
+
 
 def foreground_box(pixels: Pixels, margin: int = 4) -> Box | None:
     """The smallest box that holds the foreground of all slices, and a margin.
@@ -82,16 +85,17 @@ def _box_around(cells: npt.NDArray[np.uint8], margin: int, rows: int, columns: i
 
 
 def background_level(pixels: Pixels) -> PerChannel:
-    """The median of the border of all slices, (channels,): what lies around the body, and around the slice.
+    """The median of the slices' border, (channels,): what lies around the body, and around the slice.
 
     Args:
-        pixels: (slices, rows, columns, channels), raw.
+        pixels: (slices, rows, columns, channels), raw; up to 15 of the slices are looked at, evenly spread.
     """
-    return np.asarray(np.median(_border_of(pixels), axis=0), np.float32)
+    some = pixels[:: max(1, len(pixels) // LEVEL_SLICES)]
+    return np.asarray(np.median(_border_of(some), axis=0), np.float32)
 
 
 def _border_of(pixels: Pixels) -> PerChannel:
-    """A sample of the outermost pixels of all slices, (samples, channels)."""
+    """A sample of the outermost pixels of the slices, (samples, channels)."""
     rows, columns, channels = pixels.shape[1:]
     width = max(1, round(BORDER_SHARE * min(rows, columns)))
     edges = (pixels[:, :width], pixels[:, -width:], pixels[:, :, :width], pixels[:, :, -width:])

@@ -19,6 +19,15 @@ ROWS, COLUMNS = 6, 9
 INDICES = np.arange(ROWS * COLUMNS, dtype=np.uint8).reshape(ROWS, COLUMNS)
 COLOURS = [level for index in range(256) for level in (index, 255 - index, index * 7 % 256)]
 GREYS = [255 - index for index in range(256) for _ in range(3)]
+PILLOW_MODES = ("L", "RGB", "CMYK", "YCbCr", "LAB", "I", "F", "1", "RGBA", "LA")
+MODES_BY_KIND = {
+    "TIFF": PILLOW_MODES,
+    "TIFF tiff_lzw": PILLOW_MODES,
+    "TIFF jpeg": ("L", "RGB", "CMYK", "YCbCr"),
+    "TIFF group4": ("1",),
+    "JPEG": ("L", "RGB", "CMYK", "YCbCr", "1"),
+    "JPEG progressive": ("L", "RGB", "CMYK"),
+}
 MODES = ["1", "L", "LA", "P", "PG", "RGB", "RGBA", "I;16"]
 
 
@@ -87,6 +96,29 @@ def test_pngs_of_pillow(mode, seed, transparency):
     else:
         expected = np.asarray(image.convert({"1": "L", "P": "RGB", "PG": "RGB"}.get(mode, mode)))
     np.testing.assert_array_equal(pixels[0].reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [(kind, mode) for kind, modes in MODES_BY_KIND.items() for mode in modes],
+)
+def test_other_modes_of_pillow(kind, mode):
+    image = make_image("RGB", 5).convert(mode)
+    format_name, _, choice = kind.partition(" ")
+    choices = {"progressive": True} if choice == "progressive" else {"compression": choice} if choice else {}
+    name = "a.tif" if format_name == "TIFF" else "a.jpg"
+    data = save(image, format_name, **choices)
+    assert_agree(data, name)
+    assert read_both(data, name)[0].is_lossy == (format_name == "JPEG" or choice == "jpeg")
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("compression", [None, "zlib", "jpeg"])
+def test_colours_side_by_side_and_plane_by_plane(planar, compression):
+    random = np.random.default_rng(0)
+    values = random.integers(0, 256, (3, 16, 24) if planar == "separate" else (16, 24, 3), np.uint8)
+    choices = {"photometric": "rgb", "planarconfig": planar, "compression": compression}
+    assert assert_agree(write_tiff(values, **choices), "a.tif").shape == (1, 16, 24, 3)
 
 
 @given(

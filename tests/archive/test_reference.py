@@ -147,6 +147,13 @@ def test_a_jpeg_reference_is_region_above_half(tmp_path, quality):
     assert np.count_nonzero(reference != (DISC > 0)) <= 0.05 * DISC.sum()
 
 
+def test_a_tiff_that_holds_a_jpeg_is_region_above_half_too(tmp_path):
+    picture = Image.fromarray(DISC * 255)
+    entry = write_mask(tmp_path, "a_mask.tif", lambda path: picture.save(path, compression="jpeg", quality=40))
+    reference = read_reference(entry, (1, 64, 64))[0]
+    assert np.count_nonzero(reference != (DISC > 0)) <= 0.05 * DISC.sum()
+
+
 @pytest.mark.parametrize("values", [(100, 220), (1, 1), (20, 20)])
 def test_a_jpeg_with_labels_or_with_hardly_any_contrast_is_refused(tmp_path, values):
     plane = DISC * np.uint8(values[0])
