@@ -33,6 +33,16 @@ def hold_back(context: DataContext) -> None:
         context.custom_execution_callback_classes.append(Pace)
 
 
+def hush_nodes() -> None:
+    """Keep what nodes tell of processes that died off standard output, where programs read JSON lines.
+
+    Raysegment says it in a line of its own, and Ray's logs have it; `log_to_driver` does not cover it.
+    """
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_, **__: None
+
+
 class LostTasks(logging.Filter):
     """Takes what Ray Data says of failed tasks out of its log.
 

@@ -116,8 +116,9 @@ def tame_ray_data() -> None:
     """Leave the terminal to raysegment's own progress, and the cores to its work."""
     from ray.data import DataContext
 
-    from raysegment.cluster.ray_internals import hold_back
+    from raysegment.cluster.ray_internals import hold_back, hush_nodes
 
+    hush_nodes()
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -62,13 +62,16 @@ def count_parts(out: Path) -> int:
     return len(list((out / "scans").glob("*.parquet")))
 
 
-def test_a_scan_whose_reading_process_dies_fails_alone(tmp_path, tiny_bundle, phantom_archive):
+def test_a_scan_whose_reading_process_dies_fails_alone(tmp_path, tiny_bundle, phantom_archive, capfd):
     archive, out = tmp_path / "archive", tmp_path / "out"
     shutil.copytree(phantom_archive, archive)
     (archive / "PHANTOM_0005b").mkdir()
     (archive / "PHANTOM_0005b" / "s_1.hostile").write_bytes(b"HOSTILE kill-parent")
     options = InferOptions(model=str(tiny_bundle), source=str(archive), out=str(out), max_attempts=2)
     result = raysegment.infer(options)
+    printed = "".join(capfd.readouterr())
+    assert "(raylet)" not in printed
+    assert "Traceback" not in printed
     assert (result.scans_ok, result.scans_failed, result.exit_code) == (24, 1, 3)
     scans = read_table(out, "scans").set_index("scan_id")
     assert scans.loc["PHANTOM_0005b/s_1.hostile", "error_type"] == "ReaderCrashedError"
