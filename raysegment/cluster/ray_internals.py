@@ -61,7 +61,7 @@ class LostTasks(logging.Filter):
         if error is None:
             return True
         if isinstance(error, WorkerCrashedError):
-            self.death = "it ended without a word, as after a crash or when the system has no memory left"
+            self.death = "the process ended without a word, as after a crash or when the system has no memory left"
         elif isinstance(error, RayError) and not isinstance(error, RayTaskError):
             self.death = str(error)
         else:

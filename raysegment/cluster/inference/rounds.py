@@ -209,7 +209,7 @@ class Rounds:
         finally:
             feed.close()
         outcome.read_error = outcome.read_error or reading.lost.error
-        return outcome, _shorten(reading.lost.death or "its blocks did not come")
+        return outcome, _shorten(reading.lost.death or "their process or node was lost")
 
     def _settings_of(self, current: Round) -> RoundSettings:
         largest = max(stop - start for start, stop in current.groups)
@@ -236,7 +236,7 @@ class Rounds:
         missing = np.flatnonzero(~came.to_numpy())
         if not len(missing):
             return
-        self.console.say(f"reading {len(missing)} scans came to nothing ({death}); they are read again.")
+        self.console.say(f"{len(missing)} scans did not come out of reading ({death}); they are read again.")
         for start, stop in current.groups:
             block = missing[np.searchsorted(missing, start) : np.searchsorted(missing, stop)]
             if len(block):
