@@ -36,12 +36,15 @@ def write_pictures(archive: Path, count: int) -> None:
 
 
 def add_poison(archive: Path, victim: str) -> None:
+    """Two slices, so that the scan has its folder's name."""
     folder = archive / POISONED
     folder.mkdir()
-    if victim == "reader":
-        (folder / "s_1.hostile").write_bytes(b"HOSTILE kill-parent")
-    else:
-        (folder / "s_1.png").write_bytes((archive / "A_00000" / "s_1.png").read_bytes())
+    picture = (archive / "A_00000" / "s_1.png").read_bytes()
+    for index in (1, 2):
+        if victim == "reader":
+            (folder / f"s_{index}.hostile").write_bytes(b"HOSTILE kill-parent")
+        else:
+            (folder / f"s_{index}.png").write_bytes(picture)
 
 
 def segment(model: Path, archive: Path, out: Path) -> dict[str, Any]:
