@@ -10,7 +10,7 @@ from raysegment.archive.index import find_scans
 from raysegment.archive.split import Drawing, assign_splits
 from raysegment.cluster.session import check_temp_dir, interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
-from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, UsageError
+from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, CheckpointError, UsageError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.learn import find_checkpoints, read_progress
 from raysegment.pipeline.training_set import (
@@ -112,9 +112,14 @@ def is_finished(folder: Path, record: dict[str, Any], options: TrainOptions) -> 
     if record.get("status") != "done":
         return False
     checkpoints = folder / "checkpoints"
-    if not find_checkpoints(checkpoints) and options.epochs <= record["chosen"]["epochs"]:
-        return True
-    return read_progress(checkpoints).is_over(options)
+    if find_checkpoints(checkpoints):
+        return read_progress(checkpoints).is_over(options)
+    if options.epochs > record["chosen"]["epochs"]:
+        raise CheckpointError(
+            f"--out {options.out} holds a finished run of {record['epochs']} epochs without its checkpoints, so it "
+            f"cannot go on to --epochs {options.epochs}. Choose another --out."
+        )
+    return True
 
 
 def check_precision(options: TrainOptions, record: dict[str, Any]) -> None:

@@ -1,6 +1,9 @@
 """What `train` refuses before Ray starts, and what it warns of."""
 
+import json
 import math
+import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -8,8 +11,8 @@ import pytest
 from raysegment.cluster.session import ray_session
 from raysegment.cluster.training.run import warn_of_low_dice
 from raysegment.commands.demo import demo
-from raysegment.commands.train import check_precision
-from raysegment.errors import RunError, UsageError
+from raysegment.commands.train import check_precision, is_finished
+from raysegment.errors import CheckpointError, RunError, UsageError
 from raysegment.options import DemoOptions, TrainOptions
 from raysegment.pipeline.training_set import check_channels, check_same_scans, select_used
 
@@ -30,6 +33,33 @@ def test_a_run_goes_on_in_the_precision_it_began_in() -> None:
     check_precision(make_options(precision="float16"), {})
     with pytest.raises(UsageError, match="holds a run in bfloat16, --precision is float32"):
         check_precision(make_options(precision="float32"), {"precision": "bfloat16"})
+
+
+def make_finished(folder: Path, epochs: int, best_epoch: int) -> dict[str, object]:
+    """A run that ended, with its newest checkpoint."""
+    history = [{"epoch": i + 1, "minutes": 1.0} for i in range(epochs)]
+    state = {"epoch": epochs, "best_epoch": best_epoch, "best_score": 0.5, "minutes": epochs, "history": history}
+    checkpoint = folder / "checkpoints" / f"epoch-{epochs:05d}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    return {"status": "done", "chosen": {"epochs": epochs}, "epochs": epochs}
+
+
+def test_a_finished_run_goes_on_where_more_epochs_minutes_or_patience_are_given(tmp_path: Path) -> None:
+    record = make_finished(tmp_path, epochs=6, best_epoch=3)
+    for more in ({"epochs": 7}, {"max_minutes": 9.0}, {"early_stopping": 4}):
+        assert not is_finished(tmp_path, record, make_options(**{"epochs": 30, **more}))
+    for enough in ({"epochs": 6}, {"epochs": 2}, {"max_minutes": 6.5}, {"early_stopping": 3}):
+        assert is_finished(tmp_path, record, make_options(**{"epochs": 30, **enough}))
+    assert not is_finished(tmp_path, record | {"status": "failed"}, make_options(epochs=6))
+
+
+def test_a_finished_run_without_its_checkpoints_is_done_but_cannot_go_on(tmp_path: Path) -> None:
+    record = make_finished(tmp_path, epochs=6, best_epoch=3)
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert is_finished(tmp_path, record, make_options(epochs=6))
+    with pytest.raises(CheckpointError, match="6 epochs without its checkpoints, so it cannot go on to --epochs 7"):
+        is_finished(tmp_path, record, make_options(epochs=7))
 
 
 def test_a_demo_over_other_scans_is_refused(tmp_path) -> None:
