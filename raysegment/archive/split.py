@@ -112,8 +112,11 @@ def require_split(result: SplitResult, split: str) -> pa.Table:
 
 def choose_scans(
     manifest: pa.Table, *, split: str | None, split_file: str | None, run_manifest: str | None
-) -> pa.Table:
+) -> tuple[pa.Table, str | None]:
     """The scans to evaluate: those with a reference, of one split if asked for.
+
+    Returns:
+        The scans, and in words where the split comes from; None where none was asked for.
 
     Raises:
         UsageError: No scan has a reference, the split is known from nowhere, or it is empty.
@@ -123,8 +126,9 @@ def choose_scans(
     if chosen.num_rows == 0:
         raise UsageError(f"none of the {manifest.num_rows} scans has a reference; `raysegment infer` needs none.")
     if split is None:
-        return chosen
-    return require_split(assign_splits(chosen, split_file=split_file, run_manifest=run_manifest), split)
+        return chosen, None
+    result = assign_splits(chosen, split_file=split_file, run_manifest=run_manifest)
+    return require_split(result, split), result.origin
 
 
 def refuse_training_patients(scans: pa.Table, split: str, has_seen: Callable[[str], bool]) -> None:

@@ -53,7 +53,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         scan_pattern=options.scan_pattern,
         fingerprint=options.fingerprint,
     )
-    manifest = choose_scans(
+    manifest, split_origin = choose_scans(
         found, split=options.split, split_file=options.split_file, run_manifest=_find_run_manifest(options.model)
     )
     if options.split in ("val", "test") and not options.allow_training_patients:
@@ -67,6 +67,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         threshold=bundle.threshold if options.threshold is None else options.threshold,
         training_patients=sum(map(bundle.has_seen, set(manifest["patient_id"].to_pylist()))),
     )
+    summary |= {"split": options.split, "split_origin": split_origin}
     place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
     figures = draw_inference_figures(Path(options.out), manifest) if place.is_local else []
     return EvaluateResult(**vars(inference), summary=summary, figures=tuple(map(str, figures)))

@@ -92,9 +92,11 @@ def describe_summary(summary: Mapping[str, Any], out: str) -> list[str]:
     """
     low, high = summary["dice_ci95"]
     known = summary["training_patients_included"]
+    split = [f"{summary['split']} split, by {summary['split_origin']}"] if summary.get("split") else []
     warning = [f"warning: {known} of these patients were trained on; the numbers flatter the model"] if known else []
     return [
         *warning,
+        *split,
         f"Dice per scan: mean {_show(summary['dice_mean'])} (95 % interval {_show(low)} to {_show(high)}), median "
         f"{_show(summary['dice_median'])}, at threshold {summary['threshold']:.2f}; {summary['scans']} scans of "
         f"{summary['patients']} patients, whom the interval resamples",

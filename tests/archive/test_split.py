@@ -191,9 +191,9 @@ def test_an_empty_split_shows_both_sides(tmp_path):
 def test_evaluation_chooses_a_split_of_the_scans_with_a_reference(tmp_path):
     entries = [replace(ENTRY, scan_id=name, patient_id=name, split="val") for name in "ab"]
     table = to_table([replace(entries[0], reference_files=("m.tif",)), entries[1]])
-    for split in (None, "val"):
-        chosen = choose_scans(table, split=split, split_file=None, run_manifest=None)
-        assert chosen["scan_id"].to_pylist() == ["a"]
+    for split, expected in ((None, None), ("val", "train, val and test folders or the manifest's column")):
+        chosen, origin = choose_scans(table, split=split, split_file=None, run_manifest=None)
+        assert (chosen["scan_id"].to_pylist(), origin) == (["a"], expected)
 
 
 def test_training_patients_are_refused_with_their_number_and_the_first_of_them():

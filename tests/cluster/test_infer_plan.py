@@ -248,6 +248,9 @@ def test_an_evaluation_is_told_in_three_lines():
     )
     assert "lesion-slice Dice –" in lines[1]
     assert "out/summary.json" in lines[2]
+    assert describe_summary(summary | {"split": "test", "split_origin": "split file s.json"}, "out")[0] == (
+        "test split, by split file s.json"
+    )
     assert "3 of these patients" in describe_summary(summary | {"training_patients_included": 3}, "out")[0]
 
 

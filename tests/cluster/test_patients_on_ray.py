@@ -65,6 +65,7 @@ def validated(trained: Path, flat: Path) -> tuple[Path, dict[str, object]]:
 def test_training_and_evaluation_give_one_dice_where_half_of_the_scans_have_no_lesion(trained, validated):
     scores = json.loads((trained / "run.json").read_text())["scores"]
     _, summary = validated
+    assert summary["split_origin"] == f"the model's own {trained / 'manifest.parquet'}"
     assert summary["threshold"] == scores["threshold"]
     assert summary["dice_mean"] == pytest.approx(scores["val_dice"], abs=1e-3)
     assert summary["precision"] == pytest.approx(scores["val_precision"], abs=1e-3)

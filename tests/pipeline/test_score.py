@@ -172,7 +172,7 @@ def test_thresholds_of_scans_that_hold_nothing_have_no_scores():
 
 def test_only_scans_with_a_reference_are_evaluated():
     table = to_table([entry("aa"), entry("bb", references=()), entry("cc", references=("", "m.tif"))])
-    chosen = choose_scans(table, split=None, split_file=None, run_manifest=None)
+    chosen, _ = choose_scans(table, split=None, split_file=None, run_manifest=None)
     assert chosen["scan_id"].to_pylist() == ["aa", "cc"]
     with pytest.raises(UsageError, match="none of the 1 scans has a reference"):
         choose_scans(table.slice(1, 1), split=None, split_file=None, run_manifest=None)
