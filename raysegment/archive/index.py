@@ -27,6 +27,7 @@ CONCURRENT_HEADERS = 16
 BUFFER_BYTES = 16 * 1024
 LARGEST_IN_COLUMN = 2**31 - 1
 OWN_PATIENTS = b"raysegment.own_patients"
+OWN_FOLDERS = b"raysegment.own_folders"
 LONE_MASKS = b"raysegment.masks_without_image"
 
 
@@ -47,6 +48,7 @@ class IndexSummary:
         problems: (scan_id, what looks wrong), all of them.
         own_patients: Scans that count as their own patient because no folder and no pattern names one.
         masks_without_image: Mask files beside which no image lies.
+        own_folders: Folders that were left out because raysegment wrote them.
     """
 
     scans: int
@@ -61,6 +63,7 @@ class IndexSummary:
     problems: list[tuple[str, str]]
     own_patients: int
     masks_without_image: int
+    own_folders: int
 
 
 def find_scans(
@@ -97,12 +100,18 @@ def find_scans(
     if not is_uri(source):
         source = encode_name(os.path.abspath(source))
     extensions = readers_by_extension()
-    drafts, lone_masks = draft_scans(walk_source(source, frozenset(extensions)), name_of_source(source), compiled)
+    folders = list(walk_source(source, frozenset(extensions)))
+    drafts, lone_masks = draft_scans(
+        (folder for folder in folders if not folder.is_own), name_of_source(source), compiled
+    )
     drafts = join_ways(drafts)
     if not any(draft.files for draft in drafts):
         looked_for = ", ".join(f"*{extension}" for extension in sorted(extensions))
         raise UsageError(f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.")
     table = _build_table(source, drafts, fingerprint, lone_masks)
+    table = table.replace_schema_metadata(
+        {**table.schema.metadata, OWN_FOLDERS: str(sum(folder.is_own for folder in folders))}
+    )
     return table if patient_pattern is None else _with_pattern(table, patient_pattern)
 
 
@@ -132,6 +141,7 @@ def summarise(table: pa.Table) -> IndexSummary:
         problems=list(zip(wrong["scan_id"].to_pylist(), wrong["problem"].to_pylist(), strict=True)),
         own_patients=int(metadata.get(OWN_PATIENTS, b"0")),
         masks_without_image=int(metadata.get(LONE_MASKS, b"0")),
+        own_folders=int(metadata.get(OWN_FOLDERS, b"0")),
     )
 
 

@@ -56,18 +56,20 @@ class Folder:
         path: Below the source, with forward slashes; empty for the source itself.
         files: In no order.
         problem: Why the folder cannot be listed, or is a link to nowhere.
+        is_own: raysegment wrote it: nothing in it is told.
     """
 
     path: str
     files: list[FoundFile] = field(default_factory=list)
     problem: str | None = None
+    is_own: bool = False
 
 
 def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:
     """Every folder below a source that holds files with one of the extensions, or that cannot be listed.
 
-    Hidden files and folders (a leading dot) are left out, and so are folders that raysegment wrote, with all that is
-    below them. Links are followed, unless they lead back to a folder that they lie in.
+    Hidden files and folders (a leading dot) are left out, and so is what lies in folders that raysegment wrote; these
+    come alone. Links are followed, unless they lead back to a folder that they lie in.
 
     Raises:
         UsageError: The source does not exist, or raysegment wrote it.
@@ -117,7 +119,7 @@ def _walk_tree(root: _Way, extensions: Extensions) -> Iterator[Folder]:
             )
             continue
         folder, below = _list_folder(way, extensions)
-        if folder.files or folder.problem:
+        if folder.files or folder.problem or folder.is_own:
             yield folder
         for found in below:
             if isinstance(found, Folder):
@@ -139,7 +141,7 @@ def _list_folder(way: _Way, extensions: Extensions) -> tuple[Folder, list[Folder
     if any(_marks_own_folder(item) for item in items):
         if not way.relative:
             raise _refuse_own_folder(way.path)
-        return folder, []
+        return Folder(way.relative, is_own=True), []
     below: list[Folder | _Way] = []
     for item in items:
         name = encode_name(item.name)
@@ -221,6 +223,7 @@ def _walk_bucket(source: str, extensions: Extensions) -> Iterator[Folder]:
             continue
         folder = folders.setdefault(parent, Folder(parent))
         folder.files.append(FoundFile(name, item.size, item.mtime_ns or 0))
+    yield from (Folder(path, is_own=True) for path in sorted(own))
     yield from (folders[path] for path in sorted(folders) if own.isdisjoint(_with_parents(path)))
 
 

@@ -81,6 +81,8 @@ def describe_index(summary: IndexSummary, references: ReferenceSample) -> list[s
         "scans with problems": len(summary.problems),
     }
     lines = [f"{name:<28}{value}" for name, value in rows.items()]
+    if summary.own_folders:
+        lines.append(f"{summary.own_folders} folders are left out, because raysegment wrote them (a run or an export).")
     if summary.own_patients:
         lines.append(
             f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern, and scans "

@@ -66,7 +66,8 @@ class ExportFolder:
                     f"--out {self.root} holds {show_name(source)}, where the scans of these tables come from, and "
                     "`index` leaves out what lies in an export. Choose a folder apart from it."
                 )
-        if self._tables.is_local and _lies_in(here, Path(self._tables.root).resolve()):
+        tables = _local_folder(self._tables.location)
+        if tables is not None and _lies_in(here, tables):
             raise UsageError(f"--out {self.root} lies in the tables' own folder; choose another one.")
 
     @contextmanager

@@ -30,7 +30,7 @@ def test_other_files_called_run_json_are_not(head):
 
 
 def folders_of(source: str) -> list[str]:
-    return [folder.path for folder in walk_source(source, frozenset({".tif"}))]
+    return [folder.path for folder in walk_source(source, frozenset({".tif"})) if not folder.is_own]
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])

@@ -216,7 +216,9 @@ def test_nothing_that_raysegment_wrote_is_indexed(form, run, tmp_path):
     assert run("report", tables)[0] == 0
     assert list(tables.rglob("*.png"))
     export(tables, archive / "results" / "files")
-    assert find_scan_ids(form.format(archive)) == expected
+    found = raysegment.index(IndexOptions(source=form.format(archive)))
+    assert found.table["scan_id"].to_pylist() == expected
+    assert found.summary.own_folders == 2
 
 
 def test_a_run_json_of_another_tool_hides_no_scans(tmp_path):
