@@ -11,9 +11,10 @@ import tifffile
 
 from raysegment.archive.own_folders import EXPORT_FILE
 from raysegment.commands import export
-from raysegment.commands.export import export_masks, name_files
+from raysegment.commands.export import export_masks
 from raysegment.errors import DamagedTablesError, OutputError, UsageError
 from raysegment.options import ExportOptions
+from raysegment.runs.export_names import name_files
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows, stage_part
 from raysegment.store.place import Place

@@ -1,0 +1,68 @@
+"""What exported files are called: after their scans, within what file systems take."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+
+from raysegment.archive.names import decode_name
+
+SUFFIX = "_pred.tif"
+"""Not `_mask.tif`, which is what a person's reference is called."""
+
+MAX_NAME_BYTES = 255
+MAX_PATH_BYTES = 4000
+"""What file systems and Linux take, the latter with some room."""
+
+HASH_DIGITS = 12
+IMAGE_EXTENSIONS = (".tif", ".tiff", ".png", ".jpg", ".jpeg")
+_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def name_files(scan_ids: Iterable[str], *, max_bytes: int) -> dict[str, str]:
+    """A file for each scan, as a path below the export's folder, whatever the scan is called; the same in every export.
+
+    Args:
+        scan_ids: The scans.
+        max_bytes: Length that a path may have.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for scan_id in sorted(scan_ids):
+        pieces = [_NOT_IN_NAMES.sub("_", piece) for piece in scan_id.split("/") if piece not in ("", ".", "..")]
+        stem, extension = os.path.splitext("/".join(pieces) or "scan")
+        stem = stem if extension.lower() in IMAGE_EXTENSIONS else stem + extension
+        name, number = _fit(stem, max_bytes), 2
+        while name in taken:
+            name, number = _fit(f"{stem}-{number}", max_bytes), number + 1
+        taken.add(name)
+        names[scan_id] = name
+    return names
+
+
+def _fit(stem: str, max_bytes: int) -> str:
+    """The stem with its suffix, each piece short enough for a file system, and all of it in one piece if it must be."""
+    *folders, last = stem.split("/")
+    short = [_shorten(folder, MAX_NAME_BYTES) for folder in folders]
+    name = "/".join([*short, _shorten(last, MAX_NAME_BYTES - len(SUFFIX)) + SUFFIX])
+    if _num_bytes(name) <= max_bytes:
+        return name
+    return _shorten(stem.replace("/", "_"), MAX_NAME_BYTES - len(SUFFIX)) + SUFFIX
+
+
+def _shorten(piece: str, max_bytes: int) -> str:
+    """A piece that is too long is cut, and ends in a hash of the whole."""
+    if _num_bytes(piece) <= max_bytes:
+        return piece
+    room, kept = max_bytes - HASH_DIGITS - 1, ""
+    for character in piece:
+        if _num_bytes(kept + character) > room:
+            break
+        kept += character
+    return f"{kept}-{hashlib.sha256(piece.encode('utf-8', 'surrogatepass')).hexdigest()[:HASH_DIGITS]}"
+
+
+def _num_bytes(name: str) -> int:
+    return len(os.fsencode(decode_name(name)))
