@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysegment.archive.decoder import Decoder
-from raysegment.archive.manifest import entries
+from raysegment.archive.manifest import entries, read_manifest
 from raysegment.errors import DamagedTablesError
 from raysegment.options import Postprocessing
 from raysegment.pipeline.blocks import read_block, scans_of
@@ -39,8 +39,8 @@ def draw_training_figures(folder: Path, *, best_epoch: int | None, best_by: str)
         best_by: What chose it, `val_dice` or `val_loss`.
 
     Raises:
-        DamagedTablesError: The history or the manifest cannot be read.
-        UsageError: Nothing can be written in the folder.
+        DamagedTablesError: The history cannot be read.
+        UsageError: The run's manifest cannot be read, or nothing can be written in the folder.
     """
     from raysegment.report.figures import draw_curves
 
@@ -49,7 +49,7 @@ def draw_training_figures(folder: Path, *, best_epoch: int | None, best_by: str)
     draw_curves(history, figures[0], best_epoch=best_epoch, best_by=best_by)
     manifest = folder / "manifest.parquet"
     if manifest.is_file() and (folder / "model").is_dir():
-        table = _read_parquet(manifest)
+        table = read_manifest(str(manifest))
         table = table.filter(pc.fill_null(pc.equal(table["split"], "val"), False))
         figures += _draw_validation(folder, list(entries(table.slice(0, MAX_TRAINING_CASES))))
     return figures

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raysegment.errors import DiskFullError, UsageError
+from raysegment.errors import DiskFullError, OutputError, UsageError
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
@@ -67,17 +67,36 @@ class Place:
         return f"{self.root}/{name}" if name else self.root
 
     def list_names(self, folder: str = "") -> list[str]:
-        """Names of files and folders directly in a folder, sorted; none where it does not exist."""
+        """Names of files and folders directly in a folder, sorted; none where it does not exist.
+
+        Raises:
+            UsageError: The location is no possible path.
+            OutputError: The storage does not answer, or refuses the folder.
+        """
         if self.is_local:
             try:
                 return sorted(os.listdir(self.path(folder)))
             except (FileNotFoundError, NotADirectoryError):
                 return []
-        found = self.filesystem.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
+            except OSError as error:
+                raise self._refused(error) from None
+        try:
+            found = self.filesystem.get_file_info(pafs.FileSelector(self.path(folder), allow_not_found=True))
+        except (pa.ArrowException, OSError) as error:
+            raise self._refused(error) from error
         return sorted(item.base_name for item in found)
 
     def exists(self, name: str) -> bool:
-        return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+        """Whether there is a file or folder of that name.
+
+        Raises:
+            UsageError: The location is no possible path.
+            OutputError: The storage does not answer.
+        """
+        try:
+            return bool(self.filesystem.get_file_info(self.path(name)).type != pafs.FileType.NotFound)
+        except (pa.ArrowException, OSError) as error:
+            raise self._refused(error) from error
 
     def make_folder(self, name: str = "") -> None:
         """Make a folder and those above it; buckets need none.
@@ -118,6 +137,11 @@ class Place:
                 raise UsageError(
                     f"nothing can be written in {self.path()}: {error.strerror}. Choose another --out."
                 ) from None
+
+    def _refused(self, error: Exception) -> UsageError | OutputError:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            return UsageError(f"{self.location} has a name that is longer than the file system takes.")
+        return OutputError(f"{self.location} cannot be opened: {' '.join(str(error).split())[:200]}")
 
     def read_bytes(self, name: str) -> bytes:
         with self.filesystem.open_input_file(self.path(name)) as stream:

@@ -325,6 +325,24 @@ def test_report_on_an_odd_folder_is_one_line(name, content, run, tmp_path):
     assert_one_line((code, said), code, name)
 
 
+@pytest.mark.parametrize("content", [b"", b"no table", None])
+def test_report_on_a_training_run_with_an_odd_manifest_is_one_line(content, run, tmp_path):
+    folder = write_training_run(tmp_path / "run", "val_dice", 2)
+    (folder / "model").mkdir()
+    pq.write_table(pa.table({"split": ["val"]}), folder / "manifest.parquet")
+    if content is not None:
+        (folder / "manifest.parquet").write_bytes(content)
+    assert_one_line(run("report", folder), 2, "manifest.parquet")
+
+
+@pytest.mark.parametrize("command", ["export", "infer", "train"])
+def test_an_output_name_longer_than_the_file_system_takes_is_wrong_usage(command, run, tmp_path, colour_bundle):
+    archive = write_archive(tmp_path / "archive", patients=30, channels=(3,))
+    tables = write_tables(tmp_path / "tables", ["a"])
+    inputs = {"export": (tables,), "infer": (colour_bundle, archive), "train": (archive,)}
+    assert_one_line(run(command, *inputs[command], "--out", tmp_path / ("o" * 300)), 2, "longer")
+
+
 def test_report_without_the_source_draws_what_it_can(run, tmp_path):
     tables = write_tables(tmp_path / "tables", ["a"], source=tmp_path / "moved away")
     assert run("report", tables)[0] == 0

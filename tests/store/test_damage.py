@@ -130,3 +130,18 @@ def test_a_part_half_taken_out_is_finished_and_not_done_again(place, monkeypatch
     assert place.exists(publish.TAKING_OUT)
     assert [item.table for item in prepare_tables(place)] == ["masks"]
     assert [ids_of(place, table) for table in TABLES] == [["a", "e"], ["a"], ["a"]]
+
+
+class SilentStorage:
+    """Answers nothing, as a bucket without network."""
+
+    def get_file_info(self, *_: object) -> None:
+        raise OSError("When listing objects: AWS Error NETWORK_CONNECTION")
+
+
+def test_a_bucket_that_does_not_answer_is_a_typed_error(place):
+    place.filesystem, place.is_local = SilentStorage(), False
+    with pytest.raises(OutputError, match="NETWORK_CONNECTION"):
+        place.exists("run.json")
+    with pytest.raises(OutputError, match="NETWORK_CONNECTION"):
+        place.list_names("scans")
