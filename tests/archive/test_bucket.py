@@ -70,6 +70,16 @@ def test_manifests_are_kept_in_buckets_too(bucket, tmp_path, write_series):
         read_manifest(path.replace("m.parquet", "gone.parquet"))
 
 
+def test_contents_of_a_bucket_are_hashed_as_those_of_a_folder(bucket, tmp_path, write_series, monkeypatch):
+    client, uri = bucket
+    write_series(tmp_path / "p1", "p_")
+    upload(client, tmp_path)
+    monkeypatch.setattr("raysegment.archive.filesystem.HASH_BYTES", 100)
+    tables = [find_scans(source, fingerprint="content") for source in (str(tmp_path), uri)]
+    near, far = ({entry.scan_id: entry.fingerprint for entry in entries(table)}["p1"] for table in tables)
+    assert near == far
+
+
 def test_a_vanished_object_is_an_access_error(bucket, tmp_path, write_series):
     client, uri = bucket
     write_series(tmp_path / "p1", "p_")

@@ -199,3 +199,74 @@ def test_pages_with_palettes_of_their_own_are_refused():
     data = save(pages[0], "TIFF", save_all=True, append_images=pages[1:])
     with pytest.raises(ScanError, match=r"a\.tif.*palette"):
         read_both(data, "a.tif")
+
+
+STACKS = {
+    "ome channels of slices": ((2, 5, ROWS, COLUMNS), {"ome": True, "metadata": {"axes": "CZYX"}}),
+    "ome slices of channels": ((5, 2, ROWS, COLUMNS), {"ome": True, "metadata": {"axes": "ZCYX"}}),
+    "ome times": ((4, ROWS, COLUMNS), {"ome": True, "metadata": {"axes": "TYX"}}),
+    "ome one plane": ((ROWS, COLUMNS), {"ome": True}),
+    "ome colours": ((4, ROWS, COLUMNS, 3), {"ome": True, "metadata": {"axes": "ZYXS"}, "photometric": "rgb"}),
+    "ome compressed": ((2, 5, ROWS, COLUMNS), {"ome": True, "metadata": {"axes": "CZYX"}, "compression": "zlib"}),
+    "imagej slices": ((5, ROWS, COLUMNS), {"imagej": True, "metadata": {"axes": "ZYX"}}),
+    "imagej channels": ((3, ROWS, COLUMNS), {"imagej": True, "metadata": {"axes": "CYX"}}),
+    "imagej slices of channels": ((5, 2, ROWS, COLUMNS), {"imagej": True, "metadata": {"axes": "ZCYX"}}),
+    "imagej times": ((5, ROWS, COLUMNS), {"imagej": True, "metadata": {"axes": "TYX"}}),
+    "imagej colours": ((5, ROWS, COLUMNS, 3), {"imagej": True, "metadata": {"axes": "ZYXS"}}),
+    "imagej compressed": ((5, ROWS, COLUMNS), {"imagej": True, "metadata": {"axes": "ZYX"}, "compression": "zlib"}),
+    "tifffile channels": ((2, 5, ROWS, COLUMNS), {"metadata": {"axes": "CZYX"}}),
+    "tifffile without axes": ((2, 5, ROWS, COLUMNS), {}),
+    "tifffile compressed": ((2, 5, ROWS, COLUMNS), {"metadata": {"axes": "CZYX"}, "compression": "zlib"}),
+    "tifffile with words": ((5, ROWS, COLUMNS), {"description": "two descriptions"}),
+    "tifffile volume of tiles": ((32, ROWS, COLUMNS), {"volumetric": True, "tile": (16, 16, 16)}),
+    "plain pages": ((5, ROWS, COLUMNS), {"metadata": None}),
+    "plain pages in planes": ((3, ROWS, COLUMNS), {"metadata": None, "planarconfig": "separate", "photometric": "rgb"}),
+    "big-endian": ((5, ROWS, COLUMNS), {"byteorder": ">", "metadata": {"axes": "ZYX"}}),
+    "bigtiff": ((5, ROWS, COLUMNS), {"bigtiff": True}),
+}
+
+
+@pytest.mark.parametrize(("shape", "choices"), STACKS.values(), ids=STACKS.keys())
+def test_stacks_of_every_program(shape, choices):
+    values = np.random.default_rng(1).integers(0, 1000, shape).astype(np.uint8 if shape[-1] == 3 else np.uint16)
+    stream = io.BytesIO()
+    tifffile.imwrite(stream, values, **{"photometric": "minisblack", **choices})
+    pixels = assert_agree(stream.getvalue(), "a.tif")
+    assert pixels.size == values.size
+
+
+@pytest.mark.parametrize("choices", [{"imagej": True}, {"ome": True}, {}])
+def test_several_volumes_in_a_file_are_refused_by_header_and_decoder(choices):
+    stream = io.BytesIO()
+    values = np.zeros((2, 5, ROWS, COLUMNS), np.uint16)
+    tifffile.imwrite(stream, values, photometric="minisblack", metadata={"axes": "TZYX"}, **choices)
+    reader: Reader = get_reader("tiff")
+    with pytest.raises(ScanError, match=r"a\.tif holds a volume at several times"):
+        reader.read_header(io.BytesIO(stream.getvalue()), "a.tif")
+    with pytest.raises(ScanError, match=r"a\.tif holds a volume at several times"):
+        reader.read_slices(stream.getvalue(), "a.tif")
+
+
+def test_thumbnails_and_pyramids_do_not_count():
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(np.zeros((5, 32, 32), np.uint8), subifds=1, photometric="minisblack")
+        writer.write(np.zeros((5, 16, 16), np.uint8), subfiletype=1, photometric="minisblack")
+    assert assert_agree(stream.getvalue(), "a.tif").shape == (5, 32, 32, 1)
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(np.zeros((32, 32), np.uint8), metadata=None, photometric="minisblack")
+        writer.write(np.zeros((8, 8), np.uint8), subfiletype=1, metadata=None, photometric="minisblack")
+    assert assert_agree(stream.getvalue(), "a.tif").shape == (1, 32, 32, 1)
+
+
+def test_two_stacks_in_a_file_are_refused_by_header_and_decoder():
+    stream = io.BytesIO()
+    with tifffile.TiffWriter(stream) as writer:
+        writer.write(np.zeros((5, 32, 32), np.uint8), photometric="minisblack", compression="zlib")
+        writer.write(np.zeros((5, 32, 32), np.uint8), photometric="minisblack", compression="zlib")
+    reader: Reader = get_reader("tiff")
+    with pytest.raises(ScanError, match=r"a\.tif"):
+        reader.read_header(io.BytesIO(stream.getvalue()), "a.tif")
+    with pytest.raises(ScanError, match=r"a\.tif"):
+        reader.read_slices(stream.getvalue(), "a.tif")
