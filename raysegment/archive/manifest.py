@@ -60,7 +60,7 @@ def read_manifest(path: str) -> pa.Table:
     the rest empty. A relative `source` starts from the manifest's folder.
 
     Args:
-        path: Local file or URI.
+        path: Local file or URI; a folder of Parquet files, as other programs write it, is one manifest too.
 
     Returns:
         A table with the columns of MANIFEST_SCHEMA, then any others.
@@ -70,7 +70,7 @@ def read_manifest(path: str) -> pa.Table:
     """
     filesystem, root = open_source(path)
     try:
-        if isinstance(filesystem, pafs.LocalFileSystem):
+        if isinstance(filesystem, pafs.LocalFileSystem) and not os.path.isdir(root):
             check_regular(root, path)
         if path.split("?")[0].lower().endswith(".csv"):
             with filesystem.open_input_stream(root) as stream:

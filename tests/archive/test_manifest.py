@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -74,3 +76,10 @@ def test_more_columns_are_kept(tmp_path):
     table = to_table([ENTRY]).append_column("status", pa.array(["ok"]))
     write_manifest(table, str(tmp_path / "m.parquet"))
     assert read_manifest(str(tmp_path / "m.parquet"))["status"].to_pylist() == ["ok"]
+
+
+def test_a_folder_of_parquet_files_is_one_manifest(tmp_path):
+    (tmp_path / "m.parquet").mkdir()
+    for name in ("a", "b"):
+        write_manifest(to_table([replace(ENTRY, scan_id=name)]), str(tmp_path / "m.parquet" / f"{name}.parquet"))
+    assert read_manifest(str(tmp_path / "m.parquet"))["scan_id"].to_pylist() == ["a", "b"]

@@ -17,7 +17,14 @@ from raysegment.cluster.inference import pool as pool_module
 from raysegment.cluster.inference.dispatch import Dispatcher, RoundSettings
 from raysegment.cluster.inference.nodes import compare_versions
 from raysegment.cluster.inference.pool import MAX_FAILED_STARTS, BlockInHand, Worker, WorkerPool, share_node
-from raysegment.cluster.inference.remaining import arrange_plan, cut_plan, find_remaining, group_scans, write_plan
+from raysegment.cluster.inference.remaining import (
+    arrange_plan,
+    cut_plan,
+    estimate_bytes,
+    find_remaining,
+    group_scans,
+    write_plan,
+)
 from raysegment.cluster.inference.worker import WorkerSettings
 from raysegment.cluster.session import interruptible, raise_if_interrupted
 from raysegment.errors import ClusterError, InterruptedRunError, UsageError
@@ -274,3 +281,11 @@ def test_programs_get_one_json_object_a_line(capsys):
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert lines == [{"event": "message", "text": "hello"}]
     assert (progress.done, progress.failed, progress.num_slices) == (2, 1, 30)
+
+
+def test_absurd_sizes_of_a_manifest_by_hand_are_estimated_as_large_and_not_below_zero():
+    largest = 2**31 - 1
+    sizes = {"height": largest, "width": largest, "channels": largest, "num_files": largest, "bytes": 2**63 - 1}
+    absurd = ScanEntry(scan_id="a", patient_id="p", source="/a", reader="tiff", files=("x.tif",), **sizes)
+    below = ScanEntry(scan_id="b", patient_id="p", source="/a", reader="tiff", files=("x.tif",), height=-5, bytes=-7)
+    assert estimate_bytes(to_table([absurd, below])).tolist() == [2**50, 0]

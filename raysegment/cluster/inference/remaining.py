@@ -19,6 +19,9 @@ BLOCK_BYTES = 16 * 2**20
 """Pixels that a block aims at: some seconds of work on two cores."""
 
 MAX_BLOCK_SCANS = 256
+MAX_ESTIMATE_BYTES = 2**50
+"""What a manifest by hand may declare at most, so that sums stay whole numbers."""
+
 BLOCKS_PER_FILE = 256
 
 
@@ -96,9 +99,10 @@ def find_remaining(manifest: pa.Table, finished: pa.Table, *, retry_failed: bool
 
 def estimate_bytes(plan: pa.Table) -> npt.NDArray[np.int64]:
     """About how many bytes of pixels each scan has, by its headers and file sizes."""
-    columns = [pc.fill_null(plan[name], 1).to_numpy().astype(np.int64) for name in ("height", "width", "channels")]
-    declared = columns[0] * columns[1] * columns[2] * plan["num_files"].to_numpy().astype(np.int64)
-    return np.maximum(declared, plan["bytes"].to_numpy().astype(np.int64))
+    sizes = [pc.fill_null(plan[name], 1) for name in ("height", "width", "channels")]
+    declared = np.prod([column.to_numpy().astype(np.float64) for column in (*sizes, plan["num_files"])], axis=0)
+    known = np.maximum(declared, plan["bytes"].to_numpy().astype(np.float64))
+    return np.clip(known, 0, MAX_ESTIMATE_BYTES).astype(np.int64)
 
 
 def group_scans(num_bytes: npt.NDArray[np.int64], *, max_bytes: int, max_scans: int) -> list[tuple[int, int]]:
