@@ -17,7 +17,9 @@ from raysegment.imaging.intensity import measure_intensity
 from raysegment.model.fit import FitTask, Fitter
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline import learn
+from raysegment.pipeline.finish import predict_batches
 from raysegment.pipeline.samples import KeptScan, keep_scan
+from raysegment.pipeline.score import score_thresholds
 from raysegment.pipeline.training_set import warn_of_lesions
 from raysegment.scan import Scan
 
@@ -153,3 +155,19 @@ def test_what_lesions_there_are_to_learn_from_is_said_before_the_first_epoch() -
     assert said.startswith("warning: none of the 3 slices to validate on has a lesion; val_loss alone")
     (said,) = warn_of_lesions(options, every, some)
     assert "--lesion-fraction 0.5 has no effect" in said
+
+
+def test_choosing_the_threshold_on_a_large_scan_holds_batches_of_it() -> None:
+    kept = make_kept(slices=400, side=64, channels=3)
+
+    def choose() -> float:
+        batches = predict_batches(lambda pixels: np.full(pixels.shape[:3], 0.7, np.float32), kept, 2)
+        return float(score_thresholds([kept], [batches]).dice[0])
+
+    choose()
+    tracemalloc.start()
+    dice = choose()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert dice == pytest.approx(2 * 400 / (400 * 64 * 64 + 400))
+    assert peak < 12_000_000
