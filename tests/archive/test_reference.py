@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from raysegment.archive import reference_sample
+from raysegment.archive.formats import READERS_VARIABLE
 from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import entries
 from raysegment.archive.reference import describe_values, find_threshold, list_values, read_reference, read_values
@@ -180,3 +182,26 @@ def test_a_look_at_references_counts_what_cannot_be_used(tmp_path):
     found = sample_references(find_scans(str(tmp_path)))
     assert (found.references_read, found.references_refused) == (3, 1)
     assert found.reference_values == {"0 1000": 2, "-1 0": 1}
+
+
+def test_a_look_at_hostile_references_ends_in_time_and_counts_their_errors(tmp_path, monkeypatch):
+    monkeypatch.setenv(READERS_VARIABLE, "hostile_reader")
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setattr(reference_sample, "SECONDS_PER_SCAN", 3.0)
+    monkeypatch.setattr(reference_sample, "MEMORY_MB", 64)
+    for does in ("crash", "hang", "eat", "shout"):
+        (tmp_path / does).mkdir()
+        tifffile.imwrite(tmp_path / does / "x.tif", np.zeros((4, 4), np.uint8))
+        (tmp_path / does / "x_mask.hostile").write_text(f"HOSTILE {does}")
+    found = sample_references(find_scans(str(tmp_path)))
+    assert found.reference_values == {
+        "DecoderCrashedError": 1, "DecoderTimeoutError": 1, "DecoderMemoryError": 1, "7": 1,
+    }  # fmt: skip
+    assert (found.references_read, found.references_refused) == (4, 3)
+
+
+def test_a_look_at_references_stops_when_its_time_is_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(reference_sample, "MAX_SECONDS", -1.0)
+    write_mask(tmp_path, "a_mask.png", Image.fromarray(DISC).save)
+    found = sample_references(find_scans(str(tmp_path)))
+    assert (found.references_read, found.reference_values) == (0, {})
