@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -107,30 +107,28 @@ class _Way:
 
 
 def _walk_tree(root: _Way, extensions: Extensions) -> Iterator[Folder]:
-    """Folder by folder, those below a folder in the order of their names; without recursion, however deep it is."""
-    waiting = [root]
+    """Folder by folder, without recursion, however deep it is; what lies behind links comes last."""
+    waiting, linked = [root], deque[_Way]()
     num_ways: Counter[int] = Counter()
-    while waiting:
-        way = waiting.pop()
+    while waiting or linked:
+        way = waiting.pop() if waiting else linked.popleft()
         num_ways[way.identity] += 1
         if num_ways[way.identity] > MAX_WAYS:
-            yield Folder(
-                way.relative, problem=f"more than {MAX_WAYS} links lead to this folder; this one is not followed"
-            )
+            if num_ways[way.identity] == MAX_WAYS + 1:
+                problem = f"more than {MAX_WAYS} ways lead to this folder; this one and others are left out"
+                yield Folder(way.relative, problem=problem)
             continue
-        folder, below = _list_folder(way, extensions)
+        folder, below, unopened = _list_folder(way, extensions)
         if folder.files or folder.problem or folder.is_own:
             yield folder
-        for found in below:
-            if isinstance(found, Folder):
-                yield found
-        waiting += sorted(
-            (found for found in below if isinstance(found, _Way)), key=lambda found: found.path, reverse=True
-        )
+        yield from unopened
+        below.sort(key=lambda found: found.path)
+        waiting += [found for found in reversed(below) if not found.num_links]
+        linked += [found for found in below if found.num_links]
 
 
-def _list_folder(way: _Way, extensions: Extensions) -> tuple[Folder, list[Folder | _Way]]:
-    """A folder's files, and what lies below it: ways on, and folders that cannot be opened."""
+def _list_folder(way: _Way, extensions: Extensions) -> tuple[Folder, list[_Way], list[Folder]]:
+    """A folder's files, the ways on, and the folders below it that cannot be opened."""
     folder = Folder(way.relative)
     try:
         with os.scandir(way.path) as listing:
@@ -141,8 +139,9 @@ def _list_folder(way: _Way, extensions: Extensions) -> tuple[Folder, list[Folder
     if any(_marks_own_folder(item) for item in items):
         if not way.relative:
             raise _refuse_own_folder(way.path)
-        return Folder(way.relative, is_own=True), []
-    below: list[Folder | _Way] = []
+        return Folder(way.relative, is_own=True), [], []
+    below: list[_Way] = []
+    unopened: list[Folder] = []
     for item in items:
         name = encode_name(item.name)
         if name.startswith("."):
@@ -155,11 +154,11 @@ def _list_folder(way: _Way, extensions: Extensions) -> tuple[Folder, list[Folder
             links = way.num_links + item.is_symlink()
             identity = _identity(item.stat())
         except OSError as error:
-            below.append(Folder(_join(way.relative, name), problem=f"cannot be opened: {describe(error)}"))
+            unopened.append(Folder(_join(way.relative, name), problem=f"cannot be opened: {describe(error)}"))
             continue
         if links <= MAX_LINKS_DEEP and not way.leads_through(identity):
             below.append(_Way(os.path.join(way.path, item.name), _join(way.relative, name), identity, links, way))
-    return folder, below
+    return folder, below, unopened
 
 
 def _identity(status: os.stat_result) -> int:

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +87,9 @@ def test_hashing_content_holds_a_part_of_a_file_only(tmp_path):
     assert peaks[1] - peaks[0] < 50
 
 
-def test_a_scan_1100_folders_deep_is_found(tmp_path):
-    write_series(tmp_path / "good")
+@pytest.fixture
+def deep_archive(tmp_path: Path) -> Iterator[Path]:
+    """A scan 1,100 folders deep; removed by `rm`, because pytest's own way of removing it is recursive."""
     here = os.open(tmp_path, os.O_RDONLY)
     try:
         for _ in range(1100):
@@ -95,13 +98,17 @@ def test_a_scan_1100_folders_deep_is_found(tmp_path):
             os.close(here)
             here = below
         tifffile.imwrite(f"/proc/self/fd/{here}/deep.tif", np.zeros((8, 8), np.uint8))
+        yield tmp_path
     finally:
         os.close(here)
-    table = index(tmp_path).table
-    deep, good = table.to_pylist()
+        subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
+
+
+def test_a_scan_1100_folders_deep_is_found(deep_archive):
+    write_series(deep_archive / "good")
+    deep, good = index(deep_archive).table.to_pylist()
     assert (deep["scan_id"], deep["problem"]) == ("d/" * 1100 + "deep.tif", None)
     assert good["scan_id"] == "good"
-    subprocess.run(["rm", "-rf", str(tmp_path / "d")], check=True)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])
@@ -176,3 +183,21 @@ def test_one_folder_of_masks_may_serve_two_folders_of_images(tmp_path):
         tifffile.imwrite(tmp_path / "masks" / f"{split}.tif", np.zeros((8, 8), np.uint8))
         (tmp_path / "a" / split / "masks").symlink_to(tmp_path / "masks")
     assert index(tmp_path / "a").summary.with_reference == 2
+
+
+def test_links_among_folders_do_not_multiply_an_archive(tmp_path):
+    names = [f"p{number}" for number in range(12)]
+    for seed, name in enumerate(names):
+        write_series(tmp_path / name, slices=2, seed=seed)
+    for name in names:
+        for other in names:
+            if other != name:
+                (tmp_path / name / other).symlink_to(tmp_path / other)
+    started = time.process_time()
+    table = index(tmp_path).table
+    assert time.process_time() - started < 10
+    found = {row["scan_id"]: row["problem"] for row in table.to_pylist()}
+    assert set(names) <= set(found)
+    others = [problem for scan_id, problem in found.items() if scan_id not in names]
+    assert len(others) == len(names)
+    assert all("more than 64 ways" in problem for problem in others)
