@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -139,7 +140,7 @@ def check_temp_dir(address: str | None, temp_dir: str | None) -> None:
         raise UsageError(
             "--temp-dir is for a Ray that is started here; a running cluster has its own: ray start --temp-dir."
         )
-    default = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    default = os.environ.get("RAY_TMPDIR") or (sys.platform == "linux" and os.environ.get("TMPDIR")) or "/tmp"
     folder = str(Path(temp_dir).resolve()) if temp_dir else os.path.join(default, "ray")
     room = MAX_SOCKET_BYTES - len(SESSION_SOCKET.format(pid=os.getpid())) - 1
     if len(os.fsencode(folder)) > room:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +15,14 @@ from raysegment.store.place import Place
 from raysegment.store.publish import read_rows
 from raysegment.store.schema import SCHEMAS
 
-OWN_NAMES = frozenset(
-    {*SCHEMAS, RECORD_FILE, "summary.json", "figures", LOG_FILE, LOCK_FILE, "checkpoints", "history.parquet", "model"}
-    | {"manifest.parquet", "tensorboard"}
+INFERENCE_NAMES = frozenset({*SCHEMAS, RECORD_FILE, "summary.json", "figures", LOG_FILE, LOCK_FILE})
+"""What `infer` and `evaluate` leave in their folder."""
+
+TRAINING_NAMES = frozenset(
+    {"checkpoints", "manifest.parquet", "history.parquet", "model", "tensorboard", "figures"}
+    | {RECORD_FILE, LOG_FILE, LOCK_FILE}
 )
-"""What runs leave in their folder."""
+"""What `train` leaves in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +88,17 @@ def identify(command: str, options: Any, *, key: str, **facts: str | None) -> Id
     return Identity(command=command, facts=facts, choices=choices, defaults=defaults, key=key)
 
 
-def check_foreign(place: Place) -> None:
+def check_foreign(place: Place, own_names: Collection[str]) -> None:
     """Refuse a folder without run.json that holds something else than what a run leaves.
+
+    Args:
+        place: The output folder.
+        own_names: What the command leaves there.
 
     Raises:
         UsageError: Names what is there.
     """
-    foreign = [name for name in place.list_names() if name not in OWN_NAMES and not name.startswith(("_", "."))]
+    foreign = [name for name in place.list_names() if name not in own_names and not name.startswith(("_", "."))]
     if foreign:
         raise UsageError(
             f"--out {place.location} is not empty and no raysegment output: it holds {foreign[0]!r}. "

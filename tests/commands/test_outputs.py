@@ -406,3 +406,11 @@ def test_without_a_record_the_rows_options_guard_the_folder(run, tmp_path, colou
     tables = write_tables(tmp_path / "out", ["p1"], source=archive, model_id=model_id, options_id="others")
     (tables / "run.json").unlink()
     assert_one_line(run("infer", colour_bundle, archive, "--out", tables), 2, "other choices", "run.json")
+
+
+def test_train_and_infer_do_not_move_into_a_folder_of_other_things(run, tmp_path, colour_bundle):
+    archive = write_archive(tmp_path / "archive", patients=30, channels=(3,))
+    before = files_below(archive)
+    assert_one_line(run("train", archive, "--out", archive), 2, "no raysegment output")
+    assert_one_line(run("infer", colour_bundle, archive, "--out", archive), 2, "no raysegment output")
+    assert files_below(archive) == before

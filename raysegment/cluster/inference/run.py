@@ -31,7 +31,7 @@ from raysegment.runs.closing import (
     describe_run,
 )
 from raysegment.runs.console import Console
-from raysegment.runs.identity import check_foreign, check_rows, identify
+from raysegment.runs.identity import INFERENCE_NAMES, check_foreign, check_rows, identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
 from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record
@@ -110,7 +110,7 @@ def _run_in_folder(
         patient_pattern=options.patient_pattern,
     )
     if not identity.open(place).get("status"):
-        check_foreign(place)
+        check_foreign(place, INFERENCE_NAMES)
     place.make_writable()
     with RunLock(place) as lock:
         record = identity.open(place) | {"options_id": hash_choices(changed_result(options))}
