@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -39,14 +40,17 @@ def index_elsewhere(*words: str) -> dict:
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("link", [False, True], ids=["itself", "a link to it"])
-def test_a_pipe_is_never_opened_for_its_content(tmp_path, link):
+@pytest.mark.parametrize("made", ["a pipe", "a link to a pipe", "a socket", "a link to a device"])
+def test_what_is_no_file_is_never_opened_for_its_content(tmp_path, made):
     write_series(tmp_path / "archive" / "good")
-    os.mkfifo(tmp_path / "pipe")
-    if link:
-        (tmp_path / "archive" / "a.tif").symlink_to(tmp_path / "pipe")
+    target = tmp_path / "archive" / "a.tif"
+    if made == "a socket":
+        os.mknod(target, stat.S_IFSOCK | 0o600)
+    elif made == "a link to a device":
+        target.symlink_to("/dev/zero")
     else:
-        (tmp_path / "pipe").rename(tmp_path / "archive" / "a.tif")
+        os.mkfifo(tmp_path / "pipe")
+        target.symlink_to(tmp_path / "pipe") if "link" in made else (tmp_path / "pipe").rename(target)
     said = index_elsewhere(str(tmp_path / "archive"), "--fingerprint", "content")
     assert said["problems"] == [["a.tif", "a.tif is no regular file"]]
 
