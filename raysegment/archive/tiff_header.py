@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from raysegment.archive.formats import Header
 from raysegment.archive.names import show_name
-from raysegment.archive.plain_tiff import (
+from raysegment.archive.tiff_pages import (
     BITS,
     COMPRESSION,
     LENGTH,

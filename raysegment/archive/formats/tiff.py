@@ -20,6 +20,7 @@ from raysegment.archive import plain_tiff
 from raysegment.archive.formats import Header
 from raysegment.archive.names import show_name
 from raysegment.archive.tiff_header import PALETTE, REDUCED_IMAGE, colours_of, read_declared
+from raysegment.archive.tiff_pages import MAGICS, check_complete, read_pages
 from raysegment.errors import (
     ScanError,
     SliceMismatchError,
@@ -38,7 +39,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 def recognises(head: bytes) -> bool:
     """Whether the first bytes are a TIFF's or BigTIFF's."""
-    return head[:4] in plain_tiff.MAGICS
+    return head[:4] in MAGICS
 
 
 def read_header(stream: BinaryIO, name: str) -> Header:
@@ -60,8 +61,8 @@ def read_slices(data: bytes, name: str) -> Scan:
     Raises:
         ScanError: Truncated, broken, or of a kind that is no scan.
     """
-    pages = plain_tiff.read_pages(io.BytesIO(data), name)
-    plain_tiff.check_complete(pages, len(data), name)
+    pages = read_pages(io.BytesIO(data), name, plain_tiff.TO_DECODE)
+    check_complete(pages, len(data), name)
     try:
         layout = plain_tiff.plain_layout(pages[0])
         if layout is not None and (pixels := plain_tiff.decode_plain(data, layout)) is not None:
