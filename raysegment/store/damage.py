@@ -1,7 +1,8 @@
 """Parts of the tables that were lost or damaged, found without reading what is in them.
 
-A part has one file in each table. Of `scans` two columns are read, of `metrics` and `masks` only the footer at the end:
-enough to see that a file is missing, empty, cut or foreign, or that it does not hold the scans that it should.
+A part has one file in each table. Of `metrics` and `masks` only the footer at the end is read: enough to see that a
+file is missing, empty, cut or foreign, or that it does not hold the scans that it should. `scans`, by which every start
+tells what is done, is read whole.
 """
 
 from __future__ import annotations
@@ -82,13 +83,21 @@ def report_damage(place: Place, name: str) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, zlib.error) as error:
         if isinstance(error, OSError) and error.errno:
             raise OutputError(f"{place.path(name)} cannot be read: {os.strerror(error.errno)}.") from error
-        raise damaged(place, f"{name} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        cause = " ".join(str(error).split())[:200].rstrip(".")
+        raise damaged(place, f"{name} cannot be read: {cause}", to_delete=name) from error
 
 
-def damaged(place: Place, what: str) -> DamagedTablesError:
-    """The error for tables of which something is lost."""
+def damaged(place: Place, what: str, *, to_delete: str | None = None) -> DamagedTablesError:
+    """The error for tables of which something is lost.
+
+    Args:
+        place: The output folder.
+        what: What is wrong.
+        to_delete: The file whose footer may be whole, so that a start would not notice what is wrong with it.
+    """
+    first = f"Delete {place.path(to_delete)}, then run" if to_delete else "Run"
     return DamagedTablesError(
-        f"{place.location}: {what}. Run the `raysegment infer` or `evaluate` that wrote these tables once more: it "
+        f"{place.location}: {what}. {first} the `raysegment infer` or `evaluate` that wrote these tables once more: it "
         "does the scans of lost and damaged parts again."
     )
 
@@ -118,7 +127,7 @@ def _read_ok_scans(place: Place, part: str) -> pa.ChunkedArray:
     with _storage(place, name):
         content = place.read_bytes(name)
     with _format(name, len(content)):
-        rows = pq.ParquetFile(pa.BufferReader(content)).read(columns=["scan_id", "status"], use_threads=False)
+        rows = pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False)
         return rows["scan_id"].filter(pc.equal(rows["status"], STATUS_OK))
 
 

@@ -99,16 +99,22 @@ def read_rows(place: Place, table: str, columns: list[str] | None = None) -> pa.
     """Columns of all parts of a table.
 
     Raises:
-        DamagedTablesError: A part cannot be read.
+        DamagedTablesError: A part cannot be read; the message names it.
     """
     schema = SCHEMAS[table]
-    parts = [place.path(f"{table}/{name}") for name in list_parts(place, table)]
+    names = [f"{table}/{part}" for part in list_parts(place, table)]
+    parts = [place.path(name) for name in names]
     if not parts:
         empty = schema.empty_table()
         return empty.select(columns) if columns else empty
-    with report_damage(place, table):
+    try:
         dataset = pds.dataset(parts, schema=schema, format="parquet", filesystem=place.filesystem)
         return dataset.to_table(columns=columns)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        for name in names:
+            with report_damage(place, name):
+                place.read_table(name)
+        raise damaged(place, f"{table} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
 def take_out(place: Place, scan_ids: pa.Array | pa.ChunkedArray) -> None:

@@ -145,3 +145,33 @@ def test_a_bucket_that_does_not_answer_is_a_typed_error(place):
         place.exists("run.json")
     with pytest.raises(OutputError, match="NETWORK_CONNECTION"):
         place.list_names("scans")
+
+
+def spoil_column(file: Path, column: str) -> None:
+    """Overwrite the pages of one column; the footer stays whole."""
+    footer = pq.read_metadata(file)
+    chunk = footer.row_group(0).column(footer.schema.names.index(column))
+    start = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+    content = bytearray(file.read_bytes())
+    content[start : start + chunk.total_compressed_size] = b"\xaa" * chunk.total_compressed_size
+    file.write_bytes(content)
+
+
+def test_a_part_of_scans_whose_footer_alone_is_whole_is_done_again(place):
+    part = part_of(place, "a")
+    spoil_column(file_of(place, part), "fingerprint")
+    assert [damage.part for damage in prepare_tables(place)] == [part]
+    assert ids_of(place, "scans") == ["c", "d", "e"]
+
+
+@pytest.mark.parametrize(("table", "column"), [("metrics", "voxels"), ("masks", "mask")])
+def test_what_footers_do_not_tell_names_the_file_to_delete_and_deleting_it_helps(table, column, place):
+    part = part_of(place, "a")
+    file = file_of(place, part, table)
+    spoil_column(file, column)
+    with pytest.raises(DamagedTablesError, match=f"Delete {file}, then run") as caught:
+        read_rows(place, table)
+    assert f"{table}/{part} cannot be read" in str(caught.value)
+    file.unlink()
+    assert [damage.part for damage in prepare_tables(place)] == [part]
+    assert ids_of(place, table) == ["c"]
