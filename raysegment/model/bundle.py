@@ -269,11 +269,14 @@ def _read_choices(kind: type[Any], values: Mapping[str, Any]) -> Any:
 
 
 def _find_bundle(path: Path) -> Path:
-    if not path.exists():
-        raise UsageError(f"MODEL {path} does not exist; expected a bundle or the folder of a training run.")
-    for folder in (path, path / "model"):
-        if (folder / DESCRIPTION_FILE).is_file():
-            return folder.absolute()
+    try:
+        if not path.exists():
+            raise UsageError(f"MODEL {path} does not exist; expected a bundle or the folder of a training run.")
+        for folder in (path, path / "model"):
+            if (folder / DESCRIPTION_FILE).is_file():
+                return folder.absolute()
+    except OSError as error:
+        raise UsageError(f"MODEL {path} cannot be opened: {error.strerror}.") from error
     raise UsageError(
         f"MODEL {path} is no bundle and holds none: neither {DESCRIPTION_FILE} nor model/{DESCRIPTION_FILE} is there."
     )

@@ -222,6 +222,14 @@ class Place:
         elif kind == pafs.FileType.File:
             self.filesystem.delete_file(self.path(name))
 
+    @contextmanager
+    def _looking(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowException, OSError) as error:
+            cause = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+            raise UsageError(f"{self.path(name)} cannot be opened: {' '.join(cause.split())[:200]}.") from error
+
 
 def sync(path: str) -> None:
     """Force a file or folder to disk; file systems that cannot are left alone."""

@@ -269,6 +269,21 @@ def test_an_output_folder_that_cannot_be_written_is_wrong_usage(command, run, tm
         assert_one_line(run(command, *words, "--out", target), 2, str(out))
 
 
+@pytest.mark.parametrize("what", ["export", "report", "infer", "evaluate", "train", "model"])
+def test_a_path_that_no_file_system_takes_is_wrong_usage(what, run, tmp_path, colour_bundle):
+    archive = write_archive(tmp_path / "archive", patients=30, channels=(3,))
+    long = tmp_path / ("n" * 300)
+    words = {
+        "export": ("export", long, "--out", tmp_path / "files"),
+        "report": ("report", long),
+        "infer": ("infer", colour_bundle, archive, "--out", long),
+        "evaluate": ("evaluate", colour_bundle, archive, "--out", long),
+        "train": ("train", archive, "--out", long),
+        "model": ("infer", long, archive, "--out", tmp_path / "out"),
+    }
+    assert_one_line(run(*words[what]), 2, str(long))
+
+
 @pytest.mark.parametrize("command", ["infer", "train", "demo"])
 def test_a_temporary_folder_too_long_for_sockets_is_wrong_usage_before_anything_is_written(
     command, run, tmp_path, colour_bundle
