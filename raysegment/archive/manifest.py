@@ -228,6 +228,8 @@ def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
     """One column as given, its gaps filled where it must have none."""
     folder = _folder_of(path)
     given = table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+    if pa.types.is_null(given.type):
+        given = given.cast(field.type)
     if field.name == "source":
         return _absolute_sources(pc.fill_null(given, folder), folder)
     has_gaps = given.null_count or (field.name == "reference_files" and pc.list_flatten(given).null_count)
@@ -240,7 +242,7 @@ def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
     if field.name == "reader":
         known = readers_by_extension()
         return pa.array(
-            [known.get(extension_of(names[0]), "") if names else "" for names in table["files"].to_pylist()]
+            [known.get(extension_of(str(names[0])), "") if names else "" for names in table["files"].to_pylist()]
         )
     if field.name == "reference_files":
         return pa.array([[name or "" for name in names or []] for names in given.to_pylist()], field.type)

@@ -69,6 +69,24 @@ def test_null_among_files_is_wrong_usage_and_names_the_scan(tmp_path):
     expect_wrong_usage(tmp_path / "m.csv", "two")
 
 
+@pytest.mark.parametrize("files", [[None], [1]])
+def test_files_that_are_no_text_are_wrong_usage_or_cannot_be_read(tmp_path, files):
+    pq.write_table(pa.table({"scan_id": ["one"], "files": [files]}), tmp_path / "m.parquet")
+    if files == [None]:
+        expect_wrong_usage(tmp_path / "m.parquet", "one")
+    else:
+        assert index(tmp_path / "m.parquet").table["files"].to_pylist() == [["1"]]
+
+
+@pytest.mark.parametrize("name", ["patient_id", "source", "reader", "reference_files", "bytes", "fingerprint", "split"])
+def test_a_column_without_any_value_is_as_good_as_none(tmp_path, name):
+    write_scans(tmp_path, "a.tif")
+    columns = {"scan_id": ["one"], "files": [["a.tif"]]}
+    pq.write_table(pa.table(columns), tmp_path / "without.parquet")
+    pq.write_table(pa.table({**columns, name: pa.nulls(1)}), tmp_path / "with.parquet")
+    assert index(tmp_path / "with.parquet").table.equals(index(tmp_path / "without.parquet").table)
+
+
 def test_null_among_references_is_a_slice_without_one(tmp_path):
     write_scans(tmp_path, "1.tif", "2.tif", "2_mask.tif")
     text = 'scan_id,files,reference_files\none,"[""1.tif"", ""2.tif""]","[null, ""2_mask.tif""]"\n'
