@@ -72,19 +72,6 @@ class Scan:
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """What the network says of one scan, on the scan's own grid.
-
-    Attributes:
-        probability: float32, (slices, rows, columns), before the threshold.
-        mask: uint8, same grid, the label's value.
-    """
-
-    probability: npt.NDArray[np.float32]
-    mask: Mask
-
-
-@dataclass(frozen=True)
 class Labels:
     """Names of the regions a model segments; `names[i]` has the value i + 1 in a mask."""
 

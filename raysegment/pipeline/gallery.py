@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from raysegment.archive.manifest import entries, read_manifest
 from raysegment.errors import DamagedTablesError
 from raysegment.options import Postprocessing
 from raysegment.pipeline.blocks import read_block, scans_of
+from raysegment.pipeline.score import CONFUSION
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
 from raysegment.scan import ScanEntry
 from raysegment.store.damage import report_damage
@@ -26,8 +27,6 @@ from raysegment.store.schema import SCHEMAS
 
 MAX_TRAINING_CASES = 12
 """Validation scans that are segmented to find the best, the median and the worst."""
-
-MaskOf = Callable[[ScanEntry], Any]
 
 
 def draw_training_figures(folder: Path, *, best_epoch: int | None, best_by: str) -> list[Path]:
@@ -84,8 +83,7 @@ def draw_inference_figures(folder: Path, manifest: pa.Table | None) -> list[Path
 def _draw_scores(folder: Path, metrics: pa.Table) -> list[Path]:
     from raysegment.report.figures import draw_confusion_matrix, draw_dice_per_scan
 
-    names = ("true_negatives", "false_positives", "false_negatives", "true_positives")
-    confusion = {name: int(pc.sum(metrics[name]).as_py()) for name in names}
+    confusion = {name: int(pc.sum(metrics[name]).as_py()) for name in CONFUSION}
     labels = metrics["label"].unique().to_pylist()
     draw_confusion_matrix(confusion, folder / "confusion_matrix.png", label=labels[0] if len(labels) == 1 else "label")
     draw_dice_per_scan(metrics["scan_id"].to_pylist(), metrics["dice"].to_pylist(), folder / "dice_per_scan.png")
