@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import struct
 import subprocess
@@ -9,14 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import tifffile
 from tables import assert_equal_tables, assert_whole, read_table
 
+from raysegment.commands.index import index as write_index
 from raysegment.commands.infer import infer
 from raysegment.errors import DiskFullError
 from raysegment.imaging.phantom import make_phantom
-from raysegment.options import InferOptions
+from raysegment.options import IndexOptions, InferOptions
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
@@ -99,6 +103,30 @@ def test_every_good_scan_of_a_hostile_archive_is_segmented_and_every_bad_one_is_
     assert {name: errors[name] for name in expected} == expected
     assert failed["error_message"].str.len().min() > 10
     assert assert_whole(out) == len(good) + len(bad)
+
+
+def test_a_manifest_names_files_anywhere_pipes_fail_at_once_and_changes_are_noticed(tmp_path, tiny_bundle):
+    pixels = make_phantom(1, image_size=64, slices=6)[0][:2]
+    for name in ("one", "two"):
+        write_scan(tmp_path / "elsewhere" / name, pixels)
+    os.mkfifo(tmp_path / "pipe.tif")
+    files = {name: sorted(map(str, (tmp_path / "elsewhere" / name).iterdir())) for name in ("one", "two")}
+    rows = [(name, json.dumps(names).replace('"', '""')) for name, names in {**files, "pipe": ["pipe.tif"]}.items()]
+    text = "\n".join(["scan_id,files", *(f'{name},"{names}"' for name, names in rows)])
+    (tmp_path / "m.csv").write_text(text + "\n")
+    write_index(IndexOptions(source=str(tmp_path / "m.csv"), out=str(tmp_path / "m.parquet")))
+    options = InferOptions(
+        model=str(tiny_bundle), source=str(tmp_path / "m.parquet"), out=str(tmp_path / "out"), read_timeout_seconds=60.0
+    )
+    assert infer(options).exit_code == 3
+    os.utime(files["one"][0], ns=(5, 5))
+    assert infer(options).exit_code == 3
+    scans = read_table(tmp_path / "out", "scans").set_index("scan_id")
+    assert scans["status"].to_dict() == {"one": "ok", "two": "ok", "pipe": "failed"}
+    parts = [pq.read_table(path).to_pylist() for path in (tmp_path / "out" / "scans").glob("*.parquet")]
+    assert {row["scan_id"]: row["attempt"] for rows in parts for row in rows} == {"one": 2, "two": 1, "pipe": 2}
+    assert scans.loc["pipe"]["error_type"] == "AccessError"
+    assert "pipe.tif is no regular file" in scans.loc["pipe"]["error_message"]
 
 
 @pytest.fixture
