@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ray.data import DataContext
@@ -67,6 +68,17 @@ class LostTasks(logging.Filter):
         else:
             self.error = error
         return False
+
+
+@contextmanager
+def watch_lost_tasks() -> Iterator[LostTasks]:
+    """Inside the block, what Ray Data says of failed tasks."""
+    lost = LostTasks()
+    TASK_ERRORS.addFilter(lost)
+    try:
+        yield lost
+    finally:
+        TASK_ERRORS.removeFilter(lost)
 
 
 class Execution:

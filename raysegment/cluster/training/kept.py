@@ -12,14 +12,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.data
-from ray.data import TaskPoolStrategy
+from ray.data import DataContext, TaskPoolStrategy
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entry_of
 from raysegment.choices import pick
-from raysegment.cluster.ray_internals import list_blocks
+from raysegment.cluster.ray_internals import list_blocks, watch_lost_tasks
 from raysegment.cluster.session import live_nodes
-from raysegment.errors import ScanError, UnreadableReferenceError, WorkerCrashedError, parse_scan_error
+from raysegment.errors import (
+    ClusterError,
+    ReaderCrashedError,
+    ScanError,
+    UnreadableReferenceError,
+    WorkerCrashedError,
+    parse_scan_error,
+)
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.samples import KeptScan, keep_scan, pack_scan, unpack_scan
 
@@ -94,16 +101,22 @@ def keep_scans(
 
     Returns:
         The kept scans by split, and the errors (type, message) of the others by scan_id.
+
+    Raises:
+        ClusterError: Reading failed for a reason that is no scan's.
     """
     preprocessing = pick(Preprocessing, options)
 
     def keep(batch: pa.Table) -> pa.Table:
         return keep_rows(manifest.take(batch["item"]), preprocessing, num_channels)
 
-    # Unlike from_arrow or range, from_items starts no task of its own.
-    blocks = ray.data.from_items(list(range(manifest.num_rows)), override_num_blocks=manifest.num_rows)
-    with warnings.catch_warnings():
+    context = DataContext.get_current().copy()
+    # A scan whose reading process dies again and again is left out; it is its block's only one.
+    context.max_errored_blocks = -1
+    with DataContext.current(context), watch_lost_tasks() as lost, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray 2.60 says that `max_retries` goes away; nothing else bounds its retries.
+        # Unlike from_arrow or range, from_items starts no task of its own.
+        blocks = ray.data.from_items(list(range(manifest.num_rows)), override_num_blocks=manifest.num_rows)
         kept = blocks.map_batches(
             keep,
             batch_size=None,
@@ -126,6 +139,12 @@ def keep_scans(
         for scan_id, place in found.items()
         if place.row["error_type"] is not None
     }
+    if lost.error is not None:
+        raise ClusterError(f"reading failed: {' '.join(str(lost.error).split())[:300]}") from lost.error
+    cause = lost.death or "its block did not come"
+    for scan_id in manifest["scan_id"].to_pylist():
+        if scan_id not in found:
+            errors[scan_id] = (ReaderCrashedError.__name__, f"{scan_id}: the reading process died on it: {cause}")
     by_split: dict[str, list[str]] = {split: [] for split in manifest["split"].unique().to_pylist()}
     for scan_id, split in zip(manifest["scan_id"].to_pylist(), manifest["split"].to_pylist(), strict=True):
         if scan_id not in errors:

@@ -1,0 +1,29 @@
+"""Scans kept for training, with one on which the reading process dies."""
+
+from __future__ import annotations
+
+import shutil
+
+import pyarrow as pa
+import pytest
+
+from raysegment import TrainOptions
+from raysegment.archive.index import find_scans
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
+
+
+def test_a_scan_on_which_the_reading_process_dies_is_left_out_alone(tmp_path, phantom_archive):
+    from raysegment.cluster.training.kept import keep_scans
+
+    for number in (1, 2):
+        shutil.copytree(phantom_archive / f"PHANTOM_{number:04d}", tmp_path / f"PHANTOM_{number:04d}")
+    (tmp_path / "killer").mkdir()
+    (tmp_path / "killer" / "s.hostile").write_bytes(b"HOSTILE kill-parent")
+    manifest = find_scans(str(tmp_path))
+    split = pa.array(["train"] * manifest.num_rows, pa.string())
+    manifest = manifest.set_column(manifest.schema.get_field_index("split"), "split", split)
+    kept, errors = keep_scans(manifest, TrainOptions(source="", out="", image_size=64), None)
+    assert kept["train"].scan_ids == ["PHANTOM_0001", "PHANTOM_0002"]
+    assert [(scan_id, error[0]) for scan_id, error in errors.items()] == [("killer/s.hostile", "ReaderCrashedError")]
+    assert kept["train"].fetch(1).pixels.shape[1:] == (64, 64, 3)
