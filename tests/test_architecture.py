@@ -79,6 +79,12 @@ def test_a_public_name_can_be_imported(name):
     assert getattr(raysegment, name) is not None
 
 
+def test_no_public_name_is_that_of_a_room():
+    """Importing a room would put the module in the name's place."""
+    rooms = {path.stem for path in (ROOT / "raysegment").iterdir()}
+    assert set(PUBLIC) & rooms == set()
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(AttributeError, match="has no attribute 'segment'"):
         raysegment.segment  # noqa: B018

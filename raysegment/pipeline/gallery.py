@@ -41,7 +41,7 @@ def draw_training_figures(folder: Path, *, best_epoch: int | None, best_by: str)
         DamagedTablesError: The history cannot be read.
         UsageError: The run's manifest cannot be read, or nothing can be written in the folder.
     """
-    from raysegment.report.figures import draw_curves
+    from raysegment.pictures.figures import draw_curves
 
     figures = [_make_folder(folder) / "curves.png"]
     history = _read_parquet(folder / "history.parquet").to_pydict()
@@ -81,7 +81,7 @@ def draw_inference_figures(folder: Path, manifest: pa.Table | None) -> list[Path
 
 
 def _draw_scores(folder: Path, metrics: pa.Table) -> list[Path]:
-    from raysegment.report.figures import draw_confusion_matrix, draw_dice_per_scan
+    from raysegment.pictures.figures import draw_confusion_matrix, draw_dice_per_scan
 
     confusion = {name: int(pc.sum(metrics[name]).as_py()) for name in CONFUSION}
     labels = metrics["label"].unique().to_pylist()
@@ -92,7 +92,7 @@ def _draw_scores(folder: Path, metrics: pa.Table) -> list[Path]:
 
 def _choose_rows(metrics: pa.Table) -> list[tuple[str, str]]:
     """Title and scan_id of the scans to show; without references those with the largest, a middle and no mask."""
-    from raysegment.report.predictions import choose_cases
+    from raysegment.pictures.predictions import choose_cases
 
     ids = metrics["scan_id"].to_pylist()
     if metrics["dice"].null_count < metrics.num_rows:
@@ -114,7 +114,7 @@ def _draw_stored(place: Place, folder: Path, manifest: pa.Table, shown: list[tup
 
 def _draw_cases(folder: Path, shown: Sequence[tuple[str, ScanEntry, Any]]) -> list[Path]:
     """Draw scans with their masks; those that cannot be read any more are left out."""
-    from raysegment.report.predictions import draw_predictions, make_case
+    from raysegment.pictures.predictions import draw_predictions, make_case
 
     cases = []
     with Decoder() as decoder:
@@ -132,7 +132,7 @@ def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
     """Segment some validation scans with the run's bundle, and show the best, the median and the worst."""
     from raysegment.model.bundle import load_bundle
     from raysegment.model.engines.tensorflow import Predictor
-    from raysegment.report.predictions import choose_cases
+    from raysegment.pictures.predictions import choose_cases
 
     bundle = load_bundle(folder)
     settings = SegmentSettings(

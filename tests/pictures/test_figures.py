@@ -8,7 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from raysegment.imaging.phantom import make_phantom
-from raysegment.report.figures import (
+from raysegment.pictures.figures import (
     choose_cases,
     draw_confusion_matrix,
     draw_curves,

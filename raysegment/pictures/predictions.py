@@ -14,7 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from raysegment.report.style import ORANGE, SKY, open_figure, shorten
+from raysegment.pictures.style import ORANGE, SKY, open_figure, shorten
 
 REFERENCE_COLOUR, MASK_COLOUR = SKY, ORANGE
 DISPLAY_PERCENTILES = (0.5, 99.5)

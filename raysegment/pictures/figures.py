@@ -12,8 +12,8 @@ import numpy.typing as npt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from raysegment.report.predictions import PredictionCase, choose_cases, draw_predictions, make_case
-from raysegment.report.style import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, open_figure, shorten
+from raysegment.pictures.predictions import PredictionCase, choose_cases, draw_predictions, make_case
+from raysegment.pictures.style import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, open_figure, shorten
 
 __all__ = [
     "PredictionCase",
