@@ -86,11 +86,15 @@ def read_values(entry: ScanEntry, *, max_bytes: int = MAX_SCAN_BYTES) -> Values:
     """The different values that the reference of one scan holds, whatever they mean.
 
     Raises:
-        ReferenceValuesError: More different values than a mask may have.
+        ReferenceValuesError: More different values than a mask may have; or a JPEG that is no mask, of which the values
+            alone do not tell.
         UnreadableReferenceError: There is none, or it cannot be read.
     """
-    drawn, _ = _read_drawn(entry, max_bytes)
-    return _add_empty_slices(list_values(drawn, _names(entry)[0]), entry)
+    drawn, is_lossy = _read_drawn(entry, max_bytes)
+    name = _names(entry)[0]
+    if is_lossy:
+        find_lossy_threshold(drawn, name)
+    return _add_empty_slices(list_values(drawn, name), entry)
 
 
 def list_values(drawn: Drawn, name: str) -> Values:

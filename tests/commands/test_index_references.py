@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import tifffile
@@ -44,6 +45,18 @@ def test_index_lists_the_values_that_references_hold(tmp_path, monkeypatch, caps
     code, out = run(monkeypatch, capsys, "index", tmp_path)
     assert "0 255" in out
     assert "4 of 4" in out
+
+
+def test_index_refuses_the_jpegs_that_training_refuses(tmp_path, monkeypatch, capsys):
+    for name, drawn in (("bright", 255), ("dim", 40)):
+        write_scan(tmp_path, name, np.where(REGION, drawn, 0).astype(np.uint8))
+        (tmp_path / name / "image_mask.tif").unlink()
+        mask = imagecodecs.jpeg8_encode(np.where(REGION, drawn, 0).astype(np.uint8), level=90)
+        (tmp_path / name / "image_mask.jpg").write_bytes(mask)
+    _, out = run(monkeypatch, capsys, "index", tmp_path, "--json")
+    summary = json.loads(out)
+    assert (summary["references_read"], summary["references_refused"]) == (2, 1)
+    assert summary["reference_values"]["ReferenceValuesError"] == 1
 
 
 def test_index_reads_the_references_of_some_scans_only(tmp_path, monkeypatch, capsys):
