@@ -61,12 +61,18 @@ class PartReceipt:
     Attributes:
         name: File name of the part, the same in all tables.
         scan_ids: Scans in it.
+        num_slices: Slices of the ok ones.
+        failed: Failed ones by type of error.
+        failures: The first of them.
         num_bytes: Size of its files.
         seconds_stage: Time to write them.
     """
 
     name: str
     scan_ids: tuple[str, ...]
+    num_slices: int
+    failed: Counter[str]
+    failures: list[Failure]
     num_bytes: int
     seconds_stage: float
 
@@ -133,9 +139,13 @@ def stage_part(place: Place, folder: str, rows: list[ScanRows]) -> PartReceipt:
         # Masks are compressed already.
         compression = "none" if table == "masks" else "zstd"
         num_bytes += place.write_table(f"{folder}/{table}/{name}", content, compression=compression)
+    failed, failures = count_failures(rows)
     return PartReceipt(
         name=name,
         scan_ids=tuple(row.scan_id for row in rows),
+        num_slices=sum(int(row.scan["num_slices"]) for row in rows if not row.is_failed),
+        failed=failed,
+        failures=failures,
         num_bytes=num_bytes,
         seconds_stage=time.perf_counter() - started,
     )

@@ -84,7 +84,6 @@ class FakeWorker:
             rows = fail_scan(read, UnreadableFileError("as good as done"), SETTINGS)
             receipt.add(rows)
             self.part.add(rows)
-        receipt.failed.clear()
         return receipt
 
     def do_close_part(self) -> Receipt:
@@ -173,7 +172,7 @@ def world(monkeypatch) -> World:
     return made
 
 
-def run_rounds(world: World, out: Path, num_scans: int, **choices: Any) -> None:
+def run_rounds(world: World, out: Path, num_scans: int, **choices: Any) -> Rounds:
     manifest = to_table(
         ScanEntry(scan_id=f"s{index:05d}", patient_id="p", source="/a", reader="tiff", files=("x.tif",), num_files=1)
         for index in range(num_scans)
@@ -189,7 +188,7 @@ def run_rounds(world: World, out: Path, num_scans: int, **choices: Any) -> None:
         part_bytes=64 * 2**20,
         part_seconds=10.0,
     )
-    Rounds(
+    made = Rounds(
         options=InferOptions(model="m", source="s", out=str(out), **choices),
         bundle=None,
         worker=settings,
@@ -200,7 +199,9 @@ def run_rounds(world: World, out: Path, num_scans: int, **choices: Any) -> None:
             advance=lambda *_: None, step_back=lambda *_: None, tick=lambda: None, num_slices=0, slices_per_second=None
         ),
         num_ok_before=1,
-    ).run(manifest)
+    )
+    made.run(manifest)
+    return made
 
 
 def failures_in(out: Path) -> dict[str, str]:
@@ -224,6 +225,14 @@ def test_one_killer_among_6000_scans_costs_a_search_by_halves(world, tmp_path, p
     assert world.num_rounds <= 3 + halvings
     assert len(world.workers) <= 3 + halvings
     assert count_parts(tmp_path) <= 6 + 2 * halvings
+
+
+def test_scans_that_are_done_again_because_their_part_was_lost_count_once(world, tmp_path):
+    world.worker_killers = {"s00015"}
+    done = run_rounds(world, tmp_path, 16)
+    assert done.failed == {"UnreadableFileError": 15, "WorkerCrashedError": 1}
+    assert len({failure.scan_id for failure in done.failures}) == len(done.failures) == 16
+    assert done.num_published == len(read_table(tmp_path, "scans")) == 16
 
 
 def test_one_scan_that_kills_its_reading_process_is_found_by_halves(world, tmp_path):

@@ -99,6 +99,7 @@ class Rounds:
         self.console = console
         self.progress = progress
         self.num_published = 0
+        self.num_slices = 0
         self.first_prediction: float | None = None
         self.failed: Counter[str] = Counter()
         self.failures: list[Failure] = []
@@ -267,22 +268,18 @@ class Rounds:
             self._take(receipt)
 
     def _take(self, receipt: Receipt) -> None:
-        """Count what a receipt tells and publish the parts it brings."""
-        num_failed = sum(receipt.failed.values())
-        self._num_ok += len(receipt.scan_ids) - num_failed
-        self.failed.update(receipt.failed)
-        self.failures = [*self.failures, *receipt.failures][:MAX_FAILURES_SHOWN]
+        """Show what a receipt tells and publish the parts it brings; only what is published counts."""
         if receipt.first_prediction is not None:
             self.first_prediction = min(receipt.first_prediction, self.first_prediction or receipt.first_prediction)
         for stage, seconds in receipt.seconds.items():
             self.seconds[stage] += seconds
-        self.progress.advance(len(receipt.scan_ids), num_failed, receipt.num_slices)
+        self.progress.advance(len(receipt.scan_ids), receipt.num_failed, receipt.num_slices)
         for part in receipt.parts:
             self._publish(part)
-        if self._num_ok == 0 and sum(self.failed.values()) >= MAX_FAILED_AT_START:
+        if self._num_ok == 0 and self.failed.total() >= MAX_FAILED_AT_START:
             first = self.failures[0]
             raise TooManyFailuresError(
-                f"the first {sum(self.failed.values())} finished scans all failed, most with "
+                f"the first {self.failed.total()} finished scans all failed, most with "
                 f"{self.failed.most_common(1)[0][0]}; is this the right archive and the right model? The first: "
                 f"{first.error_type}: {first.message}"
             )
@@ -292,6 +289,10 @@ class Rounds:
         started = time.perf_counter()
         publish_part(self.place, self.worker.staging, part.name)
         self.num_published += len(part.scan_ids)
+        self.num_slices += part.num_slices
+        self.failed.update(part.failed)
+        self.failures = [*self.failures, *part.failures][:MAX_FAILURES_SHOWN]
+        self._num_ok += len(part.scan_ids) - part.failed.total()
         self.seconds["stage"] += part.seconds_stage
         self.seconds["publish"] += time.perf_counter() - started
 

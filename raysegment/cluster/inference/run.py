@@ -310,7 +310,7 @@ class InferenceRun:
             "scans_total": self.manifest.num_rows,
             "scans_ok": num_ok,
             "scans_failed": num_failed,
-            "slices": self.progress.num_slices,
+            "slices": self.rounds.num_slices if self.rounds else 0,
             "seconds_total": time.time() - self.started,
             "seconds_startup": None if first is None else first - self.started,
             "slices_per_second": self.progress.slices_per_second,

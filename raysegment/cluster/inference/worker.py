@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,7 @@ import pyarrow as pa
 from raysegment.model.bundle import Bundle
 from raysegment.pipeline.blocks import scans_of
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
-from raysegment.store.parts import Failure, OpenPart, PartReceipt, ScanRows, count_failures
+from raysegment.store.parts import OpenPart, PartReceipt, ScanRows
 from raysegment.store.place import Place
 
 CALLS_AT_ONCE = 3
@@ -52,8 +51,7 @@ class Receipt:
     Attributes:
         scan_ids: Scans finished in this call; they are in a part, staged or open.
         num_slices: Slices of the ok ones.
-        failed: Failed scans by type of error.
-        failures: The first of them.
+        num_failed: Failed scans.
         seconds: Time by stage.
         parts: Parts that closed in this call; they may hold scans of earlier calls.
         first_prediction: When this worker's network gave its first probabilities, in seconds since 1970.
@@ -61,8 +59,7 @@ class Receipt:
 
     scan_ids: list[str] = field(default_factory=list)
     num_slices: int = 0
-    failed: Counter[str] = field(default_factory=Counter)
-    failures: list[Failure] = field(default_factory=list)
+    num_failed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     parts: list[PartReceipt] = field(default_factory=list)
     first_prediction: float | None = None
@@ -70,11 +67,9 @@ class Receipt:
     def add(self, rows: ScanRows) -> None:
         """Count one scan."""
         self.scan_ids.append(rows.scan_id)
+        self.num_failed += rows.is_failed
         if not rows.is_failed:
             self.num_slices += int(rows.scan["num_slices"])
-        failed, shown = count_failures([rows])
-        self.failed.update(failed)
-        self.failures += shown
         for name, value in rows.scan.items():
             if name.startswith("seconds_") and value is not None:
                 stage = name.removeprefix("seconds_")
