@@ -9,13 +9,10 @@ from collections.abc import Iterable, Iterator
 import pyarrow as pa
 
 from raysegment.archive.filesystem import hash_bytes, is_uri, join_source, open_source
-from raysegment.archive.manifest import entries
+from raysegment.archive.manifest import FINGERPRINT_MODE, entries
 from raysegment.archive.walk import FoundFile
 from raysegment.errors import ScanError
 from raysegment.scan import ScanEntry
-
-FINGERPRINT_MODE = b"raysegment.fingerprint"
-"""Key of a manifest's metadata: how its fingerprints were made."""
 
 FIRST_ROWS = 1000
 ROWS_AT_ONCE = 1000

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.filesystem import describe, is_uri, open_file
-from raysegment.archive.fingerprint import FINGERPRINT_MODE, fingerprint_files, renew_fingerprints
+from raysegment.archive.fingerprint import fingerprint_files, renew_fingerprints
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
 from raysegment.archive.grouping.folders import Draft, assign_patients, draft_scans, name_of_source, single_drafts
 from raysegment.archive.grouping.ways import join_ways
-from raysegment.archive.manifest import MANIFEST_SCHEMA, is_manifest, read_manifest
+from raysegment.archive.manifest import FINGERPRINT_MODE, MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import encode_name, extension_of, show_name
 from raysegment.archive.read import MAX_SCAN_BYTES
 from raysegment.archive.walk import walk_source

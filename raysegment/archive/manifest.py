@@ -42,6 +42,12 @@ MANIFEST_SCHEMA = pa.schema(
 )
 """Columns of the manifest. A manifest may carry more columns; they are kept."""
 
+FINGERPRINT_MODE = b"raysegment.fingerprint"
+"""Key of a manifest's metadata: how its fingerprints were made, `stat` or `content`."""
+
+MODE_COLUMN = "fingerprint_mode"
+"""The same in CSV, which has no metadata."""
+
 MANIFEST_SUFFIXES = (".parquet", ".csv")
 LIST_COLUMNS = ("files", "reference_files")
 ROWS_PER_GROUP = 20_000
@@ -154,6 +160,8 @@ def _write(table: pa.Table, stream: Any, as_csv: bool) -> None:
     for name in LIST_COLUMNS:
         texts = [json.dumps(names, ensure_ascii=False) for names in table[name].to_pylist()]
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(texts, pa.string()))
+    if (mode := (table.schema.metadata or {}).get(FINGERPRINT_MODE)) is not None:
+        table = table.append_column(MODE_COLUMN, pa.array([mode.decode()] * table.num_rows, pa.string()))
     pacsv.write_csv(table, stream)
 
 
@@ -178,7 +186,17 @@ def _from_csv(stream: Any) -> pa.Table:
             lists = [_names_in(text) for text in table[name].to_pylist()]
             index = table.schema.get_field_index(name)
             table = table.set_column(index, name, pa.array(lists, pa.list_(pa.string())))
-    return table
+    return _with_mode(table)
+
+
+def _with_mode(table: pa.Table) -> pa.Table:
+    """The column that says how fingerprints were made as metadata, where it says one thing."""
+    if MODE_COLUMN not in table.column_names:
+        return table
+    modes = table[MODE_COLUMN].unique().to_pylist()
+    table = table.drop_columns([MODE_COLUMN])
+    known = len(modes) == 1 and modes[0] is not None
+    return table.replace_schema_metadata({FINGERPRINT_MODE: modes[0]}) if known else table
 
 
 def _names_in(text: str | None) -> list[str | None]:

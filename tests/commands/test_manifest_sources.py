@@ -177,3 +177,14 @@ def test_fingerprints_of_content_are_kept(tmp_path):
     before = index(tmp_path / "a", fingerprint="content", out=str(tmp_path / "m.parquet")).table
     os.utime(tmp_path / "a" / "x.tif", ns=(5, 5))
     assert index(tmp_path / "m.parquet").table["fingerprint"].equals(before["fingerprint"])
+
+
+@pytest.mark.parametrize("mode", ["stat", "content"])
+@pytest.mark.parametrize("name", ["m.csv", "m.parquet"])
+def test_a_manifest_says_how_its_fingerprints_were_made_so_that_changes_of_all_files_are_noticed(tmp_path, name, mode):
+    write_scans(tmp_path / "a", "one.tif")
+    before = index(tmp_path / "a", out=str(tmp_path / name), fingerprint=mode).table
+    assert index(tmp_path / name).table.column_names == before.column_names
+    (tmp_path / "a" / "one.tif").write_bytes((tmp_path / "a" / "one.tif").read_bytes() + b"more")
+    after = index(tmp_path / name).table
+    assert (after["fingerprint"] != before["fingerprint"]) == (mode == "stat")
