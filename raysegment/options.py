@@ -13,6 +13,7 @@ from raysegment.errors import UsageError
 
 Normalization = Literal["scale", "minmax", "zscore", "percentile"]
 Crop = Literal["none", "foreground"]
+Rules = Literal["0.1", "0.2"]
 Loss = Literal["dice", "bce", "dice_bce", "focal", "tversky"]
 Network = Literal["unet", "attention_unet", "residual_unet"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -50,6 +51,13 @@ class Preprocessing(Checked):
         "none",
         "`foreground` scales the box around what is not background, instead of the whole slice, to --image-size",
         affects_result=True,
+    )
+    rules: Rules = choice(
+        "0.2",
+        "how padding and `--normalization scale` are done: with the background and by the scan's own range, or as in "
+        "version 0.1 with 0 and by the type's range; runs and bundles keep theirs",
+        affects_result=True,
+        before="0.1",
     )
 
 

@@ -15,7 +15,14 @@ import pyarrow.compute as pc
 from raysegment.archive.filesystem import describe, is_uri, open_file
 from raysegment.archive.fingerprint import fingerprint_files, renew_fingerprints
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
-from raysegment.archive.grouping.folders import Draft, assign_patients, draft_scans, name_of_source, single_drafts
+from raysegment.archive.grouping.folders import (
+    Draft,
+    assign_patients,
+    draft_scans,
+    name_of_source,
+    share_patients,
+    single_drafts,
+)
 from raysegment.archive.grouping.ways import join_ways
 from raysegment.archive.manifest import FINGERPRINT_MODE, MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import encode_name, extension_of, show_name
@@ -108,11 +115,10 @@ def find_scans(
     if not any(draft.files for draft in drafts):
         looked_for = ", ".join(f"*{extension}" for extension in sorted(extensions))
         raise UsageError(f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.")
-    table = _build_table(source, drafts, fingerprint, lone_masks)
-    table = table.replace_schema_metadata(
+    table = _build_table(source, drafts, fingerprint, lone_masks, patient_pattern)
+    return table.replace_schema_metadata(
         {**table.schema.metadata, OWN_FOLDERS: str(sum(folder.is_own for folder in folders))}
     )
-    return table if patient_pattern is None else _with_pattern(table, patient_pattern)
 
 
 def summarise(table: pa.Table) -> IndexSummary:
@@ -145,10 +151,15 @@ def summarise(table: pa.Table) -> IndexSummary:
     )
 
 
-def _build_table(source: str, drafts: list[Draft], fingerprint: str, lone_masks: int) -> pa.Table:
+def _build_table(
+    source: str, drafts: list[Draft], fingerprint: str, lone_masks: int, patient_pattern: str | None
+) -> pa.Table:
     examined = _examine_all(source, drafts)
     drafts = [draft for draft, _, _, _ in examined]
     patients, num_own = assign_patients(drafts)
+    if patient_pattern is not None:
+        patients, num_own = _match_patients([draft.scan_id for draft in drafts], patient_pattern), 0
+    patients = share_patients(drafts, patients)
     columns: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names}
     for (draft, reader, header, problem), patient in zip(examined, patients, strict=True):
         located = draft.files + [reference for reference in draft.references if reference]
@@ -243,18 +254,22 @@ def _read_header(source: str, path: str) -> tuple[str, Header | None, str | None
 
 
 def _with_pattern(table: pa.Table, pattern: str) -> pa.Table:
-    """The table with patients read from the scan_ids."""
+    """A manifest with patients read from the scan_ids."""
+    column = pa.array(_match_patients(table["scan_id"].to_pylist(), pattern), pa.string())
+    metadata = {**(table.schema.metadata or {}), OWN_PATIENTS: b"0"}
+    index = table.schema.get_field_index("patient_id")
+    return table.set_column(index, MANIFEST_SCHEMA.field("patient_id"), column).replace_schema_metadata(metadata)
+
+
+def _match_patients(scan_ids: list[str], pattern: str) -> list[str]:
     compiled = _compile_pattern("--patient-pattern", pattern, "patient")
     patients = []
-    for scan_id in table["scan_id"].to_pylist():
+    for scan_id in scan_ids:
         match = compiled.search(scan_id)
         if match is None or not match[1]:
             raise UsageError(f"--patient-pattern {pattern!r} finds no patient in scan_id {show_name(scan_id)}.")
         patients.append(match[1])
-    column = pa.array(patients, pa.string())
-    metadata = {**(table.schema.metadata or {}), OWN_PATIENTS: b"0"}
-    index = table.schema.get_field_index("patient_id")
-    return table.set_column(index, MANIFEST_SCHEMA.field("patient_id"), column).replace_schema_metadata(metadata)
+    return patients
 
 
 def _compile_pattern(option: str, pattern: str, what: str) -> re.Pattern[str]:

@@ -128,7 +128,9 @@ def choose_scans(
     if split is None:
         return chosen, None
     result = assign_splits(chosen, split_file=split_file, run_manifest=run_manifest)
-    return require_split(result, split), result.origin
+    unknown = result.unknown if split_file is not None else ()
+    told = f", of which {len(unknown)} names fit no scan ({_list(list(unknown))})" if unknown else ""
+    return require_split(result, split), f"{result.origin}{told}"
 
 
 def refuse_training_patients(scans: pa.Table, split: str, has_seen: Callable[[str], bool]) -> None:
@@ -162,7 +164,7 @@ def read_split_file(path: str) -> dict[str, str]:
         lists = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"--split-file {show_name(path)} does not exist.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
             f"--split-file {show_name(path)} cannot be read ({type(error).__name__}); {expected}."
         ) from error

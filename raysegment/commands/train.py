@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from raysegment.pipeline.training_set import (
 from raysegment.runs.console import Console
 from raysegment.runs.identity import TRAINING_NAMES, check_foreign, identify
 from raysegment.runs.lock import RunLock
-from raysegment.runs.record import keep_record
+from raysegment.runs.record import keep_record, read_record
 from raysegment.store.place import Place, report_full_disk
 
 
@@ -82,6 +82,7 @@ def train(options: TrainOptions) -> TrainResult:
     )
     check_splits(split)
     check_channels(options, most_common_channels(split.table))
+    options = keep_rules(options, place)
     record = identify("train", options, key="options", data_id=hash_data(split.table)).open(place)
     if not record.get("status"):
         check_foreign(place, TRAINING_NAMES)
@@ -120,6 +121,12 @@ def is_finished(folder: Path, record: dict[str, Any], options: TrainOptions) -> 
             f"cannot go on to --epochs {options.epochs}. Choose another --out."
         )
     return True
+
+
+def keep_rules(options: TrainOptions, place: Place) -> TrainOptions:
+    """A run of version 0.1 goes on by its own rules."""
+    chosen = read_record(place).get("options")
+    return replace(options, rules="0.1") if isinstance(chosen, dict) and "rules" not in chosen else options
 
 
 def check_precision(options: TrainOptions, record: dict[str, Any]) -> None:

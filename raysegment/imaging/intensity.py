@@ -12,7 +12,7 @@ import numpy.typing as npt
 from raysegment.errors import ChannelMismatchError, NonFinitePixelsError
 from raysegment.imaging.foreground import background_level
 from raysegment.imaging.geometry import DTYPES_OF_OPENCV, MAX_CHANNELS_AT_ONCE
-from raysegment.options import Normalization
+from raysegment.options import Normalization, Rules
 from raysegment.scan import Pixels
 
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.5
@@ -22,8 +22,8 @@ FLAT_SHARE = 1e-6
 MAX_MAGNITUDE = float(np.sqrt(np.finfo(np.float32).max))
 """1.8e19. The square of a larger number is infinite in the network's arithmetic; so large are only fill values."""
 
-SMALLEST_BITS = 8
-"""Whole numbers are scaled by the range of at least so many bits, so that one byte or two make no difference."""
+ONE_BYTE = 255.0
+"""Whole numbers are scaled by this at least, so that one byte or two make no difference."""
 
 PerChannel = npt.NDArray[np.float32]
 PerChannelExact = npt.NDArray[np.float64]
@@ -56,18 +56,18 @@ class Intensity:
         return Intensity(*(np.tile(getattr(self, item.name), times) for item in fields(self)))
 
 
-def measure_intensity(pixels: Pixels, normalization: Normalization) -> Intensity:
+def measure_intensity(pixels: Pixels, normalization: Normalization, rules: Rules = "0.2") -> Intensity:
     """Measure a normalization on a whole scan, per channel.
 
-    `scale` divides integers by the range of as many bits as the scan's largest magnitude needs (255, 511, … 4095, …
-    65535; at least 8 bits, at most those of the type, which for uint8 is always 255), so that 12 bits stored in 16 fill
-    the range as 8 bits in 8 do, and floats by the largest magnitude where that is above 1;
+    `scale` divides integers by the scan's largest magnitude, over all channels, or 255 where that is more, so that 12
+    bits stored in 16 fill the range as 8 bits in 8 do; and floats by the largest magnitude where that is above 1;
     `minmax` maps the extremes to 0 and 1; `zscore` gives mean 0 and standard deviation 1; `percentile` clips to the
     percentiles 0.5 and 99.5 and maps them to 0 and 1. A flat channel becomes 0.
 
     Args:
         pixels: (slices, rows, columns, channels), raw.
         normalization: One of the four words.
+        rules: Of which version; with `0.1` integers are divided by their type's largest number, and `background` is 0.
 
     Raises:
         NonFinitePixelsError: The pixels hold NaN, infinity or numbers beyond `MAX_MAGNITUDE`, or are not finite once
@@ -77,7 +77,7 @@ def measure_intensity(pixels: Pixels, normalization: Normalization) -> Intensity
     channels = pixels.shape[-1]
     low, high = np.full(channels, -np.inf), np.full(channels, np.inf)
     if normalization == "scale":
-        offset, span = np.zeros(channels), _full_range(pixels)
+        offset, span = np.zeros(channels), _full_range(pixels, rules)
         scale = 1.0 / span
     elif normalization == "zscore":
         offset, span = _mean_and_deviation(pixels)
@@ -86,7 +86,8 @@ def measure_intensity(pixels: Pixels, normalization: Normalization) -> Intensity
         low, high = _extremes(pixels) if normalization == "minmax" else _percentiles(pixels)
         offset, scale = low, _inverse(high - low, np.maximum(np.abs(low), np.abs(high)))
     with np.errstate(over="ignore"):
-        measured = (offset, scale, low, high, background_level(pixels))
+        background = background_level(pixels) if rules != "0.1" else np.zeros(channels)
+        measured = (offset, scale, low, high, background)
         intensity = Intensity(*(np.asarray(values, np.float32) for values in measured))
     _check_normalized(pixels, intensity)
     return intensity
@@ -157,13 +158,14 @@ def _check_normalized(pixels: Pixels, intensity: Intensity) -> None:
         )
 
 
-def _full_range(pixels: Pixels) -> PerChannelExact:
+def _full_range(pixels: Pixels, rules: Rules) -> PerChannelExact:
     low, high = _extremes(pixels)
     magnitude = np.maximum(np.abs(low), np.abs(high))
     if not np.issubdtype(pixels.dtype, np.integer):
         return np.maximum(magnitude, 1)
-    bits = max(SMALLEST_BITS, int(magnitude.max(initial=0)).bit_length())
-    return np.full(pixels.shape[-1], float(min(2**bits - 1, np.iinfo(pixels.dtype.name).max)))
+    if rules == "0.1":
+        return np.full(pixels.shape[-1], float(np.iinfo(pixels.dtype.name).max))
+    return np.full(pixels.shape[-1], max(ONE_BYTE, float(magnitude.max(initial=0))))
 
 
 def _extremes(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:

@@ -65,7 +65,7 @@ def prepare_scan(pixels: Pixels, preprocessing: Preprocessing) -> PreparedScan:
         NonFinitePixelsError: The pixels hold NaN, infinity or numbers that single precision cannot calculate with.
     """
     chosen = select_channels(pixels, preprocessing.channels)
-    intensity = measure_intensity(chosen, preprocessing.normalization)
+    intensity = measure_intensity(chosen, preprocessing.normalization, preprocessing.rules)
     box = foreground_box(chosen) if preprocessing.crop == "foreground" else None
     geometry = fit_geometry(pixels.shape[1], pixels.shape[2], preprocessing.image_size, box)
     return PreparedScan(resize_slices(chosen, geometry, intensity.background), intensity, geometry)

@@ -262,10 +262,12 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes
 
 
 def _read_choices(kind: type[Any], values: Mapping[str, Any]) -> Any:
-    names = {item.name for item in fields(kind)}
-    if unknown := set(values) - names:
+    """Choices as an earlier version may have stored them; what it did not have it did in its own way."""
+    before = {item.name: item.metadata["before"] for item in fields(kind)}
+    if unknown := set(values) - set(before):
         raise ValueError(f"unknown keys {sorted(unknown)}")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    stored = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return kind(**before | stored)
 
 
 def _find_bundle(path: Path) -> Path:

@@ -47,9 +47,16 @@ class Progress:
     minutes: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
 
+    @property
+    def improved_epoch(self) -> int:
+        """The last epoch that was better than all before it, by its score or by its validation loss."""
+        losses = [row["val_loss"] for row in self.history]
+        lowest = min((loss for loss in losses if not math.isnan(loss)), default=math.nan)
+        return max(self.best_epoch, losses.index(lowest) + 1 if lowest in losses else 0)
+
     def is_over(self, options: TrainOptions) -> bool:
         """Whether the run has reached its epochs, its patience or its time."""
-        if options.early_stopping and self.epoch - self.best_epoch >= options.early_stopping and self.epoch:
+        if options.early_stopping and self.epoch and self.epoch - self.improved_epoch >= options.early_stopping:
             return True
         return self.epoch >= self.count_epochs(options)
 

@@ -6,11 +6,12 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from raysegment.archive.own_folders import RECORD_FILE
 from raysegment.choices import changed_result, earlier_choices
 from raysegment.errors import UsageError
 from raysegment.runs.console import LOG_FILE
 from raysegment.runs.lock import LOCK_FILE
-from raysegment.runs.record import RECORD_FILE, as_json, read_record
+from raysegment.runs.record import as_json, read_record
 from raysegment.store.place import Place
 from raysegment.store.publish import read_rows
 from raysegment.store.schema import SCHEMAS

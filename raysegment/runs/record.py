@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from raysegment.archive.own_folders import RECORD_FILE
 from raysegment.choices import as_plain
 from raysegment.errors import DiskFullError, InterruptedRunError, LockedError, UsageError
 from raysegment.store.place import Place
 
-RECORD_FILE = "run.json"
 REPORTED_PACKAGES = (
     "raysegment",
     "ray",
@@ -39,10 +39,10 @@ def read_record(place: Place) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(place.read_bytes(RECORD_FILE))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         cause = " ".join(str(error).split())[:200]
         raise UsageError(f"{place.location}/{RECORD_FILE} cannot be read: {cause}. Choose another folder.") from None
-    if not isinstance(record, dict):
+    if not isinstance(record, dict) or not isinstance(record.get("chosen", {}), dict):
         raise UsageError(f"{place.location}/{RECORD_FILE} is not of a raysegment run. Choose another folder.")
     return record
 

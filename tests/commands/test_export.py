@@ -25,7 +25,11 @@ def write_tables(folder, masks: dict[str, np.ndarray]) -> None:
     place = Place(str(folder))
     prepare_tables(place)
     rows = [
-        ScanRows({"scan_id": name, "status": "ok"}, (), encode_mask(name, mask, labels={"lesion": 1}))
+        ScanRows(
+            {"scan_id": name, "status": "ok", "num_slices": len(mask)},
+            (),
+            encode_mask(name, mask, labels={"lesion": 1}),
+        )
         for name, mask in masks.items()
     ]
     publish_part(place, "_staging/1", stage_part(place, "_staging/1", rows).name)

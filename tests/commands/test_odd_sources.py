@@ -179,6 +179,17 @@ def test_scans_that_share_a_slice_are_of_one_patient(tmp_path):
     assert patients == {"p1": "p1", "p2": "p2", "selected": "p1"}
 
 
+def test_a_patient_pattern_does_not_part_scans_that_share_a_slice(tmp_path):
+    write_series(tmp_path / "p1", slices=6)
+    write_series(tmp_path / "p2", slices=6, seed=2)
+    (tmp_path / "p3").mkdir()
+    for number in (2, 3):
+        (tmp_path / "p3" / f"x_{number}.tif").symlink_to(tmp_path / "p1" / f"x_{number}.tif")
+    table = raysegment.index(raysegment.IndexOptions(source=str(tmp_path), patient_pattern="(p[0-9])")).table
+    patients = dict(zip(table["scan_id"].to_pylist(), table["patient_id"].to_pylist(), strict=True))
+    assert patients == {"p1": "p1", "p2": "p2", "p3": "p1"}
+
+
 def test_one_folder_of_masks_may_serve_two_folders_of_images(tmp_path):
     (tmp_path / "masks").mkdir()
     for split in ("train", "test"):

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from raysegment.choices import changed_result, load_options
+from raysegment.commands.train import keep_rules
 from raysegment.errors import UsageError
 from raysegment.options import TrainOptions
 from raysegment.runs.identity import identify
 from raysegment.store.place import Place
 
-NEW = ("momentum", "clip_norm", "scan_pattern")
+NEW = ("momentum", "clip_norm", "scan_pattern", "rules")
 PLACES = {"source": "archive", "out": "run"}
 
 
@@ -25,7 +26,7 @@ def write_earlier(folder: Path, **choices: object) -> Place:
 
 
 def open_run(place: Place, options: TrainOptions) -> None:
-    identify("train", options, key="options", data_id="same").open(place)
+    identify("train", keep_rules(options, place), key="options", data_id="same").open(place)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw"])
@@ -49,3 +50,9 @@ def test_what_had_no_effect_then_is_not_asked_for_now(tmp_path: Path) -> None:
     open_run(place, recipe)
     with pytest.raises(UsageError, match="augment was False, is True"):
         open_run(place, load_options(TrainOptions, PLACES, recipe="lgg-best"))
+
+
+def test_a_run_of_version_0_1_keeps_its_rules_for_padding_and_scale(tmp_path: Path) -> None:
+    options = TrainOptions(**PLACES)
+    assert keep_rules(options, Place(str(tmp_path))).rules == "0.2"
+    assert keep_rules(options, write_earlier(tmp_path)).rules == "0.1"

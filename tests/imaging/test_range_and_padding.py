@@ -25,14 +25,16 @@ def scaled(pixels: np.ndarray) -> np.ndarray:
     ("largest", "dtype", "span"),
     [
         (4095, np.uint16, 4095),
-        (3000, np.uint16, 4095),
+        (3000, np.uint16, 3000),
         (200, np.uint16, 255),
         (3, np.uint16, 255),
         (1023, np.int16, 1023),
-        (70_000, np.int32, 131_071),
+        (2047, np.uint16, 2047),
+        (2048, np.uint16, 2048),
+        (70_000, np.int32, 70_000),
     ],
 )
-def test_scale_divides_by_the_range_of_as_many_bits_as_the_scan_needs(largest, dtype, span):
+def test_scale_divides_by_the_scans_largest_number_and_by_255_at_least(largest, dtype, span):
     pixels = np.linspace(0, largest, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3).astype(dtype)
     np.testing.assert_allclose(scaled(pixels), pixels / span, rtol=1e-6)
 
@@ -44,8 +46,8 @@ def test_scale_divides_by_the_range_of_as_many_bits_as_the_scan_needs(largest, d
         (255, np.uint8, 255),
         (65535, np.uint16, 65535),
         (32767, np.int16, 32767),
-        (9, np.int8, 127),
-        (3_000_000_000, np.uint32, 2**32 - 1),
+        (9, np.int8, 255),
+        (3_000_000_000, np.uint32, 3_000_000_000),
     ],
 )
 def test_scale_divides_by_the_type_s_range_where_the_scan_fills_it(largest, dtype, span):
@@ -55,13 +57,22 @@ def test_scale_divides_by_the_type_s_range_where_the_scan_fills_it(largest, dtyp
 
 def test_scale_of_signed_values_is_by_the_largest_magnitude():
     pixels = np.array([-1024, -1000, 0, 400], np.int16).reshape(1, 2, 2, 1)
-    np.testing.assert_allclose(scaled(pixels), pixels / 2047, rtol=1e-6)
+    np.testing.assert_allclose(scaled(pixels), pixels / 1024, rtol=1e-6)
     lowest = np.array([-32768, 0, 0, 400], np.int16).reshape(1, 2, 2, 1)
-    np.testing.assert_allclose(scaled(lowest), lowest / 32767, rtol=1e-6)
+    np.testing.assert_allclose(scaled(lowest), lowest / 32768, rtol=1e-6)
 
 
 def test_the_same_values_are_scaled_alike_in_one_byte_and_in_two():
     np.testing.assert_array_equal(scaled(PHANTOM.astype(np.uint16)) * np.float32(1), scaled(PHANTOM))
+
+
+def test_what_was_trained_with_version_0_1_is_scaled_and_padded_as_it_was():
+    pixels = np.full((2, 64, 32, 1), 1000, np.uint16)
+    prepared = prepare_scan(pixels, Preprocessing(image_size=64, normalization="scale", rules="0.1"))
+    seen = normalize(prepared.pixels, prepared.intensity)
+    np.testing.assert_allclose(seen[:, :, 16:48], 1000 / 65535, rtol=1e-6)
+    assert not seen[:, :, :16].any()
+    assert not seen[:, :, 48:].any()
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)

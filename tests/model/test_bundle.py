@@ -13,7 +13,7 @@ import pytest
 
 from raysegment.errors import UsageError
 from raysegment.model.batch_norm import SynchronizedBatchNormalization
-from raysegment.model.bundle import BundleDescription, load_bundle, save_bundle
+from raysegment.model.bundle import BundleDescription, compute_model_id, load_bundle, save_bundle
 from raysegment.model.unet import build_network
 from raysegment.options import Postprocessing, Preprocessing
 
@@ -79,6 +79,15 @@ def test_model_id_is_the_same_for_the_same_weights_and_choices_only(saved, netwo
     trained = keras.models.clone_model(network)
     trained.set_weights([array + 1 for array in network.get_weights()])
     assert save_bundle(tmp_path / "trained", trained, describe()).model_id != first
+
+
+def test_a_bundle_of_version_0_1_keeps_its_rules(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "model")
+    content = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert content["preprocessing"].pop("rules") == "0.2"
+    content["model_id"] = compute_model_id(content)
+    (tmp_path / "model" / "model.json").write_text(json.dumps(content))
+    assert load_bundle(tmp_path / "model").preprocessing.rules == "0.1"
 
 
 def test_saving_again_replaces_the_bundle_and_leaves_nothing_beside_it(network, tmp_path):

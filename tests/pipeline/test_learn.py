@@ -23,8 +23,12 @@ def options(**choices: object) -> TrainOptions:
     return TrainOptions(source="scans", out="run", **choices)
 
 
-def progress(minutes: list[float], best_epoch: int) -> Progress:
-    history = [{"epoch": i + 1, "minutes": value} for i, value in enumerate(minutes)]
+def progress(minutes: list[float], best_epoch: int, losses: list[float] | None = None) -> Progress:
+    losses = losses or [math.nan] * len(minutes)
+    history = [
+        {"epoch": i + 1, "minutes": value, "val_loss": loss}
+        for i, (value, loss) in enumerate(zip(minutes, losses, strict=True))
+    ]
     return Progress(epoch=len(minutes), best_epoch=best_epoch, minutes=sum(minutes), history=history)
 
 
@@ -36,6 +40,14 @@ def test_a_run_is_over_after_its_epochs() -> None:
 def test_a_run_is_over_after_as_many_epochs_without_a_better_one_as_it_has_patience() -> None:
     assert not progress([1, 1, 1], 2).is_over(options(epochs=9, early_stopping=2))
     assert progress([1, 1, 1, 1], 2).is_over(options(epochs=9, early_stopping=2))
+
+
+def test_patience_counts_from_the_last_epoch_that_was_better_by_score_or_by_loss() -> None:
+    choices = options(epochs=9, early_stopping=2)
+    assert not progress([1, 1, 1, 1], 1, [0.9, 0.8, 0.7, 0.6]).is_over(choices)
+    assert not progress([1, 1, 1, 1], 1, [0.9, 0.8, 0.7, 0.75]).is_over(choices)
+    assert progress([1, 1, 1, 1], 1, [0.9, 0.8, 0.85, 0.85]).is_over(choices)
+    assert progress([1, 1, 1, 1], 1, [0.5, 0.5, 0.5, 0.5]).is_over(choices)
 
 
 def test_a_run_is_over_before_the_epoch_that_would_pass_its_time() -> None:
@@ -62,8 +74,7 @@ def test_the_best_epoch_has_the_highest_dice_and_among_equals_the_lowest_loss() 
         run = run.after(row, "val_dice")
         best.append(run.best_epoch)
     assert best == [1, 2, 2, 4, 4, 4]
-    assert run.is_over(options(epochs=9, early_stopping=2))
-    assert not run.is_over(options(epochs=9, early_stopping=3))
+    assert not run.is_over(options(epochs=9, early_stopping=1))
 
 
 def test_the_epochs_of_a_budget_are_those_that_fit_into_it() -> None:

@@ -139,11 +139,14 @@ def assign_patients(drafts: list[Draft]) -> tuple[list[str], int]:
         is_own = not draft.is_series and level == len(draft.place) - 1
         num_own += is_own
         patients.append(draft.scan_id if is_own else draft.place[level])
-    positions = {id(draft): position for position, draft in enumerate(drafts)}
-    for position, draft in enumerate(drafts):
-        if (owner := positions.get(id(draft.shares_with))) is not None:
-            patients[position] = patients[owner]
     return patients, num_own
+
+
+def share_patients(drafts: list[Draft], patients: list[str]) -> list[str]:
+    """The patients, where a scan that shares slices with another one is of that one's, whatever its name says."""
+    positions = {id(draft): position for position, draft in enumerate(drafts)}
+    owners = [positions.get(id(draft.shares_with), position) for position, draft in enumerate(drafts)]
+    return [patients[owner] for owner in owners]
 
 
 def former_names(files: Sequence[str], source_name: str) -> set[str]:

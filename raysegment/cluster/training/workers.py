@@ -15,6 +15,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 
 from raysegment.cluster.ray_internals import make_trainer
+from raysegment.cluster.session import raise_if_interrupted
 from raysegment.cluster.training.backend import CollectiveConfig
 from raysegment.cluster.training.hardware import WorkerShare, share_what_is_left
 from raysegment.cluster.training.kept import KeptSet
@@ -86,6 +87,8 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, console: Console) -> 
         try:
             return run_workers(task, share, console)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+            # An interrupted run ends Ray under this thread, which is no failure of training.
+            raise_if_interrupted()
             cause = find_cause(error)
             failures += 1
             if failures > task.options.max_failures:
@@ -170,6 +173,10 @@ class MailReader:
                 messages = ray.get(self._mailbox.take.remote(), timeout=30)
             except ray.exceptions.RayError:
                 messages = []
+            except Exception:
+                if ray.is_initialized():
+                    raise
+                return  # An interrupted run has ended Ray.
             for message in messages:
                 with suppress(OSError):
                     self._show(message)
