@@ -50,7 +50,7 @@ class Progress:
     @property
     def improved_epoch(self) -> int:
         """The last epoch that was better than all before it, by its score or by its validation loss."""
-        losses = [row["val_loss"] for row in self.history]
+        losses = [row.get("val_loss", math.nan) for row in self.history]
         lowest = min((loss for loss in losses if not math.isnan(loss)), default=math.nan)
         return max(self.best_epoch, losses.index(lowest) + 1 if lowest in losses else 0)
 
