@@ -91,7 +91,7 @@ def train_in_session(
         mailbox=None,
     )
     if done:
-        console.say(f"going on after {done[-1].name.replace('-', ' ')}")
+        console.say(f"going on after epoch {int(done[-1].name.removeprefix('epoch-'))}")
     progress = fit_with_retries(task, share, console)
     share = share_what_is_left(options, needs_gpu=share.use_gpu)
     task = replace(task, threads=share.threads)
