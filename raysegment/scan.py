@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from raysegment.errors import UsageError
 
 Spacing = tuple[float, float, float]
 """Distance of voxel centres in millimetres, (slices, rows, columns)."""
@@ -14,7 +17,13 @@ Pixels = npt.NDArray[np.generic]
 """(slices, rows, columns, channels), as stored in the file."""
 
 Mask = npt.NDArray[np.uint8]
-"""(slices, rows, columns), the label's value in each voxel, 0 for background."""
+"""(slices, rows, columns), the label's value in each voxel, 0 for background; (labels, slices, rows, columns) where
+labels overlap."""
+
+LabelMap = npt.NDArray[np.unsignedinteger[Any]]
+"""(slices, rows, columns), the value of each voxel in a reference, 0 for background, in the smallest type for it."""
+
+LARGEST_LABEL_VALUE = 65535
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +51,9 @@ class ScanEntry:
     channels: int | None = None
     fingerprint: str = ""
     split: str | None = None
+    channel_names: tuple[str, ...] = ()
+    """Names of the channels, where they have any: `files` then holds one volume for each, in this order, or one file
+    with all of them."""
     problem: str | None = None
     """What already looks wrong in the header or the folder; None where nothing does."""
 
@@ -71,12 +83,114 @@ class Scan:
         return int(slices), int(rows), int(columns)
 
 
+Region = tuple[int, ...]
+"""The values that a label has in a label map."""
+
+Colour = tuple[int, int, int]
+"""Red, green, blue, 0 to 255."""
+
+
 @dataclass(frozen=True)
 class Labels:
-    """Names of the regions a model segments; `names[i]` has the value i + 1 in a mask."""
+    """The regions that a model segments, and what they are in references and masks.
 
-    names: tuple[str, ...] = field(default=("lesion",))
+    A **label map** is (slices, rows, columns) of whole numbers, 0 for background. References are label maps; masks are
+    where no voxel can have two labels.
+
+    Attributes:
+        names: Of the labels, in order.
+        regions: For each label the values that it has in references. Empty where nobody declared them: then there is
+            one label, and the values of each reference decide what is region (`archive/reference`), which comes as 1.
+        colours: For pictures; None for one chosen by raysegment. Empty where none is given.
+        codes: Codes of a terminology, such as `SCT:91772007`; None where a label has none. Empty where none is given.
+
+    Raises:
+        UsageError: Names twice, an empty or negative region, several labels without regions.
+    """
+
+    names: tuple[str, ...] = ("lesion",)
+    regions: tuple[Region, ...] = ()
+    colours: tuple[Colour | None, ...] = ()
+    codes: tuple[str | None, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.names or len(set(self.names)) != len(self.names) or not all(self.names):
+            raise UsageError(f"labels {', '.join(self.names) or '(none)'}: each needs a name of its own.")
+        if not self.regions and len(self.names) > 1:
+            raise UsageError(f"labels {', '.join(self.names)}: which values each of them has must be said.")
+        if self.regions and len(self.regions) != len(self.names):
+            raise UsageError(f"{len(self.names)} labels have {len(self.regions)} sets of values; expected one each.")
+        for name, region in zip(self.names, self.regions, strict=False):
+            if not region or min(region) < 1 or max(region) > LARGEST_LABEL_VALUE:
+                raise UsageError(
+                    f"label {name} has the values {'+'.join(map(str, region)) or '(none)'}; expected whole numbers "
+                    f"from 1 to {LARGEST_LABEL_VALUE}, 0 is background."
+                )
+
+    def __len__(self) -> int:
+        return len(self.names)
 
     @property
-    def values(self) -> dict[str, int]:
-        return {name: value for value, name in enumerate(self.names, start=1)}
+    def are_declared(self) -> bool:
+        """Whether somebody said which values in a reference are what."""
+        return bool(self.regions)
+
+    @property
+    def overlap(self) -> bool:
+        """Whether a voxel can have two labels, because two regions share a value."""
+        values = [value for region in self.regions for value in set(region)]
+        return len(set(values)) < len(values)
+
+    @property
+    def exclude_each_other(self) -> bool:
+        """Whether there are several labels of which a voxel has at most one: softmax, else sigmoid for each label."""
+        return len(self) > 1 and not self.overlap
+
+    @property
+    def mask_values(self) -> dict[str, int]:
+        """The value of each label in a mask: the smallest of its region; where labels overlap, 1 in its own plane."""
+        if self.overlap:
+            return dict.fromkeys(self.names, 1)
+        return {name: min(region) for name, region in zip(self.names, self.regions or ((1,),), strict=True)}
+
+    @property
+    def known_values(self) -> frozenset[int]:
+        """Values that a reference may hold, 0 included."""
+        return frozenset({0, 1}) if not self.regions else frozenset({0}.union(*self.regions))
+
+    def plane_of(self, label_map: LabelMap, position: int) -> npt.NDArray[np.bool_]:
+        """Where one label is in a label map of any shape; bool of the same shape.
+
+        Args:
+            label_map: Values of references, 0 for background.
+            position: Of the label in `names`.
+        """
+        region = self.regions[position] if self.regions else (1,)
+        inside = label_map == region[0]
+        for value in region[1:]:
+            inside |= label_map == value
+        return np.asarray(inside)
+
+    def planes_of(self, label_map: LabelMap) -> npt.NDArray[np.bool_]:
+        """All labels of a label map of any shape; bool, (labels, *shape)."""
+        return np.stack([self.plane_of(label_map, position) for position in range(len(self))])
+
+
+SliceAxis = Literal["auto", "axial", "coronal", "sagittal"]
+"""Which way slices of a volume are cut; `auto`: along the thickest spacing, else axial."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """What reading a scan depends on besides its row of the manifest.
+
+    Attributes:
+        labels: What the values of references mean.
+        slice_axis: How volumes are cut into slices; files of slices stay as they are.
+        resample_channels: Bring channels and references that lie on another grid to that of the first channel; refused
+            if not.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    slice_axis: SliceAxis = "auto"
+    resample_channels: bool = False

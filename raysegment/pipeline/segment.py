@@ -177,7 +177,7 @@ class ScanSegmenter:
         measured = measure_mask(mask, work.read.reference, probability, spacing_mm)
         scan_id = work.read.scan_id
         metric = {"scan_id": scan_id, "label": labels.names[0], **measured}
-        encoded = encode_mask(scan_id, mask, labels=labels.values, spacing_mm=spacing_mm, affine=work.scan.affine)
+        encoded = encode_mask(scan_id, mask, labels=labels.mask_values, spacing_mm=spacing_mm, affine=work.scan.affine)
         work.seconds["finish"] = time.perf_counter() - started
         return ScanRows(_build_row(work.read, spacing_mm, work.seconds, self.settings), (metric,), encoded)
 
