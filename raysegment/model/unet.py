@@ -15,6 +15,7 @@ from keras import layers
 
 Network = Literal["unet", "attention_unet", "residual_unet"]
 Norm = Literal["batch", "group", "none"]
+Head = Literal["sigmoid", "softmax"]
 
 GROUPS = 8
 """Groups of group normalization, where the number of channels divides by it."""
@@ -41,7 +42,8 @@ def build_network(
     norm: Norm = "batch",
     norm_momentum: float = 0.9,
     batch_norm: type[layers.BatchNormalization] = layers.BatchNormalization,
-    output_channels: int = 1,
+    num_labels: int = 1,
+    head: Head = "sigmoid",
 ) -> keras.Model:
     """Build an untrained network.
 
@@ -56,11 +58,13 @@ def build_network(
         norm: Feature normalization behind each convolution.
         norm_momentum: Momentum of batch normalization's moving statistics.
         batch_norm: Layer of batch normalization; those of `batch_norm` are for training only.
-        output_channels: One per label.
+        num_labels: Regions to tell apart.
+        head: `sigmoid` gives each label a probability of its own; `softmax` shares 1 between the background and all
+            labels.
 
     Returns:
         A functional model, (batch, rows, columns, channels) to float32 probabilities (batch, rows, columns,
-        output_channels).
+        labels); with softmax (batch, rows, columns, 1 + labels), the background's first.
     """
     style = BlockStyle(norm, norm_momentum, batch_norm, dropout, residual=network == "residual_unet")
     inputs = keras.Input(input_shape)
@@ -78,7 +82,7 @@ def build_network(
         features = _block(layers.Concatenate()([features, skip]), filters * 2**level, style)
     is_half = keras.config.dtype_policy().compute_dtype in ("bfloat16", "float16")
     outputs = layers.Conv2D(
-        output_channels, 1, activation="sigmoid", dtype="float32" if is_half else None, name="probability"
+        num_labels + (head == "softmax"), 1, activation=head, dtype="float32" if is_half else None, name="probability"
     )(features)
     return keras.Model(inputs, outputs, name=network)
 

@@ -94,7 +94,7 @@ def predict_batches(
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """A scan's probabilities on the network's grid, some slices at a time: which ones, and (slices, rows, columns)."""
     for chosen, pixels in iterate_batches(kept, context_slices, SLICES_AT_ONCE):
-        yield chosen, predict(pixels)
+        yield chosen, predict(pixels)[..., 0]
 
 
 def count_inputs(options: TrainOptions, num_channels: int) -> int:

@@ -222,6 +222,7 @@ class ScanSegmenter:
             started = time.perf_counter()
             try:
                 found = self._predict(batch)
+                found = found[..., 0] if found.ndim == batch.ndim else found
             except Exception as error:
                 raise NetworkFailedError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
             seconds = time.perf_counter() - started

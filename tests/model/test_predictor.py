@@ -17,10 +17,10 @@ from raysegment.model.unet import build_network
 from raysegment.options import Postprocessing, Preprocessing
 
 
-def make_network(network="unet", norm="batch", channels=3, filters=4):
+def make_network(network="unet", norm="batch", channels=3, filters=4, **head):
     shape = (None, None, channels)
     return randomize(
-        build_network(network=network, input_shape=shape, filters=filters, depth=2, norm=norm, dropout=0.1)
+        build_network(network=network, input_shape=shape, filters=filters, depth=2, norm=norm, dropout=0.1, **head)
     )
 
 
@@ -36,12 +36,30 @@ def make_pixels(num_slices, rows=16, columns=24, channels=3, seed=0):
 @pytest.mark.parametrize("network", ["unet", "attention_unet", "residual_unet"])
 def test_the_inference_graph_equals_the_keras_network(network, norm, precision, largest, mean):
     model, pixels = make_network(network, norm), make_pixels(3)
-    expected = np.asarray(model(pixels, training=False))[..., 0]
+    expected = np.asarray(model(pixels, training=False))
     probability = Predictor(model, precision=precision, batch_size=4).predict(pixels)
     assert probability.dtype == np.float32
     difference = np.abs(probability - expected)
     assert difference.max() <= largest
     assert difference.mean() <= mean
+
+
+@pytest.mark.parametrize(("precision", "largest"), [("float32", 1e-5), ("bfloat16", 4e-2)])
+def test_of_labels_that_exclude_each_other_the_background_is_left_out(precision, largest):
+    model, pixels = make_network(num_labels=2, head="softmax"), make_pixels(3)
+    everything = np.asarray(model(pixels, training=False))
+    assert everything.shape == (3, 16, 24, 3)
+    np.testing.assert_allclose(everything.sum(axis=-1), 1, atol=1e-6)
+    predictor = Predictor(model, precision=precision, batch_size=4)
+    assert predictor.num_labels == 2
+    np.testing.assert_allclose(predictor.predict(pixels), everything[..., 1:], atol=largest)
+
+
+def test_labels_that_overlap_have_probabilities_of_their_own():
+    model, pixels = make_network(num_labels=3), make_pixels(2)
+    probability = Predictor(model, precision="float32", batch_size=4).predict(pixels)
+    assert probability.shape == (2, 16, 24, 3)
+    np.testing.assert_allclose(probability, np.asarray(model(pixels, training=False)), atol=1e-5)
 
 
 def test_batch_norm_and_dropout_leave_no_operation_in_the_graph():
@@ -85,9 +103,9 @@ def test_any_number_of_slices_and_any_grid_that_divides_is_predicted():
     for num_slices, rows, columns in [(0, 8, 8), (1, 8, 8), (3, 12, 4), (9, 8, 20)]:
         pixels = make_pixels(num_slices, rows, columns, channels=1)
         probability = predictor.predict(pixels)
-        assert probability.shape == (num_slices, rows, columns)
+        assert probability.shape == (num_slices, rows, columns, 1)
         if num_slices:
-            np.testing.assert_allclose(probability, np.asarray(model(pixels))[..., 0], atol=1e-5)
+            np.testing.assert_allclose(probability, np.asarray(model(pixels)), atol=1e-5)
 
 
 def test_the_network_sees_only_the_fixed_batch_sizes(monkeypatch):
@@ -134,7 +152,7 @@ def test_a_bundle_is_predicted_with_as_its_network_is(tmp_path):
     )
     bundle = save_bundle(tmp_path / "model", model, description)
     probability = Predictor(bundle, precision="float32").predict(pixels)
-    np.testing.assert_allclose(probability, np.asarray(model(pixels))[..., 0], atol=1e-5)
+    np.testing.assert_allclose(probability, np.asarray(model(pixels)), atol=1e-5)
 
 
 def test_threads_predict_side_by_side_while_python_goes_on():

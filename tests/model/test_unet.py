@@ -71,6 +71,19 @@ def test_every_network_gives_probabilities_on_any_grid_that_divides(network, nor
         assert probability.max() <= 1
 
 
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_softmax_shares_one_between_background_and_labels(policy):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = randomize(build_network(input_shape=(8, 8, 1), filters=4, depth=1, num_labels=3, head="softmax"))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    probability = np.asarray(model(np.random.default_rng(0).random((2, 8, 8, 1), np.float32)))
+    assert (probability.shape, probability.dtype) == ((2, 8, 8, 4), np.float32)
+    np.testing.assert_allclose(probability.sum(axis=-1), 1, atol=1e-6)
+    assert copy_as_plain(model).get_layer("probability").get_config()["activation"] == "softmax"
+
+
 def test_group_norm_takes_groups_that_divide_any_number_of_filters():
     model = build_network(input_shape=(16, 16, 1), filters=6, depth=1, norm="group")
     groups = [layer.groups for layer in model.layers if isinstance(layer, layers.GroupNormalization)]

@@ -62,6 +62,10 @@ class FusedNetwork:
         self._readers = _count_readers(model)
         self.grid_factor = 1
         """Rows and columns divide by this."""
+        self.has_background = gives_background(model)
+        """Whether the network's first channel is the background."""
+        self.num_labels = int(model.output_shape[-1]) - self.has_background
+        """Regions that the network tells apart."""
         for layer in model.layers:
             if isinstance(layer, layers.MaxPooling2D):
                 self.grid_factor *= layer.pool_size[0]
@@ -69,11 +73,13 @@ class FusedNetwork:
                 self._add(layer)
 
     def __call__(self, pixels: Any) -> Any:
-        """float32 (batch, rows, columns, channels) to float32 probabilities (batch, rows, columns, labels)."""
+        """float32 (batch, rows, columns, channels) to float32 probabilities (batch, rows, columns, labels), without
+        that of the background."""
         tensors = {self._input: tf.cast(pixels, self.dtype)}
         for step in self._steps:
             tensors[step.output] = step.emit(*(tensors[key] for key in step.inputs))
-        return tf.cast(tensors[self._find(self._output)], tf.float32)
+        probability = tf.cast(tensors[self._find(self._output)], tf.float32)
+        return probability[..., 1:] if self.has_background else probability
 
     def _add(self, layer: keras.Layer) -> None:
         inputs = layer.input if isinstance(layer.input, list) else [layer.input]
@@ -155,6 +161,12 @@ class FusedNetwork:
         return emit
 
 
+def gives_background(model: keras.Model) -> bool:
+    """Whether a network shares 1 between the background, which comes first, and its labels."""
+    last = next(layer for layer in model.layers if layer.output is model.outputs[0])
+    return getattr(last, "activation", None) is keras.activations.softmax
+
+
 def trace_network(network: FusedNetwork, num_channels: int) -> Callable[[Any], Any]:
     """Compile the graph, one for all grids and batch sizes: one for each would hold its own copies of the weights."""
     function = tf.function(network, autograph=False)
@@ -183,6 +195,8 @@ def _activate(activation: Callable[..., Any], features: Any) -> Any:
         return tf.nn.relu(features)
     if activation is keras.activations.sigmoid:
         return tf.sigmoid(tf.cast(features, tf.float32))
+    if activation is keras.activations.softmax:
+        return tf.nn.softmax(tf.cast(features, tf.float32))
     raise UsageError(f"activation {activation} is not supported in the inference graph.")
 
 

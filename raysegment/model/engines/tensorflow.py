@@ -32,6 +32,7 @@ class Predictor:
 
     Attributes:
         lanes: Batches that are computed side by side.
+        num_labels: Regions that the network tells apart.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Predictor:
         model = network.load_network() if isinstance(network, Bundle) else network
         self.num_channels = int(model.input_shape[-1])
         fused = FusedNetwork(model, self.precision)
-        self.grid_factor = fused.grid_factor
+        self.grid_factor, self.num_labels = fused.grid_factor, fused.num_labels
         self._graph = trace_network(fused, self.num_channels)
 
     def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -61,7 +62,7 @@ class Predictor:
                 network. Any number of slices.
 
         Returns:
-            float32, (slices, rows, columns).
+            float32, (slices, rows, columns, labels).
         """
         if batch.ndim != 4 or batch.shape[-1] != self.num_channels:
             raise ValueError(f"batch is {batch.shape}; expected (slices, rows, columns, {self.num_channels}).")
@@ -69,7 +70,7 @@ class Predictor:
             raise ValueError(f"batch is {batch.shape}; rows and columns must divide by {self.grid_factor}.")
         stops = np.cumsum(split_batch(len(batch), self.batch_sizes), dtype=int).tolist()
         parts = [batch[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-        result = np.empty(batch.shape[:3], np.float32)
+        result = np.empty((*batch.shape[:3], self.num_labels), np.float32)
         for stop, found in zip(stops, self._pool.map(self._run, parts), strict=True):
             result[stop - len(found) : stop] = found
         return result
@@ -83,7 +84,7 @@ class Predictor:
         import tensorflow as tf
 
         found: npt.NDArray[np.float32] = self._graph(tf.constant(batch, tf.float32)).numpy()
-        return found[..., 0]
+        return found
 
 
 def list_batch_sizes(batch_size: int) -> list[int]:
