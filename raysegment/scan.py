@@ -194,3 +194,7 @@ class ReadSettings:
     labels: Labels = field(default_factory=Labels)
     slice_axis: SliceAxis = "auto"
     resample_channels: bool = False
+
+
+READ_AS_STORED = ReadSettings()
+"""For files of slices whose labels nobody declared."""

@@ -19,12 +19,12 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from raysegment.archive.names import show_name
-from raysegment.archive.reference import Reference, Values
+from raysegment.archive.reference import Values
 from raysegment.errors import (
     DecoderCrashedError,
     DecoderTimeoutError,
@@ -32,7 +32,7 @@ from raysegment.errors import (
     UnreadableFileError,
     scan_error,
 )
-from raysegment.scan import Pixels, Scan, ScanEntry
+from raysegment.scan import READ_AS_STORED, LabelMap, Pixels, ReadSettings, Scan, ScanEntry
 
 CHILD_MODULE = "raysegment.archive.decoder_child"
 START_TIMEOUT_SECONDS = 60.0
@@ -53,12 +53,12 @@ class Decoded:
 
     Attributes:
         scan: The pixels.
-        reference: bool, (slices, rows, columns); None where there is none, where none was asked for, or on an error.
+        reference: (slices, rows, columns); None where there is none, where none was asked for, or on an error.
         reference_error: `ErrorType: message` of a reference that cannot be used; None where all is well.
     """
 
     scan: Scan
-    reference: Reference | None = None
+    reference: LabelMap | None = None
     reference_error: str | None = None
 
 
@@ -75,11 +75,15 @@ class Decoder:
     Args:
         memory_mb: Memory that one scan may take in the child, above what the child needs itself.
         timeout_seconds: Time that the pixels, and then the reference, may take.
+        settings: What reading depends on besides the manifest's row.
     """
 
-    def __init__(self, memory_mb: int = 4096, timeout_seconds: float = 60.0) -> None:
+    def __init__(
+        self, memory_mb: int = 4096, timeout_seconds: float = 60.0, settings: ReadSettings = READ_AS_STORED
+    ) -> None:
         self.memory_mb = memory_mb
         self.timeout_seconds = timeout_seconds
+        self.settings = settings
         self._child: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
@@ -115,7 +119,7 @@ class Decoder:
                 reference, _ = self._ask("reference", entry, scan.grid)
             except ScanError as error:
                 return Decoded(scan, None, f"{type(error).__name__}: {error}")
-            return Decoded(scan, reference.astype(np.bool_, copy=False))
+            return Decoded(scan, cast(LabelMap, reference))
 
     def read_values(self, entry: ScanEntry) -> Values:
         """The different values that the reference of a scan holds, ascending.
@@ -139,7 +143,7 @@ class Decoder:
         child.wait()
 
     def _ask(self, what: str, entry: ScanEntry, grid: tuple[int, int, int] | None) -> tuple[Pixels, dict[str, Any]]:
-        request = {"what": what, "entry": asdict(entry), "grid": grid}
+        request = {"what": what, "entry": asdict(entry), "settings": asdict(self.settings), "grid": grid}
         cause = ""
         for _ in range(2):
             try:

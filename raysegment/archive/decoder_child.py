@@ -20,7 +20,7 @@ from raysegment.archive.formats import readers
 from raysegment.archive.read import read_scan
 from raysegment.archive.reference import read_reference, read_values
 from raysegment.errors import DecoderMemoryError, ScanError, UnreadableFileError
-from raysegment.scan import Scan, ScanEntry
+from raysegment.scan import Labels, ReadSettings, Scan, ScanEntry
 
 GRACE_SECONDS = 10
 """The child ends itself this long after the time limit, should the parent be gone."""
@@ -68,16 +68,28 @@ def _serve(answers: BinaryIO, request: dict[str, Any], memory_mb: int) -> None:
 
 
 def _read(request: dict[str, Any], entry: ScanEntry, max_bytes: int) -> Scan:
+    settings = _settings_of(request["settings"])
     if request["what"] == "scan":
-        return read_scan(entry, max_bytes=max_bytes)
+        return read_scan(entry, settings, max_bytes=max_bytes)
     if request["what"] == "values":
         return Scan(read_values(entry, max_bytes=max_bytes))
     slices, rows, columns = request["grid"]
-    return Scan(read_reference(entry, (slices, rows, columns), max_bytes=max_bytes))
+    return Scan(read_reference(entry, (slices, rows, columns), settings, max_bytes=max_bytes))
 
 
 def _entry_of(values: dict[str, Any]) -> ScanEntry:
-    return ScanEntry(**values | {name: tuple(values[name]) for name in ("files", "reference_files")})
+    return ScanEntry(**values | {name: tuple(values[name]) for name in ("files", "reference_files", "channel_names")})
+
+
+def _settings_of(values: dict[str, Any]) -> ReadSettings:
+    labels = values["labels"]
+    declared = Labels(
+        names=tuple(labels["names"]),
+        regions=tuple(tuple(region) for region in labels["regions"]),
+        colours=tuple(None if colour is None else tuple(colour) for colour in labels["colours"]),
+        codes=tuple(labels["codes"]),
+    )
+    return ReadSettings(**values | {"labels": declared})
 
 
 def _send(answers: BinaryIO, answer: dict[str, Any]) -> None:

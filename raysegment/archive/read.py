@@ -21,7 +21,7 @@ from raysegment.errors import (
     SliceMismatchError,
     UnknownFormatError,
 )
-from raysegment.scan import Pixels, Scan, ScanEntry
+from raysegment.scan import READ_AS_STORED, Pixels, ReadSettings, Scan, ScanEntry
 
 MAX_SCAN_BYTES = 4 * 2**30
 """Decoded size from which a scan's header is not believed, unless a caller says otherwise."""
@@ -29,11 +29,12 @@ MAX_SCAN_BYTES = 4 * 2**30
 CONCURRENT_READS = 8
 
 
-def read_scan(entry: ScanEntry, *, max_bytes: int = MAX_SCAN_BYTES) -> Scan:
+def read_scan(entry: ScanEntry, settings: ReadSettings = READ_AS_STORED, *, max_bytes: int = MAX_SCAN_BYTES) -> Scan:
     """Read all slices of one scan.
 
     Args:
         entry: The scan's row of the manifest.
+        settings: How volumes are cut into slices, and what is brought to their grid.
         max_bytes: Largest decoded size, compared with what the headers declare before anything is decoded.
 
     Returns:

@@ -1,6 +1,9 @@
-"""References: masks drawn by a person, and which of their values are the region.
+"""References: masks drawn by a person, and what their values mean.
 
-Nobody declares what a mask's values mean, so the values of the whole scan decide, all slices together:
+Where labels are declared, values are taken as they are, also as floating-point ones within 0.001 of whole; a value that
+no label names is refused.
+
+Where nobody declares what a mask's values mean, the values of the whole scan decide, all slices together:
 
 - all 0: nothing was found, the reference is empty;
 - two values of which one is 0: the other one is the region, whichever it is; if it is below 0 the reference is refused;
@@ -11,7 +14,7 @@ Nobody declares what a mask's values mean, so the values of the whole scan decid
 Alpha does not count. Of colours the brightest channel counts; a coloured reference without black is refused, because
 its background is unknown. A slice without a file holds 0. What JPEG keeps of a mask is not exact: there a voxel is
 region above half of the scan's largest value; if that is below 64, or more voxels lie half-way than near it, the
-reference is refused.
+reference is refused. With several declared values it is refused always.
 """
 
 from __future__ import annotations
@@ -25,10 +28,7 @@ import numpy.typing as npt
 from raysegment.archive.names import show_name
 from raysegment.archive.read import MAX_SCAN_BYTES, read_volume
 from raysegment.errors import GridMismatchError, ReferenceValuesError, ScanError, UnreadableReferenceError
-from raysegment.scan import Pixels, ScanEntry
-
-Reference = npt.NDArray[np.bool_]
-"""(slices, rows, columns), True inside the region."""
+from raysegment.scan import READ_AS_STORED, LabelMap, Labels, Pixels, ReadSettings, ScanEntry
 
 Drawn = npt.NDArray[Any]
 """(slices, rows, columns), the values in a file of references."""
@@ -48,20 +48,27 @@ LISTED_VALUES = 6
 EXPECTED = "expected 0 and one value above it, or whole numbers from 0 to 255 of which all above 0 are the region"
 
 
-def read_reference(entry: ScanEntry, grid: tuple[int, int, int], *, max_bytes: int = MAX_SCAN_BYTES) -> Reference:
-    """Read the reference of one scan as True and False, by the rule above.
+def read_reference(
+    entry: ScanEntry,
+    grid: tuple[int, int, int],
+    settings: ReadSettings = READ_AS_STORED,
+    *,
+    max_bytes: int = MAX_SCAN_BYTES,
+) -> LabelMap:
+    """Read the reference of one scan as a label map, by the rules above.
 
     Args:
-        entry: The scan's row of the manifest; an empty name among its reference files is a slice without region.
+        entry: The scan's row of the manifest; an empty name among its reference files is a slice of background.
         grid: The scan's (slices, rows, columns).
+        settings: What the values mean.
         max_bytes: Largest decoded size, as in `read_scan`.
 
     Returns:
-        bool, (slices, rows, columns).
+        (slices, rows, columns) in the smallest unsigned type for the declared values; uint8 0 and 1 where none are.
 
     Raises:
         GridMismatchError: The reference lies on another grid.
-        ReferenceValuesError: Its values do not tell what is region.
+        ReferenceValuesError: Its values do not tell what is region, or no label names one of them.
         UnreadableReferenceError: There is none, or it cannot be read.
     """
     drawn, is_lossy = _read_drawn(entry, max_bytes)
@@ -74,11 +81,16 @@ def read_reference(entry: ScanEntry, grid: tuple[int, int, int], *, max_bytes: i
             f"{show_name(name)}: reference is {shape}, scan is {tuple(grid)}; both must share one grid."
         )
     values = _add_empty_slices(list_values(drawn, name), entry)
-    region = _above(drawn, find_lossy_threshold(drawn, name) if is_lossy else find_threshold(values, name))
+    if is_lossy:
+        label_map = _label_lossy(drawn, settings.labels, name)
+    elif settings.labels.are_declared:
+        label_map = _label_declared(drawn, values, settings.labels, name)
+    else:
+        label_map = _above(drawn, find_threshold(values, name))
     if len(drawn) == slices:
-        return region
-    reference = np.zeros(grid, bool)
-    reference[[index for index, file in enumerate(entry.reference_files) if file]] = region
+        return label_map
+    reference = np.zeros(grid, label_map.dtype)
+    reference[[index for index, file in enumerate(entry.reference_files) if file]] = label_map
     return reference
 
 
@@ -132,6 +144,32 @@ def find_threshold(values: Values, name: str) -> float:
     if len(values) == 2 and 0 not in values:
         return float(values[0])
     raise ReferenceValuesError(f"{show_name(name)}: the reference holds {describe_values(values)}; {EXPECTED}.")
+
+
+def check_declared(values: Values, labels: Labels, name: str) -> None:
+    """Refuse values that no label names.
+
+    Args:
+        values: The different values of a reference, ascending.
+        labels: Declared.
+        name: For messages.
+
+    Raises:
+        ReferenceValuesError: A value is not whole, or no label has it; the message names both.
+    """
+    is_known = np.abs(values - np.rint(values)) <= LABEL_TOLERANCE
+    is_known &= np.isin(np.rint(values), list(labels.known_values))
+    if not is_known.all():
+        raise ReferenceValuesError(
+            f"{show_name(name)}: the reference holds {describe_values(values[~is_known])}, which no label names; "
+            f"expected 0 for background and {describe_labels(labels)}."
+        )
+
+
+def describe_labels(labels: Labels) -> str:
+    """Labels as `--labels` takes them: `WT=1+2+4 ET=4`."""
+    pairs = zip(labels.names, labels.regions, strict=False)
+    return " ".join(f"{name}={'+'.join(map(str, region))}" for name, region in pairs)
 
 
 def find_lossy_threshold(drawn: Drawn, name: str) -> float:
@@ -189,10 +227,32 @@ def _brightest(pixels: Pixels, name: str) -> Drawn:
     return brightest
 
 
-def _above(drawn: Drawn, threshold: float) -> Reference:
-    """Whole numbers are compared with a whole one, several times as fast as with a fraction."""
+def _above(drawn: Drawn, threshold: float) -> npt.NDArray[np.uint8]:
+    """1 above a threshold; whole numbers are compared with a whole one, several times as fast as with a fraction."""
     is_whole = drawn.dtype.kind in "ui"
-    return np.asarray(drawn > (math.floor(threshold) if is_whole else threshold))
+    return np.asarray(drawn > (math.floor(threshold) if is_whole else threshold)).view(np.uint8)
+
+
+def _label_declared(drawn: Drawn, values: Values, labels: Labels, name: str) -> LabelMap:
+    """Values as they are, in the smallest type for all that are declared."""
+    check_declared(values, labels, name)
+    dtype = np.min_scalar_type(max(labels.known_values))
+    whole = np.rint(drawn) if drawn.dtype.kind == "f" else drawn
+    return np.asarray(whole.astype(dtype, copy=False))
+
+
+def _label_lossy(drawn: Drawn, labels: Labels, name: str) -> LabelMap:
+    """The one value that a JPEG may hold, above half of its largest one."""
+    region = _above(drawn, find_lossy_threshold(drawn, name))
+    if not labels.are_declared:
+        return region
+    if len(labels.known_values) > 2:
+        raise ReferenceValuesError(
+            f"{show_name(name)}: the reference is a JPEG, which does not keep the values of "
+            f"{describe_labels(labels)}; save it as PNG or TIFF."
+        )
+    value = max(labels.known_values)
+    return np.asarray(region * np.min_scalar_type(value).type(value))
 
 
 def _values_of_plane(plane: Drawn) -> Drawn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,12 +10,11 @@ from itertools import groupby
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from raysegment.archive.decoder import Decoder
 from raysegment.errors import AccessError, DecoderMemoryError, ScanError, UnreadableFileError
-from raysegment.scan import Scan, ScanEntry
+from raysegment.scan import LabelMap, Scan, ScanEntry
 
 MAX_BLOCK_BYTES = 128 * 2**20
 """A block holds at most this many bytes of pixels; a larger scan is alone in its block."""
@@ -32,6 +32,7 @@ BLOCK_SCHEMA = pa.schema(
         ("dtype", pa.string()),
         ("pixels", pa.large_binary()),
         ("reference", pa.large_binary()),
+        ("reference_dtype", pa.string()),
         ("spacing_mm", pa.list_(pa.float64())),
         ("affine", pa.list_(pa.float64())),
         ("reference_error", pa.string()),
@@ -40,7 +41,8 @@ BLOCK_SCHEMA = pa.schema(
         ("seconds_read", pa.float64()),
     ]
 )
-"""`reference` holds eight voxels a byte. A failed scan has `error_type` and no pixels."""
+"""`reference` holds eight voxels a byte where `reference_dtype` is null, because no value is above 1. A failed scan has
+`error_type` and no pixels."""
 
 BUFFERS = ("pixels", "reference")
 """Columns that are built from buffers; Table.from_pylist never lets go of a memoryview (PyArrow 26.0)."""
@@ -52,7 +54,7 @@ class ReadScan:
 
     Attributes:
         scan: The pixels; None where reading failed.
-        reference: bool, (slices, rows, columns); None where there is none that can be used.
+        reference: (slices, rows, columns); None where there is none that can be used.
         error: Type and message of what went wrong; None where nothing did.
     """
 
@@ -61,7 +63,7 @@ class ReadScan:
     source: str
     fingerprint: str
     scan: Scan | None
-    reference: npt.NDArray[np.bool_] | None = None
+    reference: LabelMap | None = None
     reference_error: str | None = None
     error: tuple[str, str] | None = None
     seconds_read: float = 0.0
@@ -91,12 +93,13 @@ def read_entry(decoder: Decoder, entry: ScanEntry) -> dict[str, Any]:
 
 
 def read_block(decoder: Decoder, entries: list[ScanEntry], max_bytes: int = MAX_BLOCK_BYTES) -> Iterator[pa.Table]:
-    """Read scans into tables of at most `max_bytes` of pixels each; a larger scan is alone."""
+    """Read scans into tables of at most `max_bytes` of pixels and label maps each; a larger scan is alone."""
     rows: list[dict[str, Any]] = []
     num_bytes = 0
     for entry in entries:
         row = read_entry(decoder, entry)
         size = row["pixels"].size if row["pixels"] is not None else 0
+        size += row["reference"].size if row["reference_dtype"] is not None else 0
         if rows and num_bytes + size > max_bytes:
             yield build_block(rows)
             rows, num_bytes = [], 0
@@ -121,16 +124,25 @@ def scans_of(block: pa.Table) -> Iterator[ReadScan]:
         yield _unpack(row, buffer, reference)
 
 
-def _pack(scan: Scan, reference: npt.NDArray[np.bool_] | None) -> dict[str, Any]:
+def _pack(scan: Scan, reference: LabelMap | None) -> dict[str, Any]:
     pixels = np.ascontiguousarray(scan.pixels)
     return {
         "shape": list(pixels.shape),
         "dtype": pixels.dtype.str,
         "pixels": pa.py_buffer(pixels.reshape(-1).view(np.uint8)),
-        "reference": None if reference is None else pa.py_buffer(np.packbits(reference)),
+        **_pack_reference(reference),
         "spacing_mm": None if scan.spacing_mm is None else list(scan.spacing_mm),
         "affine": None if scan.affine is None else scan.affine.ravel().tolist(),
     }
+
+
+def _pack_reference(reference: LabelMap | None) -> dict[str, Any]:
+    if reference is None:
+        return {"reference": None, "reference_dtype": None}
+    if reference.max(initial=0) <= 1:
+        return {"reference": pa.py_buffer(np.packbits(reference)), "reference_dtype": None}
+    stored = np.ascontiguousarray(reference)
+    return {"reference": pa.py_buffer(stored.reshape(-1).view(np.uint8)), "reference_dtype": stored.dtype.str}
 
 
 def _join_buffers(buffers: list[pa.Buffer | None]) -> pa.ChunkedArray:
@@ -170,8 +182,11 @@ def _unpack(row: dict[str, Any], pixels: pa.Buffer | None, reference: pa.Buffer 
         None if row["spacing_mm"] is None else tuple(row["spacing_mm"]),
         None if row["affine"] is None else np.reshape(row["affine"], (4, 4)),
     )
-    drawn = None
-    if reference is not None:
-        bits = np.unpackbits(np.frombuffer(reference, np.uint8), count=int(np.prod(shape[:3])))
-        drawn = bits.view(np.bool_).reshape(shape[:3])
+    drawn = None if reference is None else _unpack_reference(reference, row["reference_dtype"], scan.grid)
     return ReadScan(**identity, scan=scan, reference=drawn, reference_error=row["reference_error"])
+
+
+def _unpack_reference(reference: pa.Buffer, dtype: str | None, grid: tuple[int, int, int]) -> LabelMap:
+    if dtype is None:
+        return np.unpackbits(np.frombuffer(reference, np.uint8), count=math.prod(grid)).reshape(grid)
+    return np.require(np.frombuffer(reference, dtype), requirements="A").reshape(grid)

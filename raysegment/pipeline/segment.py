@@ -174,7 +174,8 @@ class ScanSegmenter:
             fill_holes=bool(choices.fill_holes),
         )
         spacing_mm = work.scan.spacing_mm or self.settings.spacing_mm
-        measured = measure_mask(mask, work.read.reference, probability, spacing_mm)
+        reference = None if work.read.reference is None else work.read.reference != 0
+        measured = measure_mask(mask, reference, probability, spacing_mm)
         scan_id = work.read.scan_id
         metric = {"scan_id": scan_id, "label": labels.names[0], **measured}
         encoded = encode_mask(scan_id, mask, labels=labels.mask_values, spacing_mm=spacing_mm, affine=work.scan.affine)

@@ -23,7 +23,7 @@ from raysegment.errors import (
     DecoderTimeoutError,
     TruncatedFileError,
 )
-from raysegment.scan import ScanEntry
+from raysegment.scan import Labels, ReadSettings, ScanEntry
 
 
 @pytest.fixture(scope="module")
@@ -181,3 +181,16 @@ def test_every_real_slice_equals_what_tifffile_reads(decoder, real_lgg):
         drawn = np.stack([tifffile.imread(real_lgg / file) for file in entry.reference_files])
         np.testing.assert_array_equal(decoded.scan.pixels, expected)
         np.testing.assert_array_equal(decoded.reference, drawn == 255)
+
+
+def test_what_values_mean_reaches_the_child_with_each_request(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((2, 2), np.uint8))
+    tifffile.imwrite(tmp_path / "a_mask.tif", np.array([[0, 1], [300, 4]], np.uint16))
+    (entry,) = entries(find_scans(str(tmp_path)))
+    labels = Labels(("core", "edema"), ((1, 4), (300,)), colours=((255, 0, 0), None), codes=("SCT:1", None))
+    with Decoder(memory_mb=256, timeout_seconds=5, settings=ReadSettings(labels=labels)) as decoder:
+        assert decoder.read(entry, with_reference=True).reference[0].tolist() == [[0, 1], [300, 4]]
+        decoder.settings = ReadSettings(labels=Labels(("core",), ((1,),)))
+        refused = decoder.read(entry, with_reference=True)
+    assert refused.reference is None
+    assert refused.reference_error.startswith("ReferenceValuesError: a_mask.tif: the reference holds 4 300, which")

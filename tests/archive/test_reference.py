@@ -18,7 +18,7 @@ from raysegment.archive.manifest import entries
 from raysegment.archive.reference import describe_values, find_threshold, list_values, read_reference, read_values
 from raysegment.archive.reference_sample import sample_references
 from raysegment.errors import ReferenceValuesError
-from raysegment.scan import ScanEntry
+from raysegment.scan import Labels, ReadSettings, ScanEntry
 
 DISC = (np.hypot(*np.mgrid[-32:32, -32:32]) < 20).astype(np.uint8)
 
@@ -205,3 +205,53 @@ def test_a_look_at_references_stops_when_its_time_is_over(tmp_path, monkeypatch)
     write_mask(tmp_path, "a_mask.png", Image.fromarray(DISC).save)
     found = sample_references(find_scans(str(tmp_path)))
     assert (found.references_read, found.reference_values) == (0, {})
+
+
+TUMOUR = ReadSettings(labels=Labels(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,))))
+
+
+@given(
+    values=st.lists(st.sampled_from([0, 1, 2, 4]), min_size=4, max_size=4),
+    dtype=st.sampled_from(["u1", "u2", "i4", "f4", "f8"]),
+)
+def test_declared_values_are_taken_as_they_are(tmp_path_factory, values, dtype):
+    plane = np.array(values, dtype).reshape(2, 2)
+    found = read_reference(write_slices(tmp_path_factory.mktemp("s"), [plane]), (1, 2, 2), TUMOUR)
+    assert found.dtype == np.uint8
+    assert found.ravel().tolist() == values
+
+
+def test_declared_values_may_be_off_by_a_thousandth_and_larger_than_a_byte(tmp_path):
+    plane = np.array([[0, 300.0009], [299.9995, 0]], np.float64)
+    found = read_reference(write_slices(tmp_path, [plane]), (1, 2, 2), ReadSettings(labels=Labels(("a",), ((300,),))))
+    assert found.dtype == np.uint16
+    assert found[0].tolist() == [[0, 300], [300, 0]]
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "named"),
+    [
+        ([0, 1, 3, 4], "u1", "holds 3, which no label names"),
+        ([0, 1, 5, 255], "u1", "holds 5 255, which"),
+        ([0, 0.5, 1, 2], "f4", "holds 0.5, which"),
+        ([-1, 0, 1, 2], "i2", r"holds -1, which.*0 for background and WT=1\+2\+4 TC=1\+4 ET=4"),
+    ],
+)
+def test_a_value_that_no_label_names_is_refused_with_the_labels(tmp_path, values, dtype, named):
+    entry = write_slices(tmp_path, [np.array(values, dtype).reshape(2, 2)])
+    with pytest.raises(ReferenceValuesError, match=named):
+        read_reference(entry, (1, 2, 2), TUMOUR)
+
+
+def test_undeclared_values_become_1(tmp_path):
+    found = read_reference(write_slices(tmp_path, [np.array([[0, 1000]], np.uint16)]), (1, 1, 2))
+    assert found.dtype == np.uint8
+    assert found.ravel().tolist() == [0, 1]
+
+
+def test_a_jpeg_holds_one_declared_value_at_most(tmp_path):
+    entry = write_mask(tmp_path, "a_mask.jpg", Image.fromarray(255 * DISC).save)
+    found = read_reference(entry, (1, 64, 64), ReadSettings(labels=Labels(("disc",), ((9,),))))
+    np.testing.assert_array_equal(found[0], 9 * DISC)
+    with pytest.raises(ReferenceValuesError, match="JPEG, which does not keep the values of WT"):
+        read_reference(entry, (1, 64, 64), TUMOUR)

@@ -84,3 +84,20 @@ def test_what_goes_wrong_outside_the_decoder_is_an_error_of_that_scan():
     assert table["error_type"].to_pylist() == ["DecoderMemoryError", None, "UnreadableFileError"]
     assert "secret" not in str(table["error_message"].to_pylist())
     assert [scan.scan is None for scan in scans_of(table)] == [True, False, True]
+
+
+def test_label_maps_take_a_bit_a_voxel_where_that_is_enough_and_come_back_in_their_type():
+    drawn = [np.full((4, 8, 8), value, dtype) for value, dtype in ((1, "u1"), (1, "u2"), (4, "u1"), (300, "u2"))]
+
+    class Labelled(FakeDecoder):
+        def read(self, entry: ScanEntry, *, with_reference: bool) -> SimpleNamespace:
+            pixels = np.zeros((4, 8, 8, 1), np.uint8)
+            reference = drawn[int(entry.fingerprint)]
+            return SimpleNamespace(scan=Scan(pixels), reference=reference, reference_error=None)
+
+    (table,) = read_block(Labelled(), entries_of(len(drawn)))
+    assert [len(stored) for stored in table["reference"].to_pylist()] == [32, 32, 256, 512]
+    found = [read.reference for read in scans_of(table)]
+    assert [reference.dtype for reference in found] == ["u1", "u1", "u1", "u2"]
+    for reference, expected in zip(found, drawn, strict=True):
+        np.testing.assert_array_equal(reference, expected)

@@ -15,6 +15,7 @@ from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entries
 from raysegment.cluster.inference.remaining import PlannedBlock
 from raysegment.pipeline.blocks import MAX_BLOCK_BYTES, read_block
+from raysegment.scan import ReadSettings
 from raysegment.store.place import Place
 
 if TYPE_CHECKING:
@@ -29,13 +30,14 @@ UNBOUNDED = -1
 
 
 @dataclass(frozen=True)
-class ReadSettings:
+class ReadTaskSettings:
     """What reading tasks need to know.
 
     Attributes:
         location: The output folder, which holds the plan.
         memory_mb: Memory limit for decoding one scan.
         timeout_seconds: Time limit for decoding one scan.
+        scans: What reading depends on besides the plan.
         num_cpus: Logical CPUs of a reading task.
         max_retries: Times that a reading task is started again after its node or process was lost.
     """
@@ -43,11 +45,12 @@ class ReadSettings:
     location: str
     memory_mb: int
     timeout_seconds: float
+    scans: ReadSettings
     num_cpus: float = READ_CPUS
     max_retries: int = 1
 
 
-def start_reading(planned: list[PlannedBlock], settings: ReadSettings, *, store_bytes: int) -> Execution:
+def start_reading(planned: list[PlannedBlock], settings: ReadTaskSettings, *, store_bytes: int) -> Execution:
     """Blocks of pixels that Ray Data reads ahead of their use; iterate over it once, and close it while Ray runs.
 
     A task whose process dies again and again leaves its block out; the others come.
@@ -62,7 +65,7 @@ def start_reading(planned: list[PlannedBlock], settings: ReadSettings, *, store_
     return Execution(build_dataset(planned, settings, store_bytes))
 
 
-def build_dataset(planned: list[PlannedBlock], settings: ReadSettings, store_bytes: int) -> Any:
+def build_dataset(planned: list[PlannedBlock], settings: ReadTaskSettings, store_bytes: int) -> Any:
     """The reading of the plan as a Ray Data set, not started yet."""
     import ray.data
     from ray.data import DataContext, ExecutionResources
@@ -87,10 +90,10 @@ def build_dataset(planned: list[PlannedBlock], settings: ReadSettings, store_byt
         )
 
 
-def read_planned(batch: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
+def read_planned(batch: pa.Table, settings: ReadTaskSettings) -> Iterator[pa.Table]:
     """Read the scans of the planned blocks in a batch."""
     place = Place(settings.location)
-    decoder = keep_decoder(settings.memory_mb, settings.timeout_seconds)
+    decoder = keep_decoder(settings.memory_mb, settings.timeout_seconds, settings.scans)
     for row in batch.to_pylist():
         with pq.ParquetFile(place.path(row["file"]), filesystem=place.filesystem) as file:
             scans = file.read_row_group(row["row_group"])
@@ -98,6 +101,6 @@ def read_planned(batch: pa.Table, settings: ReadSettings) -> Iterator[pa.Table]:
 
 
 @lru_cache(maxsize=1)
-def keep_decoder(memory_mb: int, timeout_seconds: float) -> Decoder:
+def keep_decoder(memory_mb: int, timeout_seconds: float, settings: ReadSettings) -> Decoder:
     """The decoder of this process; it stays alive from task to task."""
-    return Decoder(memory_mb=memory_mb, timeout_seconds=timeout_seconds)
+    return Decoder(memory_mb, timeout_seconds, settings)

@@ -16,7 +16,7 @@ from raysegment.cluster.inference.dispatch import Dispatcher, RoundOutcome, Roun
 from raysegment.cluster.inference.feed import BlockFeed
 from raysegment.cluster.inference.nodes import check_node, check_nodes, describe_versions
 from raysegment.cluster.inference.pool import CPU_SHARE, WorkerPool
-from raysegment.cluster.inference.reading import READ_CPUS, ReadSettings, start_reading
+from raysegment.cluster.inference.reading import READ_CPUS, ReadTaskSettings, start_reading
 from raysegment.cluster.inference.remaining import arrange_plan, cut_plan, write_plan
 from raysegment.cluster.inference.suspects import Suspects
 from raysegment.cluster.inference.worker import CALLS_AT_ONCE, Receipt, WorkerSettings
@@ -36,6 +36,7 @@ from raysegment.pipeline.segment import fail_scan
 from raysegment.runs.console import Console
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
+from raysegment.scan import ReadSettings
 from raysegment.store.parts import MAX_FAILURES_SHOWN, Failure, PartReceipt, stage_part
 from raysegment.store.place import Place
 from raysegment.store.publish import publish_part, read_finished
@@ -188,10 +189,11 @@ class Rounds:
         folder = f"{self.worker.staging}/plan-{self._round}"
         reading = start_reading(
             write_plan(self.place, folder, current.plan, current.groups),
-            ReadSettings(
+            ReadTaskSettings(
                 self.place.location,
                 self.options.read_memory_mb,
                 self.options.read_timeout_seconds,
+                ReadSettings(labels=self.worker.segment.labels),
                 num_cpus=min(READ_CPUS, CPU_SHARE * min(cpus, default=1.0)),
                 max_retries=0 if current.is_careful else 1,
             ),

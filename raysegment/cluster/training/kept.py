@@ -187,7 +187,7 @@ def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int |
             kept = keep_scan(
                 entry.scan_id,
                 decoded.scan,
-                decoded.reference,
+                decoded.reference != 0,
                 preprocessing,
                 num_channels=num_channels,
                 for_validation=entry.split == "val",
