@@ -170,6 +170,8 @@ def convert_value(hint: Any, value: Any) -> Any:
     inner, _ = unwrap_optional(hint)
     if typing.get_origin(inner) is tuple and value is not None and not isinstance(value, tuple):
         number = typing.get_args(inner)[0]
+        if number is str:
+            return tuple(value) if isinstance(value, list) else (value,)
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
         try:
             return tuple(number(item) for item in items)
@@ -233,8 +235,15 @@ def unwrap_optional(hint: Any) -> tuple[Any, bool]:
     return hint, False
 
 
+def is_repeated(hint: Any) -> bool:
+    """Whether a choice is several texts: the option is given once for each, a job file has a list."""
+    return typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str
+
+
 def type_name(hint: Any) -> str:
     """A type in a user's words."""
+    if is_repeated(hint):
+        return "text, or a list of texts"
     if typing.get_origin(hint) is tuple:
         return f"{type_name(typing.get_args(hint)[0]).removeprefix('a ')}s with commas between"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))

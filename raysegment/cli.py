@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from raysegment.choices import load_options, option_name, recipe_names, unwrap_optional
+from raysegment.choices import is_repeated, load_options, option_name, recipe_names, unwrap_optional
 from raysegment.errors import EXIT_FAILED, EXIT_INTERRUPTED, InterruptedRunError, RaysegmentError
 from raysegment.options import (
     CommandOptions,
@@ -99,7 +99,8 @@ def _parameter(item: Field[Any], hint: Any) -> inspect.Parameter:
         return _keyword(item.name, bool | None, typer.Option(None, f"{name}/--no-{name[2:]}", help=help))
     words = typing.get_args(inner) if typing.get_origin(inner) is typing.Literal else ()
     metavar = "|".join(map(str, words)) if words else {int: "INT", float: "NUMBER"}.get(inner, "TEXT")
-    return _keyword(item.name, str | None, typer.Option(None, option_name(item.name), metavar=metavar, help=help))
+    kind = list[str] | None if is_repeated(inner) else str | None
+    return _keyword(item.name, kind, typer.Option(None, option_name(item.name), metavar=metavar, help=help))
 
 
 def _keyword(name: str, hint: Any, info: Any) -> inspect.Parameter:

@@ -23,6 +23,10 @@ SCAN_PATTERN_HELP = (
     "regular expression whose first group, found in an image's path below SOURCE, is the scan_id: images with one "
     "scan_id are its slices; by folders and numbered names if not given"
 )
+LABELS_HELP = (
+    "a region and its values in references, such as WT=1+2+4, once for each; by labels.yaml or dataset.json in SOURCE "
+    "if not given, and without these one region, whatever its value"
+)
 SPLIT_FILE_HELP = 'JSON {"train": [name, …], "val": […], "test": […]}: patients, or scans that stand for their patient'
 
 
@@ -94,6 +98,7 @@ class IndexOptions(Checked):
 
     source: str = choice(MISSING, "folder or bucket with scans", positional=True)
     out: str | None = choice(None, "manifest to write, Parquet")
+    labels: tuple[str, ...] | None = choice(None, LABELS_HELP)
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
     fingerprint: Literal["stat", "content"] = choice(
@@ -127,7 +132,8 @@ class TrainOptions(Preprocessing, CommandOptions):
     )
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP, affects_result=True, added="0.2.0")
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP, affects_result=True)
-    label: str = choice("lesion", "name of the segmented region", affects_result=True)
+    label: str = choice("lesion", "name of the one region, where no labels are declared", affects_result=True)
+    labels: tuple[str, ...] | None = choice(None, LABELS_HELP, affects_result=True, added="0.3.0")
     network: Network = choice("unet", "network", affects_result=True)
     filters: int = choice(32, "filters of the first level; doubled at each", affects_result=True, minimum=1)
     depth: int = choice(4, "number of times the grid is halved", affects_result=True, minimum=1, maximum=7)
@@ -301,6 +307,13 @@ class InferOptions(Postprocessing, CommandOptions):
     out: str = choice(MISSING, "folder or bucket for the tables; an unfinished run there goes on")
     limit: int | None = choice(None, "segment only the first scans of the manifest", unit="scans", minimum=1)
     retry_failed: bool = choice(False, "try failed scans again")
+    labels: tuple[str, ...] | None = choice(
+        None,
+        "values of the model's labels in references, such as WT=1+2+4, once for each; by labels.yaml or dataset.json "
+        "in SOURCE if not given, else as in training",
+        affects_result=True,
+        added="0.3.0",
+    )
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
     fingerprint: Literal["stat", "content"] = choice(

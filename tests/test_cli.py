@@ -145,3 +145,11 @@ def test_index_prints_json_for_programs(monkeypatch, capsys, phantom_archive: Pa
     code, shown, _ = run(monkeypatch, capsys, "index", str(phantom_archive), "--json")
     assert code == 0
     assert [json.loads(line) for line in shown.splitlines()]
+
+
+def test_an_option_of_several_texts_is_given_once_for_each(monkeypatch, capsys):
+    got = []
+    monkeypatch.setattr("raysegment.commands.index.index", lambda options: got.append(options.labels) or sys.exit(0))
+    run(monkeypatch, capsys, "index", "archive", "--labels", "WT=1+2", "--labels", "ET=2")
+    run(monkeypatch, capsys, "index", "archive")
+    assert got == [("WT=1+2", "ET=2"), None]

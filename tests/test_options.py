@@ -141,3 +141,11 @@ def test_the_bundle_gets_its_part_of_the_choices():
     assert pick(Preprocessing, train(**chosen)) == Preprocessing(**chosen)
     infer = load_options(InferOptions, {**INFER, "threshold": 0.3})
     assert pick(Postprocessing, infer) == Postprocessing(threshold=0.3)
+
+
+def test_a_choice_of_several_texts_is_a_list_or_one_text():
+    assert train(labels=["WT=1+2", "ET=2"]).labels == ("WT=1+2", "ET=2")
+    assert train(labels="WT=1+2 ET=2").labels == ("WT=1+2 ET=2",)
+    assert train().labels is None
+    with pytest.raises(UsageError, match=r"--labels is .*; expected text, or a list of texts"):
+        train(labels=[1, 2])

@@ -85,6 +85,26 @@ def read_bytes(source: str, name: str) -> bytes:
     return _try_again(source, name, lambda stream: bytes(stream.read() or b""))
 
 
+def read_small_file(source: str, name: str, max_bytes: int) -> bytes | None:
+    """A file about an archive; None where there is none.
+
+    Raises:
+        UsageError: It is no regular file, is larger, or the storage refuses it.
+    """
+    filesystem, _ = open_source(source)
+    try:
+        info = filesystem.get_file_info(join_source(source, name))
+        if info.type == pafs.FileType.NotFound:
+            return None
+        with open_file(source, name) as stream:
+            data = stream.read(max_bytes + 1)
+    except (AccessError, pa.ArrowException, OSError) as error:
+        raise UsageError(f"{show_name(name)} in {show_name(source)} cannot be read: {describe(error)}") from error
+    if len(data) > max_bytes:
+        raise UsageError(f"{show_name(name)} in {show_name(source)} has more than {max_bytes} bytes.")
+    return bytes(data)
+
+
 def hash_bytes(source: str, name: str) -> str:
     """SHA-256 of a file's bytes in hex digits, a piece at a time.
 

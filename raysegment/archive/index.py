@@ -175,6 +175,7 @@ def _build_table(
             *((header.rows, header.columns, header.channels) if header else (None, None, None)),
             fingerprint_files(source, located, fingerprint),
             draft.split,
+            [],
             problem,
         )
         for column, value in zip(columns.values(), row, strict=True):

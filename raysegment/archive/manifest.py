@@ -37,6 +37,7 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("channels", pa.int32()),
         pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("split", pa.string()),
+        pa.field("channel_names", pa.list_(pa.string()), nullable=False),
         pa.field("problem", pa.string()),
     ]
 )
@@ -49,7 +50,7 @@ MODE_COLUMN = "fingerprint_mode"
 """The same in CSV, which has no metadata."""
 
 MANIFEST_SUFFIXES = (".parquet", ".csv")
-LIST_COLUMNS = ("files", "reference_files")
+LIST_COLUMNS = ("files", "reference_files", "channel_names")
 ROWS_PER_GROUP = 20_000
 
 
@@ -61,9 +62,9 @@ def is_manifest(path: str) -> bool:
 def read_manifest(path: str) -> pa.Table:
     """Read a manifest, Parquet or CSV.
 
-    In CSV a list of files is a JSON array, or the one file's name as it is. Only `scan_id` and `files` must be there:
-    `source` is else the manifest's folder, `patient_id` the scan_id, `reader` what the first file's extension says, and
-    the rest empty. A relative `source` starts from the manifest's folder.
+    In CSV a list of files or of channels is a JSON array, or the one name as it is. Only `scan_id` and `files` must be
+    there: `source` is else the manifest's folder, `patient_id` the scan_id, `reader` what the first file's extension
+    says, and the rest empty. A relative `source` starts from the manifest's folder.
 
     Args:
         path: Local file or URI; a folder of Parquet files, as other programs write it, is one manifest too.
@@ -149,7 +150,7 @@ def entry_of(row: dict[str, Any]) -> ScanEntry:
     """One row, as `to_pylist` or Ray Data gives it; other columns are ignored."""
     values = {name: row[name] for name in MANIFEST_SCHEMA.names if name in row}
     for name in LIST_COLUMNS:
-        values[name] = tuple(str(file) for file in values.get(name, ()))
+        values[name] = tuple(str(text) for text in values.get(name) or ())
     return ScanEntry(**values)
 
 
@@ -207,9 +208,9 @@ def _names_in(text: str | None) -> list[str | None]:
     try:
         names = json.loads(text)
     except RecursionError:
-        raise ValueError("brackets within brackets where a list of files was expected") from None
+        raise ValueError("brackets within brackets where a list of names was expected") from None
     if not all(name is None or isinstance(name, str) for name in names):
-        raise ValueError("a list of files holds something that is no text")
+        raise ValueError("a list of names holds something that is no text")
     return list(names)
 
 
@@ -236,6 +237,7 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
         raise UsageError(f"{show_name(path)} is no manifest: {describe(error)}") from error
     _check_unique(conformed["scan_id"], path)
     _check_names(conformed, path)
+    _check_channels(conformed, path)
     for name in table.column_names:
         if name not in MANIFEST_SCHEMA.names:
             conformed = conformed.append_column(table.schema.field(name), table[name])
@@ -250,7 +252,8 @@ def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
         given = given.cast(field.type)
     if field.name == "source":
         return _absolute_sources(pc.fill_null(given, folder), folder)
-    has_gaps = given.null_count or (field.name == "reference_files" and pc.list_flatten(given).null_count)
+    may_be_empty = field.name in ("reference_files", "channel_names")
+    has_gaps = given.null_count or (may_be_empty and pc.list_flatten(given).null_count)
     if field.nullable or not has_gaps:
         return given
     if field.name == "patient_id":
@@ -262,7 +265,7 @@ def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
         return pa.array(
             [known.get(extension_of(str(names[0])), "") if names else "" for names in table["files"].to_pylist()]
         )
-    if field.name == "reference_files":
+    if may_be_empty:
         return pa.array([[name or "" for name in names or []] for names in given.to_pylist()], field.type)
     fillings: dict[str, str | int] = {"bytes": 0, "fingerprint": ""}
     if field.name not in fillings:
@@ -297,6 +300,19 @@ def _check_names(table: pa.Table, path: str) -> None:
     first = pc.list_parent_indices(files).filter(gaps)[0].as_py()
     scan_id = show_name(table["scan_id"][first].as_py())
     raise UsageError(f"{show_name(path)}: scan {scan_id} has null among its files; expected the names of its slices.")
+
+
+def _check_channels(table: pa.Table, path: str) -> None:
+    """Refuse channels that are named twice, not at all, or for other files than there are."""
+    named = table.filter(pc.greater(pc.list_value_length(table["channel_names"]), 0))
+    for row in named.select(["scan_id", "files", "channel_names"]).to_pylist():
+        names, num_files = row["channel_names"], len(row["files"])
+        if not all(names) or len(set(names)) < len(names) or num_files not in (1, len(names)):
+            shown = ", ".join(show_name(name) for name in names)
+            raise UsageError(
+                f"{show_name(path)}: scan {show_name(row['scan_id'])} has {num_files} files for the channels {shown}; "
+                "expected one file for each, in this order, or one with all of them, and different names."
+            )
 
 
 def _check_unique(scan_ids: pa.ChunkedArray, path: str) -> None:

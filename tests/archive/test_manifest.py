@@ -83,3 +83,25 @@ def test_a_folder_of_parquet_files_is_one_manifest(tmp_path):
     for name in ("a", "b"):
         write_manifest(to_table([replace(ENTRY, scan_id=name)]), str(tmp_path / "m.parquet" / f"{name}.parquet"))
     assert read_manifest(str(tmp_path / "m.parquet"))["scan_id"].to_pylist() == ["a", "b"]
+
+
+def test_names_of_channels_come_back_from_parquet_and_csv(tmp_path):
+    entry = replace(ENTRY, files=("a_flair.nii", "a_t1.nii"), channel_names=("flair", "t1, after contrast"))
+    for name in ("m.parquet", "m.csv"):
+        write_manifest(to_table([entry, replace(ENTRY, scan_id="other")]), str(tmp_path / name))
+        read = list(entries(read_manifest(str(tmp_path / name))))
+        assert [row.channel_names for row in read] == [entry.channel_names, ()]
+
+
+def test_a_manifest_without_names_of_channels_is_read(tmp_path):
+    old = to_table([ENTRY]).drop_columns(["channel_names"])
+    pq.write_table(old, tmp_path / "m.parquet")
+    assert next(entries(read_manifest(str(tmp_path / "m.parquet")))).channel_names == ()
+
+
+@pytest.mark.parametrize("names", [("a", "b", "c"), ("a", "a"), ("a", "")])
+def test_channels_that_do_not_fit_the_files_are_refused(tmp_path, names):
+    entry = replace(ENTRY, files=("x.nii", "y.nii"), channel_names=names)
+    write_manifest(to_table([entry]), str(tmp_path / "m.parquet"))
+    with pytest.raises(UsageError, match="2 files for the channels a"):
+        read_manifest(str(tmp_path / "m.parquet"))

@@ -1,0 +1,192 @@
+"""Where labels come from: the command line, `labels.yaml`, a dataset's `dataset.json`, or nowhere.
+
+The first of these that there is decides alone:
+
+1. `--labels WT=1+2+4 --labels ET=4`: a name, and the values that the region has in references.
+2. `labels.yaml` in SOURCE. Each key is a label; its value a number, several as `1+2+4` or a list, or a mapping with
+   `values`, and `colour` and `code` where there are such:
+
+       WT: 1+2+4
+       TC: [1, 4]
+       ET: {values: 4, colour: "#d62728", code: "SCT:91772007"}
+
+   A colour is a quoted `"#rrggbb"` or a list of three numbers from 0 to 255, a code is SCHEME:VALUE.
+3. `dataset.json` in SOURCE; `archive/dataset_json` knows its dialects.
+4. Nothing: one label, whose values in each reference decide (`archive/reference`).
+
+Background is 0 and needs no name; one that is given to it is left out. Beside a manifest the files are looked for in
+the manifest's folder, then in the source of its scans if all have one.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.compute as pc
+import yaml
+
+from raysegment.archive.dataset_json import DATASET_FILE, IGNORE, labels_of_dataset, read_dataset, refuse_ignore
+from raysegment.archive.filesystem import is_uri, read_small_file
+from raysegment.archive.manifest import is_manifest, read_manifest
+from raysegment.archive.names import encode_name, show_name
+from raysegment.errors import UsageError
+from raysegment.scan import LARGEST_LABEL_VALUE, Colour, Labels, Region
+
+LABELS_FILE = "labels.yaml"
+MAX_BYTES = 2**20
+LABEL_KEYS = ("values", "colour", "code")
+
+_REGION = re.compile(r"\d+(\s*\+\s*\d+)*")
+_COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
+_CODE = re.compile(r"[^\s:]+:\S+")
+
+
+def find_labels(source: str, given: tuple[str, ...] | None, name: str) -> Labels:
+    """The labels of an archive, by the rules above.
+
+    Args:
+        source: Folder, manifest or bucket, as the user gave it.
+        given: What `--labels` says, such as ("WT=1+2+4", "ET=4"); several may stand in one text, with spaces or commas
+            between.
+        name: Of the one label, where nothing declares any.
+
+    Raises:
+        UsageError: The option or the file says something else than labels; the message names the place.
+    """
+    return locate_labels(source, given, name)[0]
+
+
+def locate_labels(source: str, given: tuple[str, ...] | None, name: str) -> tuple[Labels, str]:
+    """As `find_labels`, and in words where the labels come from; empty where nothing declares any."""
+    if given:
+        return parse_labels(given), "--labels"
+    for folder in label_folders(source):
+        if (data := read_small_file(folder, LABELS_FILE, MAX_BYTES)) is not None:
+            return parse_labels_file(data, LABELS_FILE), LABELS_FILE
+        labels = labels_of_dataset(read_dataset(folder))
+        if labels is not None:
+            return labels, DATASET_FILE
+    return Labels((name,)), ""
+
+
+def parse_labels(given: tuple[str, ...]) -> Labels:
+    """Labels as `--labels` says them.
+
+    Raises:
+        UsageError: Names the part that is no label.
+    """
+    regions: dict[str, Region] = {}
+    for item in _split_items(given):
+        name, _, values = item.rpartition("=")
+        if not name.strip() or not _REGION.fullmatch(values.strip()):
+            raise UsageError(
+                f"--labels {show_name(item)!r} is no label; expected NAME=VALUE, such as WT=1+2+4 or ET=4."
+            )
+        if name.strip() in regions:
+            raise UsageError(f"--labels names {show_name(name.strip())} twice; each label needs a name of its own.")
+        regions[name.strip()] = _parse_region(values)
+    return Labels(tuple(regions), tuple(regions.values()))
+
+
+def parse_labels_file(data: bytes, where: str) -> Labels:
+    """Labels as a `labels.yaml` says them.
+
+    Args:
+        data: The file's bytes.
+        where: Its name, for messages.
+
+    Raises:
+        UsageError: Names the line and the key.
+    """
+    found: dict[str, tuple[Region, Colour | None, str | None]] = {}
+    for name, line, value in _top_level(data, where):
+        place = f"{where}, line {line}: label {show_name(name)}"
+        if name in found:
+            raise UsageError(f"{place} stands there twice; each label needs a name of its own.")
+        if name.lower() == IGNORE:
+            raise refuse_ignore(place)
+        label = _read_label(value, place)
+        if label[0] == (0,):
+            continue
+        if min(label[0]) < 1 or max(label[0]) > LARGEST_LABEL_VALUE:
+            raise UsageError(f"{place} has the values {list(label[0])}; expected 1 to {LARGEST_LABEL_VALUE}.")
+        found[name] = label
+    if not found:
+        raise UsageError(f"{where} names no label; expected lines such as `WT: 1+2+4` and `ET: 4`.")
+    regions, colours, codes = zip(*found.values(), strict=True)
+    return Labels(tuple(found), regions, colours if any(colours) else (), codes if any(codes) else ())
+
+
+def label_folders(source: str) -> Iterator[str]:
+    """Folders or buckets in which files about an archive are looked for."""
+    if not is_manifest(source):
+        yield source if is_uri(source) else encode_name(os.path.abspath(source))
+        return
+    if not is_uri(source):
+        yield encode_name(os.path.dirname(os.path.abspath(source)))
+    sources = pc.unique(read_manifest(source)["source"]).to_pylist()
+    if len(sources) == 1:
+        yield sources[0]
+
+
+def _split_items(given: tuple[str, ...]) -> Iterator[str]:
+    """One text for each label; a name may hold spaces where its label stands alone in a text."""
+    for text in given:
+        yield from (text,) if text.count("=") == 1 and "," not in text else filter(None, re.split(r"[\s,]+", text))
+
+
+def _top_level(data: bytes, where: str) -> Iterator[tuple[str, int, Any]]:
+    """Key as it is written, line and value of what stands at a file's left edge."""
+    try:
+        loader = yaml.SafeLoader(data)
+        node = loader.get_single_node()
+        if not isinstance(node, yaml.MappingNode):
+            raise UsageError(f"{where} holds no labels; expected lines such as `WT: 1+2+4` and `ET: 4`.")
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode) or not key.value.strip():
+                raise UsageError(f"{where}, line {key.start_mark.line + 1}: a label's name must be text.")
+            yield str(key.value).strip(), key.start_mark.line + 1, loader.construct_object(value, deep=True)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise UsageError(f"{where} cannot be read as YAML: {' '.join(show_name(str(error)).split())}") from None
+
+
+def _read_label(value: Any, place: str) -> tuple[Region, Colour | None, str | None]:
+    if not isinstance(value, dict):
+        return _read_region(value, place), None, None
+    unknown = [str(key) for key in value if key not in LABEL_KEYS]
+    if unknown or "values" not in value:
+        said = f"has the unknown key {show_name(unknown[0])!r}" if unknown else "has no values"
+        raise UsageError(f"{place} {said}; known are {', '.join(LABEL_KEYS)}, and values must be there.")
+    colour = _read_colour(value["colour"], place) if "colour" in value else None
+    code = value.get("code")
+    if "code" in value and not (isinstance(code, str) and _CODE.fullmatch(code)):
+        raise UsageError(f"{place}: code is {code!r}; expected SCHEME:VALUE, such as SCT:91772007.")
+    return _read_region(value["values"], place), colour, code
+
+
+def _read_region(value: Any, place: str) -> Region:
+    """The values of a label, as a number, a list, or a text with plus signs."""
+    items = value if isinstance(value, list) and value else [value]
+    if all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items):
+        return tuple(items)
+    if isinstance(value, str) and _REGION.fullmatch(value.strip()):
+        return _parse_region(value)
+    raise UsageError(
+        f"{place} has the values {value!r}; expected whole numbers above 0, such as 4, 1+2+4 or [1, 2, 4]."
+    )
+
+
+def _parse_region(text: str) -> Region:
+    return tuple(int(part) for part in text.split("+"))
+
+
+def _read_colour(value: Any, place: str) -> Colour:
+    if isinstance(value, str) and _COLOUR.fullmatch(value):
+        return int(value[1:3], 16), int(value[3:5], 16), int(value[5:7], 16)
+    if isinstance(value, list) and len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value):
+        return value[0], value[1], value[2]
+    hint = " Put it into quotes, because # begins a comment." if value is None else ""
+    raise UsageError(f'{place}: colour is {value!r}; expected "#rrggbb" or three numbers from 0 to 255.{hint}')
