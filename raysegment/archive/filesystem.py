@@ -6,6 +6,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raysegment.archive.names import decode_name, show_name
+from raysegment.archive.names import ESCAPE_BASE, TO_ESCAPE, show_name
 from raysegment.errors import AccessError, UsageError
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs", "file")
@@ -25,12 +26,44 @@ LOCAL_PAUSES_SECONDS = (0.05, 0.1, 0.2)
 REMOTE_PAUSES_SECONDS = (0.2, 0.8, 2.0)
 HASH_BYTES = 4 * 2**20
 
+_ESCAPED = re.compile("[\U0010fe80-\U0010feff]+")
+
 Result = TypeVar("Result")
 
 
 def is_uri(path: str) -> bool:
     """Whether a path names a bucket rather than a local file or folder."""
     return "://" in path
+
+
+def encode_name(name: str) -> str:
+    """A name from the file system as valid Unicode, for tables and messages; `decode_name` is its exact inverse."""
+    if name.isascii():
+        return name
+    return TO_ESCAPE.sub(lambda found: "".join(chr(ESCAPE_BASE + byte) for byte in os.fsencode(found[0])), name)
+
+
+def decode_name(text: str) -> str:
+    """The file system's name for a text that `encode_name` made."""
+    if text.isascii():
+        return text
+    raw = b"".join(
+        bytes(ord(character) - ESCAPE_BASE for character in piece) if _ESCAPED.fullmatch(piece) else os.fsencode(piece)
+        for piece in re.split(f"({_ESCAPED.pattern})", text)
+    )
+    return os.fsdecode(raw)
+
+
+def absolute_source(source: str) -> str:
+    """A source as tables name it: a bucket's URI, or the absolute path of a local folder or file."""
+    return source if is_uri(source) else encode_name(os.path.abspath(source))
+
+
+def folder_of(source: str) -> str:
+    """The folder that a file lies in, as tables name it."""
+    if is_uri(source):
+        return source.split("?")[0].rpartition("/")[0]
+    return encode_name(os.path.dirname(os.path.abspath(source)))
 
 
 @lru_cache(maxsize=64)

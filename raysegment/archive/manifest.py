@@ -16,9 +16,9 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from raysegment.archive.filesystem import check_regular, describe, is_uri, open_source
+from raysegment.archive.filesystem import check_regular, describe, folder_of, is_uri, open_source
 from raysegment.archive.formats import readers_by_extension
-from raysegment.archive.names import encode_name, extension_of, show_name
+from raysegment.archive.names import extension_of, show_name
 from raysegment.errors import AccessError, DiskFullError, UsageError
 from raysegment.scan import ScanEntry
 
@@ -76,6 +76,7 @@ def read_manifest(path: str) -> pa.Table:
         UsageError: No such file, not a manifest, no rows, or rows that name one scan_id twice.
     """
     filesystem, root = open_source(path)
+    folder = folder_of(path)
     try:
         if isinstance(filesystem, pafs.LocalFileSystem) and not os.path.isdir(root):
             check_regular(root, path)
@@ -92,7 +93,7 @@ def read_manifest(path: str) -> pa.Table:
         raise UsageError(f"{show_name(path)} cannot be read as a manifest: {describe(error)}") from error
     if not table.num_rows:
         raise UsageError(f"{show_name(path)} has no rows; a manifest has one for each scan.")
-    return _conform(table, path)
+    return _conform(table, path, folder)
 
 
 def write_manifest(table: pa.Table, path: str) -> None:
@@ -221,7 +222,7 @@ def _check_columns(names: list[str]) -> None:
         raise ValueError(f"column {', '.join(twice)} stands there more than once")
 
 
-def _conform(table: pa.Table, path: str) -> pa.Table:
+def _conform(table: pa.Table, path: str, folder: str) -> pa.Table:
     """Fill what may be missing, check what must be there, bring the columns to their types and order."""
     try:
         _check_columns(table.column_names)
@@ -231,7 +232,7 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
     if missing:
         raise UsageError(f"{show_name(path)} has no column {' and '.join(missing)}; a manifest needs both.")
     try:
-        columns = {field.name: _column(table, field, path) for field in MANIFEST_SCHEMA}
+        columns = {field.name: _column(table, field, folder) for field in MANIFEST_SCHEMA}
         conformed = pa.table(columns).cast(MANIFEST_SCHEMA)
     except (pa.ArrowException, ValueError) as error:
         raise UsageError(f"{show_name(path)} is no manifest: {describe(error)}") from error
@@ -244,9 +245,8 @@ def _conform(table: pa.Table, path: str) -> pa.Table:
     return conformed.replace_schema_metadata(table.schema.metadata)
 
 
-def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
+def _column(table: pa.Table, field: pa.Field, folder: str) -> pa.ChunkedArray:
     """One column as given, its gaps filled where it must have none."""
-    folder = _folder_of(path)
     given = table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
     if pa.types.is_null(given.type):
         given = given.cast(field.type)
@@ -271,12 +271,6 @@ def _column(table: pa.Table, field: pa.Field, path: str) -> pa.ChunkedArray:
     if field.name not in fillings:
         raise ValueError(f"{field.name} is empty in {given.null_count} row(s)")
     return pc.fill_null(given, fillings[field.name])
-
-
-def _folder_of(path: str) -> str:
-    if is_uri(path):
-        return path.split("?")[0].rpartition("/")[0]
-    return encode_name(os.path.dirname(os.path.abspath(path)))
 
 
 def _absolute_sources(sources: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:

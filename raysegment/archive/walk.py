@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raysegment.archive.filesystem import describe, is_uri, open_source
-from raysegment.archive.names import encode_name, extension_of, show_name
+from raysegment.archive.filesystem import describe, encode_name, is_uri, open_source
+from raysegment.archive.names import extension_of, show_name
 from raysegment.archive.own_folders import EXPORT_FILE, RECORD_FILE, RECORD_HEAD_BYTES, is_own_record
 from raysegment.errors import UsageError
 
@@ -74,10 +74,10 @@ def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:
     Raises:
         UsageError: The source does not exist, or raysegment wrote it.
     """
+    filesystem, root = open_source(source)
     if is_uri(source):
-        yield from _walk_bucket(source, extensions)
+        yield from _walk_bucket(source, filesystem, root, extensions)
         return
-    _, root = open_source(source)
     try:
         status = os.stat(root)
     except (OSError, ValueError) as error:
@@ -203,8 +203,7 @@ def _add_file(folder: Folder, item: os.DirEntry[str], name: str, extensions: Ext
     folder.files.append(found)
 
 
-def _walk_bucket(source: str, extensions: Extensions) -> Iterator[Folder]:
-    filesystem, root = open_source(source)
+def _walk_bucket(source: str, filesystem: pafs.FileSystem, root: str, extensions: Extensions) -> Iterator[Folder]:
     try:
         listed = filesystem.get_file_info(pafs.FileSelector(root, recursive=True))
     except (pa.ArrowException, OSError) as error:

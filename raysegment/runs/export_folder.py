@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from raysegment.archive.filesystem import is_uri, open_source
-from raysegment.archive.names import decode_name, show_name
+from raysegment.archive.filesystem import decode_name, is_uri, open_source
+from raysegment.archive.names import show_name
 from raysegment.archive.own_folders import EXPORT_FILE
 from raysegment.errors import UsageError
 from raysegment.store.place import Place

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from raysegment.archive.names import decode_name
+from raysegment.archive.filesystem import decode_name
 
 SUFFIX = "_pred.tif"
 """Not `_mask.tif`, which is what a person's reference is called."""

@@ -5,7 +5,8 @@ import os
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raysegment.archive.names import decode_name, encode_name, natural_key, show_name
+from raysegment.archive.filesystem import decode_name, encode_name
+from raysegment.archive.names import natural_key, show_name
 
 RAW_NAMES = st.binary(min_size=1, max_size=40) | st.text(min_size=1, max_size=20).map(
     lambda text: text.encode("utf-8", "surrogatepass")

@@ -10,9 +10,7 @@
 - The reference of `x.tif` is `x_mask.*` beside it, or `x.*` or `x_mask.*` in a folder `masks` (mask, labels, label)
   that lies beside `images`, or in the folder of the images.
 - A folder train, val or test (training, valid, validation, testing) among the first three of a path gives the split.
-- A scan that several ways lead to is one scan: `ways` has the rules.
-- The patient is the first folder, not counting those above all series, split folders and `images`; else the common
-  beginning of a series' names; else each file is its own patient.
+- A scan that several ways lead to is one scan: `ways` has the rules. Whose scan it is: `patients`.
 """
 
 from __future__ import annotations
@@ -129,24 +127,14 @@ def single_drafts(series: Draft) -> list[Draft]:
     ]
 
 
-def assign_patients(drafts: list[Draft]) -> tuple[list[str], int]:
-    """The patient of each scan, and how many scans count as their own patient because nothing names one."""
-    skip = _common_folders([draft for draft in drafts if draft.is_series and draft.files] or drafts)
-    patients = []
-    num_own = 0
-    for draft in drafts:
-        level = min(skip, len(draft.place) - 1)
-        is_own = not draft.is_series and level == len(draft.place) - 1
-        num_own += is_own
-        patients.append(draft.scan_id if is_own else draft.place[level])
-    return patients, num_own
-
-
-def share_patients(drafts: list[Draft], patients: list[str]) -> list[str]:
-    """The patients, where a scan that shares slices with another one is of that one's, whatever its name says."""
-    positions = {id(draft): position for position, draft in enumerate(drafts)}
-    owners = [positions.get(id(draft.shares_with), position) for position, draft in enumerate(drafts)]
-    return [patients[owner] for owner in owners]
+def common_folders(drafts: list[Draft]) -> int:
+    """Number of folders above all these scans; a scan's last name is never one of them."""
+    places = [draft.place for draft in drafts]
+    common = min(len(place) for place in places) - 1
+    for level in range(common):
+        if len({place[level] for place in places}) > 1:
+            return level
+    return common
 
 
 def former_names(files: Sequence[str], source_name: str) -> set[str]:
@@ -165,16 +153,6 @@ def former_names(files: Sequence[str], source_name: str) -> set[str]:
         if match := _NUMBERED.fullmatch(_stem(name)):
             names |= {folder or source_name, _join(folder, match[1].strip("_-. "))}
     return names
-
-
-def _common_folders(drafts: list[Draft]) -> int:
-    """Number of folders above all these scans; a scan's last name is never one of them."""
-    places = [draft.place for draft in drafts]
-    common = min(len(place) for place in places) - 1
-    for level in range(common):
-        if len({place[level] for place in places}) > 1:
-            return level
-    return common
 
 
 def _draft_folder(path: str, images: list[FoundFile], masks: dict[str, LocatedFile], source_name: str) -> list[Draft]:
@@ -223,7 +201,7 @@ def _join_slices(slices: list[Draft]) -> Draft:
     is_torn = len(splits) > 1
     return Draft(
         slices[0].scan_id,
-        (*slices[0].place[: _common_folders(slices)], slices[0].scan_id),
+        (*slices[0].place[: common_folders(slices)], slices[0].scan_id),
         [file for draft in slices for file in draft.files],
         references if any(references) else [],
         split=None if is_torn else splits.pop(),

@@ -1,0 +1,86 @@
+"""What one look into each drafted scan tells: its reader, its header, and what looks wrong."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+from raysegment.archive.filesystem import describe, is_uri, open_file
+from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
+from raysegment.archive.grouping.folders import Draft, single_drafts
+from raysegment.archive.names import extension_of, show_name
+from raysegment.archive.read import MAX_SCAN_BYTES
+from raysegment.errors import ScanError, UnknownFormatError
+
+CONCURRENT_HEADERS = 16
+BUFFER_BYTES = 16 * 1024
+LARGEST_IN_COLUMN = 2**31 - 1
+
+Examined = tuple[Draft, str, Header | None, str | None]
+"""A scan, its reader, its header, and what looks wrong."""
+
+
+def examine_drafts(source: str, drafts: list[Draft]) -> list[Examined]:
+    """Open one file of each scan; a bucket's answers are waited for side by side.
+
+    Where files of one series turn out to be stacks, each is a scan of its own, so there may be more scans than drafts.
+    """
+    if not is_uri(source):
+        groups = [_examine(source, draft) for draft in drafts]
+    else:
+        with ThreadPoolExecutor(CONCURRENT_HEADERS) as pool:
+            groups = list(pool.map(lambda draft: _examine(source, draft), drafts))
+    return [item for group in groups for item in group]
+
+
+def _examine(source: str, draft: Draft) -> list[Examined]:
+    problem = draft.problem or _file_problem(draft)
+    good = next((path for path, file in draft.files if file.size and not file.problem), None)
+    if good is None:
+        extension = extension_of(draft.files[0][0]) if draft.files else ""
+        return [(draft, readers_by_extension().get(extension, ""), None, problem)]
+    reader, header, cause = _read_header(source, good)
+    if header is not None and header.slices > 1 and len(draft.files) > 1 and not draft.is_named:
+        return [item for single in single_drafts(draft) for item in _examine(source, single)]
+    if header is not None and not _is_believable(header, len(draft.files)):
+        size_mb = header.num_bytes * len(draft.files) / 2**20
+        cause = f"{show_name(good)} declares a scan of {size_mb:.0f} MB"
+        header = None
+    if header is not None and header.slices > 1 and len(draft.files) > 1:
+        cause = f"{show_name(good)} holds {header.slices} slices; a scan of several files has one in each"
+    return [(draft, reader, header, problem or cause or draft.note)]
+
+
+def _is_believable(header: Header, num_files: int) -> bool:
+    largest = max(header.rows, header.columns, header.channels)
+    return header.num_bytes * num_files <= MAX_SCAN_BYTES and largest <= LARGEST_IN_COLUMN
+
+
+def _file_problem(draft: Draft) -> str | None:
+    """What size and links tell of the files, references included."""
+    for path, file in draft.files + [reference for reference in draft.references if reference]:
+        if file.problem:
+            return file.problem
+        if not file.size:
+            return f"{show_name(path)} has no bytes"
+    return None
+
+
+def _read_header(source: str, path: str) -> tuple[str, Header | None, str | None]:
+    """Reader and header of a file, or what is wrong with it; first bytes count more than the extension."""
+    reader = readers_by_extension().get(extension_of(path), "")
+    try:
+        with open_file(source, path, BUFFER_BYTES) as stream:
+            head = stream.read(HEAD_BYTES)
+            reader = recognise(head) or reader
+            if not get_reader(reader).recognises(head):
+                raise UnknownFormatError(
+                    f"{show_name(path)}: the first bytes belong to no format that raysegment reads."
+                )
+            stream.seek(0)
+            return reader, get_reader(reader).read_header(stream, path), None
+    except ScanError as error:
+        return reader, None, str(error).rstrip(".")
+    except OSError as error:
+        return reader, None, f"{show_name(path)} cannot be read: {describe(error)}"
+    except Exception as error:
+        return reader, None, f"{show_name(path)}: the {reader} reader fails on its header ({type(error).__name__})"
