@@ -20,7 +20,6 @@ the manifest's folder, then in the source of its scans if all have one.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -29,9 +28,9 @@ import pyarrow.compute as pc
 import yaml
 
 from raysegment.archive.dataset_json import DATASET_FILE, IGNORE, labels_of_dataset, read_dataset, refuse_ignore
-from raysegment.archive.filesystem import is_uri, read_small_file
+from raysegment.archive.filesystem import absolute_source, folder_of, is_uri, read_small_file
 from raysegment.archive.manifest import is_manifest, read_manifest
-from raysegment.archive.names import encode_name, show_name
+from raysegment.archive.names import show_name
 from raysegment.errors import UsageError
 from raysegment.scan import LARGEST_LABEL_VALUE, Colour, Labels, Region
 
@@ -123,10 +122,10 @@ def parse_labels_file(data: bytes, where: str) -> Labels:
 def label_folders(source: str) -> Iterator[str]:
     """Folders or buckets in which files about an archive are looked for."""
     if not is_manifest(source):
-        yield source if is_uri(source) else encode_name(os.path.abspath(source))
+        yield absolute_source(source)
         return
     if not is_uri(source):
-        yield encode_name(os.path.dirname(os.path.abspath(source)))
+        yield folder_of(source)
     sources = pc.unique(read_manifest(source)["source"]).to_pylist()
     if len(sources) == 1:
         yield sources[0]
