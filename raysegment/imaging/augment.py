@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from raysegment.imaging.geometry import map_channels
+from raysegment.imaging.geometry import Box, map_channels
 from raysegment.imaging.intensity import Intensity, look_up, normalize
 from raysegment.scan import Pixels
 
@@ -54,6 +54,7 @@ def augment_slice(
     scan_index: int,
     slice_index: int,
     occurrence: int = 0,
+    patch: Box | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
     """Warp, normalize and vary one slice; the same numbers always give the same result.
 
@@ -67,29 +68,31 @@ def augment_slice(
         scan_index: Position of the scan among those that are trained on.
         slice_index: Position of the slice in the scan.
         occurrence: How often this slice came before in the epoch.
+        patch: Part of the slice that is seen; all of it without one. What a warp brings in from around it is there.
 
     Returns:
-        Normalized pixels, float32, and the reference, uint8 0 or 1, warped alike.
+        Normalized pixels of the patch, float32, and the reference, uint8 0 or 1, warped alike.
     """
     bits = np.random.SFC64(np.random.SeedSequence((seed, epoch, scan_index, slice_index, occurrence)))
     random = np.random.Generator(bits)
-    matrix = _draw_warp(random, choices, reference.shape)
+    patch = patch or Box(0, reference.shape[0], 0, reference.shape[1])
+    matrix = _draw_warp(random, choices, patch)
     num_channels = len(intensity.offset)
     gain = np.float32(1) + _draw(random, choices.contrast, num_channels)
     bias = _draw(random, choices.brightness, num_channels)
     deviation = float(random.random()) * choices.noise
-    varied = normalize(_warp(pixels, matrix, intensity.background), _vary(intensity, gain, bias))
+    varied = normalize(_warp(pixels, matrix, patch, intensity.background), _vary(intensity, gain, bias))
     if deviation > 0:
         varied += _draw_noise(random, varied.shape, deviation)
-    return varied, _warp_reference(reference, matrix)
+    return varied, _warp_reference(reference, matrix, patch)
 
 
 def _draw(random: np.random.Generator, largest: float, count: int) -> npt.NDArray[np.float32]:
     return (random.uniform(-1, 1, count) * largest).astype(np.float32)
 
 
-def _draw_warp(random: np.random.Generator, choices: Augmentation, shape: tuple[int, ...]) -> Matrix:
-    """A 2x3 matrix from output to input coordinates, about the slice's centre."""
+def _draw_warp(random: np.random.Generator, choices: Augmentation, patch: Box) -> Matrix:
+    """A 2x3 matrix from the patch's coordinates to those of the slice, about the patch's centre."""
     angle, shift_x, shift_y, zoom, shear = random.uniform(-1, 1, 5)
     flip = choices.flip and random.random() < 0.5
     turn = np.deg2rad(choices.rotation) * angle
@@ -98,17 +101,18 @@ def _draw_warp(random: np.random.Generator, choices: Augmentation, shape: tuple[
     linear = linear @ np.array([[1.0, choices.shear * shear], [0.0, 1.0]]) / (1 + choices.zoom * zoom)
     if flip:
         linear[:, 0] *= -1
-    rows, columns = shape[:2]
+    rows, columns = patch.rows, patch.columns
     centre = np.array([(columns - 1) / 2, (rows - 1) / 2])
     moved = np.array([shift_x * columns, shift_y * rows]) * choices.shift
-    return np.column_stack([linear, centre + moved - linear @ centre])
+    start = np.array([patch.column_start, patch.row_start], np.float64)
+    return np.column_stack([linear, centre + moved - linear @ centre + start])
 
 
-def _warp(pixels: Pixels, matrix: Matrix, background: npt.NDArray[np.float32]) -> Pixels:
-    """One linear warp of a slice (rows, columns, channels); what comes from outside is background."""
+def _warp(pixels: Pixels, matrix: Matrix, patch: Box, background: npt.NDArray[np.float32]) -> Pixels:
+    """One linear warp of a slice (rows, columns, channels) into a patch; what comes from outside it is background."""
     if np.array_equal(matrix, IDENTITY):
-        return pixels
-    size = (pixels.shape[1], pixels.shape[0])
+        return pixels[: patch.rows, : patch.columns]
+    size = (patch.columns, patch.rows)
     outside = np.tile(background.astype(np.float64), pixels.shape[2] // len(background))
 
     def warp_group(group: Pixels, channels: slice) -> Pixels:
@@ -117,11 +121,11 @@ def _warp(pixels: Pixels, matrix: Matrix, background: npt.NDArray[np.float32]) -
     return map_channels(pixels, warp_group)
 
 
-def _warp_reference(reference: npt.NDArray[np.generic], matrix: Matrix) -> npt.NDArray[np.uint8]:
+def _warp_reference(reference: npt.NDArray[np.generic], matrix: Matrix, patch: Box) -> npt.NDArray[np.uint8]:
     plain = (reference != 0).view(np.uint8)
     if np.array_equal(matrix, IDENTITY):
-        return plain
-    return np.asarray(cv2.warpAffine(plain, matrix, plain.shape[::-1], flags=NEAREST), np.uint8)
+        return plain[: patch.rows, : patch.columns]
+    return np.asarray(cv2.warpAffine(plain, matrix, (patch.columns, patch.rows), flags=NEAREST), np.uint8)
 
 
 def _vary(intensity: Intensity, gain: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Intensity:

@@ -1,4 +1,4 @@
-"""From a scan's own grid to the network's square grid and back."""
+"""From a scan's own grid to the network's grid and back."""
 
 from __future__ import annotations
 
@@ -45,12 +45,13 @@ class Box:
 class Geometry:
     """How the slices of a scan lie on the network's grid.
 
-    The box of the scan's grid is scaled to (scaled_rows, scaled_columns) and laid into the middle of a square.
+    The box of the scan's grid is scaled to (scaled_rows, scaled_columns) and laid into the middle of a square of
+    `image_size`. A side that is longer than the square is as long on the network's grid; the network then sees tiles.
 
     Attributes:
         rows: Rows of the scan's own grid.
         columns: Columns of the scan's own grid.
-        image_size: Side of the network's square grid, pixels.
+        image_size: Side of the square that the network sees at once, pixels.
         box: Part of the scan's grid that the network sees.
         scaled_rows: Rows that the box has on the network's grid.
         scaled_columns: Columns that the box has on the network's grid.
@@ -64,21 +65,43 @@ class Geometry:
     scaled_columns: int
 
     @property
+    def grid_rows(self) -> int:
+        """Rows of the network's grid."""
+        return max(self.image_size, self.scaled_rows)
+
+    @property
+    def grid_columns(self) -> int:
+        """Columns of the network's grid."""
+        return max(self.image_size, self.scaled_columns)
+
+    @property
+    def is_tiled(self) -> bool:
+        """Whether a slice is larger than what the network sees at once."""
+        return max(self.scaled_rows, self.scaled_columns) > self.image_size
+
+    @property
     def target(self) -> Box:
         """Where the box lies on the network's grid."""
-        top = (self.image_size - self.scaled_rows) // 2
-        left = (self.image_size - self.scaled_columns) // 2
+        top = (self.grid_rows - self.scaled_rows) // 2
+        left = (self.grid_columns - self.scaled_columns) // 2
         return Box(top, top + self.scaled_rows, left, left + self.scaled_columns)
 
     @property
     def has_padding(self) -> bool:
         """Whether a part of the network's grid lies outside the box."""
-        return (self.scaled_rows, self.scaled_columns) != (self.image_size, self.image_size)
+        return (self.scaled_rows, self.scaled_columns) != (self.grid_rows, self.grid_columns)
 
     @property
     def is_identity(self) -> bool:
         """Whether both grids are the same."""
-        return self.box == Box(0, self.rows, 0, self.columns) and self.rows == self.columns == self.image_size
+        is_whole = self.box == Box(0, self.rows, 0, self.columns)
+        return is_whole and self.target == Box(0, self.rows, 0, self.columns) and not self.has_padding
+
+    @property
+    def keeps_proportions(self) -> bool:
+        """Whether rows and columns are scaled alike, but for rounding to whole pixels."""
+        difference = abs(self.scaled_rows * self.box.columns - self.scaled_columns * self.box.rows)
+        return difference <= max(self.box.rows, self.box.columns)
 
 
 def fit_geometry(rows: int, columns: int, image_size: int, box: Box | None = None) -> Geometry:
@@ -95,16 +118,47 @@ def fit_geometry(rows: int, columns: int, image_size: int, box: Box | None = Non
     )
 
 
+def fit_physical_geometry(
+    rows: int,
+    columns: int,
+    image_size: int,
+    box: Box | None = None,
+    *,
+    pixel_size_mm: tuple[float, float],
+    pixel_mm: float,
+) -> Geometry:
+    """Give pixels one physical size and centre what is smaller than `image_size`.
+
+    Args:
+        rows: Of the scan's own grid.
+        columns: Of the scan's own grid.
+        image_size: Side of the square that the network sees at once, pixels.
+        box: Part of the scan's grid that the network sees; all of it without one.
+        pixel_size_mm: Of the scan, (rows, columns).
+        pixel_mm: Side of the network's square pixels. Slices have a whole number of them, so they may be wider or
+            narrower by half a pixel over the whole slice.
+    """
+    box = box or Box(0, rows, 0, columns)
+    return Geometry(
+        rows=rows,
+        columns=columns,
+        image_size=image_size,
+        box=box,
+        scaled_rows=max(1, round(box.rows * pixel_size_mm[0] / pixel_mm)),
+        scaled_columns=max(1, round(box.columns * pixel_size_mm[1] / pixel_mm)),
+    )
+
+
 def resize_slices(pixels: Pixels, geometry: Geometry, background: npt.NDArray[np.float32]) -> Pixels:
     """Bring slices to the network's grid: by area averages when smaller, linearly when larger, background around them.
 
     Args:
         pixels: (slices, rows, columns, channels), on the scan's own grid.
-        geometry: From `fit_geometry`.
+        geometry: From `fit_geometry` or `fit_physical_geometry`.
         background: Level of what lies around the slices, (channels,); rounded where the pixels are whole numbers.
 
     Returns:
-        (slices, image_size, image_size, channels) in the same type; the array itself where both grids are the same.
+        (slices, grid_rows, grid_columns, channels) in the same type; the array itself where both grids are the same.
 
     Raises:
         GridMismatchError: The pixels are not on the geometry's grid.
@@ -112,18 +166,30 @@ def resize_slices(pixels: Pixels, geometry: Geometry, background: npt.NDArray[np
     _check_grid(pixels.shape, geometry)
     if geometry.is_identity:
         return pixels
-    shrinks = geometry.scaled_rows < geometry.box.rows
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    resized = np.empty((len(pixels), geometry.image_size, geometry.image_size, pixels.shape[3]), pixels.dtype)
+    resized = np.empty((len(pixels), geometry.grid_rows, geometry.grid_columns, pixels.shape[3]), pixels.dtype)
     if geometry.has_padding:
         resized[:] = background.astype(pixels.dtype) if pixels.dtype.kind == "f" else np.rint(background)
-    size = (geometry.scaled_columns, geometry.scaled_rows)
+    passes = _list_passes(geometry)
+
+    def resize_group(group: Pixels, _: slice) -> Pixels:
+        for size, interpolation in passes:
+            group = cv2.resize(group, size, interpolation=interpolation)
+        return group
+
     for source, target in zip(pixels, resized, strict=True):
-        cropped = source[geometry.box.window]
-        target[geometry.target.window] = map_channels(
-            cropped, lambda group, _: cv2.resize(group, size, interpolation=interpolation)
-        )
+        target[geometry.target.window] = map_channels(source[geometry.box.window], resize_group)
     return resized
+
+
+def _list_passes(geometry: Geometry) -> list[tuple[tuple[int, int], int]]:
+    """(columns, rows) and interpolation of each pass; two where one side shrinks and the other does not."""
+    box, size = geometry.box, (geometry.scaled_columns, geometry.scaled_rows)
+    row_mode = cv2.INTER_AREA if geometry.scaled_rows < box.rows else cv2.INTER_LINEAR
+    column_mode = cv2.INTER_AREA if geometry.scaled_columns < box.columns else cv2.INTER_LINEAR
+    if row_mode == column_mode or geometry.keeps_proportions:
+        return [(size, row_mode)]
+    # OpenCV would take linear samples for both sides, and leave out pixels of the one that shrinks.
+    return [((box.columns, geometry.scaled_rows), row_mode), (size, column_mode)]
 
 
 def resize_reference(reference: npt.NDArray[np.generic], geometry: Geometry) -> npt.NDArray[np.generic]:
@@ -131,10 +197,10 @@ def resize_reference(reference: npt.NDArray[np.generic], geometry: Geometry) -> 
 
     Args:
         reference: bool or integers, (slices, rows, columns), on the scan's own grid.
-        geometry: From `fit_geometry`.
+        geometry: From `fit_geometry` or `fit_physical_geometry`.
 
     Returns:
-        (slices, image_size, image_size) in the same type; the array itself where both grids are the same.
+        (slices, grid_rows, grid_columns) in the same type; the array itself where both grids are the same.
 
     Raises:
         GridMismatchError: The reference is not on the geometry's grid.
@@ -142,7 +208,7 @@ def resize_reference(reference: npt.NDArray[np.generic], geometry: Geometry) -> 
     _check_grid(reference.shape, geometry)
     if geometry.is_identity:
         return reference
-    resized = np.zeros((len(reference), geometry.image_size, geometry.image_size), reference.dtype)
+    resized = np.zeros((len(reference), geometry.grid_rows, geometry.grid_columns), reference.dtype)
     size = (geometry.scaled_columns, geometry.scaled_rows)
     for source, target in zip(reference, resized, strict=True):
         cropped = np.ascontiguousarray(source[geometry.box.window])
@@ -155,7 +221,7 @@ def restore_grid(probability: npt.NDArray[np.float32], geometry: Geometry) -> np
     """Bring probabilities back to the scan's own grid, linearly; 0 outside the box.
 
     Args:
-        probability: (slices, image_size, image_size).
+        probability: (slices, grid_rows, grid_columns).
         geometry: The one that brought the pixels there.
 
     Returns:

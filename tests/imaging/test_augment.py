@@ -6,6 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysegment.imaging.augment import Augmentation, augment_slice
+from raysegment.imaging.geometry import Box
+from raysegment.imaging.intensity import Intensity
 from raysegment.imaging.phantom import make_phantom
 from raysegment.imaging.preprocess import measure_intensity, normalize
 from raysegment.pipeline.views.slices import view_slice
@@ -14,6 +16,7 @@ NOTHING = Augmentation(rotation=0, shift=0, zoom=0, shear=0, flip=False, brightn
 PIXELS, REFERENCE = make_phantom(3, image_size=96, slices=9)
 SLICE = int(REFERENCE.sum(axis=(1, 2)).argmax())
 INTENSITY = measure_intensity(PIXELS, "zscore")
+NUMBERS = {"seed": 0, "epoch": 1, "scan_index": 2, "slice_index": 3}
 
 
 def only(**choices) -> Augmentation:
@@ -138,3 +141,30 @@ def test_a_warp_fills_from_outside_with_the_background():
             slice_index=0,
         )
         np.testing.assert_allclose(changed[[0, 0, -1, -1], [0, -1, 0, -1]], 103 / 255, atol=1e-6)
+
+
+def test_a_patch_without_changes_is_a_part_of_the_slice():
+    patch = Box(10, 42, 30, 78)
+    pixels, reference = augment_slice(PIXELS[SLICE], REFERENCE[SLICE], INTENSITY, NOTHING, **NUMBERS, patch=patch)
+    assert np.array_equal(pixels, normalize(PIXELS[SLICE][patch.window], INTENSITY))
+    assert np.array_equal(reference, REFERENCE[SLICE][patch.window])
+
+
+def test_a_patch_of_everything_changes_nothing():
+    given = (PIXELS[SLICE], REFERENCE[SLICE], INTENSITY, Augmentation())
+    whole = augment_slice(*given, **NUMBERS)
+    patched = augment_slice(*given, **NUMBERS, patch=Box(0, 96, 0, 96))
+    assert all(np.array_equal(first, second) for first, second in zip(whole, patched, strict=True))
+
+
+def test_a_warped_patch_sees_what_lies_around_it():
+    pixels, reference = np.full((96, 96, 1), 7, np.uint8), np.ones((96, 96), np.uint8)
+    intensity = Intensity(*(np.array([value], np.float32) for value in (0, 1, 0, 255, 0)))
+    choices = Augmentation(brightness=0, contrast=0, noise=0)
+    for epoch in range(10):
+        found, drawn = augment_slice(
+            pixels, reference, intensity, choices, **NUMBERS | {"epoch": epoch}, patch=Box(32, 64, 32, 64)
+        )
+        assert found.shape == (32, 32, 1)
+        assert (found == 7).all()
+        assert drawn.all()

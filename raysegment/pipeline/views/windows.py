@@ -29,8 +29,8 @@ SHORTEST_SHARE = 1 / 2
 
 def whole_windows(prepared: PreparedScan) -> Windows:
     """Everything of every slice."""
-    side = prepared.geometry.image_size
-    return dict.fromkeys(range(len(prepared.pixels)), Box(0, side, 0, side))
+    geometry = prepared.geometry
+    return dict.fromkeys(range(len(prepared.pixels)), Box(0, geometry.grid_rows, 0, geometry.grid_columns))
 
 
 def skip_empty(windows: Windows, prepared: PreparedScan, context_slices: int) -> Windows:
@@ -49,7 +49,8 @@ def find_windows(raw: Pixels, prepared: PreparedScan, *, context_slices: int, gr
 
     A window depends on its scan alone. A slice where no foreground is found is seen through the window that holds all
     of its scan's, and a scan where none is found at all is seen whole. Windows lie on the network's coarsest grid, so
-    that its pooling falls on the same pixels as without them.
+    that its pooling falls on the same pixels as without them. Where slices are seen in tiles, the windows only say
+    which, and keep the foreground's shape.
 
     Args:
         raw: (slices, rows, columns, channels), on the scan's own grid, the channels that the network sees.
@@ -57,19 +58,26 @@ def find_windows(raw: Pixels, prepared: PreparedScan, *, context_slices: int, gr
         context_slices: Neighbours on each side that the network sees beside a slice, through the same window.
         grid_factor: Sides and starts divide by this.
     """
-    side = prepared.geometry.image_size
     boxes = slice_boxes(raw, MARGIN)
     found = [box for box in boxes if box is not None]
     if not found:
         return whole_windows(prepared)
     everything = _join(found)
+    moved = {
+        position: move_box(box or everything, prepared.geometry)
+        for position, box in enumerate(_join_neighbours(boxes, context_slices))
+    }
+    return moved if prepared.geometry.is_tiled else _fit_windows(moved, prepared.geometry.image_size, grid_factor)
+
+
+def _fit_windows(moved: Windows, side: int, grid_factor: int) -> Windows:
+    """Grow boxes around the foreground to windows of a few shapes on the coarsest grid."""
     step = _round_up(max(grid_factor, round(side * STEP_SHARE)), grid_factor)
     shortest = min(side, _round_up(round(side * SHORTEST_SHARE), step))
     windows = {}
-    for position, box in enumerate(_join_neighbours(boxes, context_slices)):
-        moved = move_box(box or everything, prepared.geometry)
-        rows = _fit(moved.row_start, moved.row_stop, side, step, shortest, grid_factor)
-        columns = _fit(moved.column_start, moved.column_stop, side, step, shortest, grid_factor)
+    for position, box in moved.items():
+        rows = _fit(box.row_start, box.row_stop, side, step, shortest, grid_factor)
+        columns = _fit(box.column_start, box.column_stop, side, step, shortest, grid_factor)
         windows[position] = Box(*rows, *columns)
     return share_shapes(windows, side, grid_factor)
 
@@ -99,14 +107,14 @@ def share_shapes(windows: Windows, side: int, grid_factor: int) -> Windows:
 
 def move_box(box: Box, geometry: Geometry) -> Box:
     """A box of the scan's own grid on the network's grid, rounded outwards."""
-    side, target = geometry.image_size, geometry.target
+    target = geometry.target
     row_scale = geometry.scaled_rows / geometry.box.rows
     column_scale = geometry.scaled_columns / geometry.box.columns
     return Box(
         max(0, target.row_start + int(np.floor(box.row_start * row_scale))),
-        min(side, target.row_start + int(np.ceil(box.row_stop * row_scale))),
+        min(geometry.grid_rows, target.row_start + int(np.ceil(box.row_stop * row_scale))),
         max(0, target.column_start + int(np.floor(box.column_start * column_scale))),
-        min(side, target.column_start + int(np.ceil(box.column_stop * column_scale))),
+        min(geometry.grid_columns, target.column_start + int(np.ceil(box.column_stop * column_scale))),
     )
 
 
