@@ -24,7 +24,7 @@ from raysegment.pipeline.training_set import (
     warn_of_few_patients,
 )
 from raysegment.runs.console import Console
-from raysegment.runs.identity import TRAINING_NAMES, check_foreign, identify
+from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.record import keep_record, read_record
 from raysegment.store.place import Place, report_full_disk
@@ -73,6 +73,7 @@ def train(options: TrainOptions) -> TrainResult:
     """
     folder = Path(options.out).absolute()
     place = Place(str(folder))
+    options = keep_rules(options, place)
     check_temp_dir(options.address, options.temp_dir)
     found = find_scans(options.source, patient_pattern=options.patient_pattern, scan_pattern=options.scan_pattern)
     split = assign_splits(
@@ -82,10 +83,7 @@ def train(options: TrainOptions) -> TrainResult:
     )
     check_splits(split)
     check_channels(options, most_common_channels(split.table))
-    options = keep_rules(options, place)
     record = identify("train", options, key="options", data_id=hash_data(split.table)).open(place)
-    if not record.get("status"):
-        check_foreign(place, TRAINING_NAMES)
     if is_finished(folder, record, options):
         return build_result(folder, record, already_done=True)
     check_precision(options, record)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from raysegment.archive.own_folders import RECORD_FILE
-from raysegment.choices import changed_result, earlier_choices
+from raysegment.choices import changed_result, earlier_choices, hash_choices
 from raysegment.errors import UsageError
 from raysegment.runs.console import LOG_FILE
 from raysegment.runs.lock import LOCK_FILE
@@ -24,6 +24,8 @@ TRAINING_NAMES = frozenset(
     | {RECORD_FILE, LOG_FILE, LOCK_FILE}
 )
 """What `train` leaves in its folder."""
+
+OWN_NAMES = {"infer": INFERENCE_NAMES, "evaluate": INFERENCE_NAMES, "train": TRAINING_NAMES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +52,23 @@ class Identity:
         """The same as run.json has it."""
         return {"command": self.command, **self.facts, self.key: dict(self.choices)}
 
+    @property
+    def options_id(self) -> str:
+        """SHA-256 over the choices that change the result."""
+        return hash_choices(dict(self.choices))
+
     def open(self, place: Place) -> dict[str, Any]:
         """The record of a folder whose run goes on, or a new one.
 
         Raises:
-            UsageError: The folder holds a run with another identity; the message names the differences.
+            UsageError: The folder holds a run with another identity, and the message names the differences; or no run,
+                but something else than what one leaves.
         """
         record = read_record(place)
         if record:
             self.check(place, record)
+        if not record.get("status"):
+            self.check_foreign(place)
         return {**record, **self.record}
 
     def check(self, place: Place, record: Mapping[str, Any]) -> None:
@@ -82,52 +92,47 @@ class Identity:
                 f"--out {place.location} holds a run with other choices: {'; '.join(changed)}. Choose another --out."
             )
 
+    def check_foreign(self, place: Place) -> None:
+        """Refuse a folder without run.json that holds something else than what a run leaves.
+
+        Raises:
+            UsageError: Names what is there.
+        """
+        own = OWN_NAMES[self.command]
+        foreign = [name for name in place.list_names() if name not in own and not name.startswith(("_", "."))]
+        if foreign:
+            raise UsageError(
+                f"--out {place.location} is not empty and no raysegment output: it holds {foreign[0]!r}. "
+                "Choose another --out."
+            )
+
+    def check_rows(self, place: Place) -> None:
+        """Where run.json was lost, the rows tell whose the tables are: refuse those of another model or other choices.
+
+        Raises:
+            UsageError: Names both.
+        """
+        rows = read_rows(place, "scans", ["model_id", "options_id"])
+        if not rows.num_rows:
+            return
+        models, choices = (set(rows[name].unique().to_pylist()) for name in ("model_id", "options_id"))
+        if models != {self.facts["model_id"]}:
+            raise UsageError(
+                f"--out {place.location} has tables of model {', '.join(sorted(map(str, models)))}; this one is "
+                f"{self.facts['model_id']}. Choose another --out."
+            )
+        if choices != {self.options_id}:
+            raise UsageError(
+                f"--out {place.location} has tables written with other choices, and {RECORD_FILE}, which would name "
+                f"them, is lost: options_id was {', '.join(sorted(map(str, choices)))}, is {self.options_id}. Give the "
+                "same options, --precision included, or choose another --out."
+            )
+
 
 def identify(command: str, options: Any, *, key: str, **facts: str | None) -> Identity:
     """The identity of a run with these options."""
     choices, defaults = changed_result(options), earlier_choices(options)
     return Identity(command=command, facts=facts, choices=choices, defaults=defaults, key=key)
-
-
-def check_foreign(place: Place, own_names: Collection[str]) -> None:
-    """Refuse a folder without run.json that holds something else than what a run leaves.
-
-    Args:
-        place: The output folder.
-        own_names: What the command leaves there.
-
-    Raises:
-        UsageError: Names what is there.
-    """
-    foreign = [name for name in place.list_names() if name not in own_names and not name.startswith(("_", "."))]
-    if foreign:
-        raise UsageError(
-            f"--out {place.location} is not empty and no raysegment output: it holds {foreign[0]!r}. "
-            "Choose another --out."
-        )
-
-
-def check_rows(place: Place, model_id: str, options_id: str) -> None:
-    """Where run.json was lost, the rows tell whose the tables are: refuse those of another model or other choices.
-
-    Raises:
-        UsageError: Names both.
-    """
-    rows = read_rows(place, "scans", ["model_id", "options_id"])
-    if not rows.num_rows:
-        return
-    models, choices = (set(rows[name].unique().to_pylist()) for name in ("model_id", "options_id"))
-    if models != {model_id}:
-        raise UsageError(
-            f"--out {place.location} has tables of model {', '.join(sorted(map(str, models)))}; this one is "
-            f"{model_id}. Choose another --out."
-        )
-    if choices != {options_id}:
-        raise UsageError(
-            f"--out {place.location} has tables written with other choices, and {RECORD_FILE}, which would name them, "
-            f"is lost: options_id was {', '.join(sorted(map(str, choices)))}, is {options_id}. Give the same options, "
-            "--precision included, or choose another --out."
-        )
 
 
 def _describe_change(name: str, before: Any, now: Any) -> str:

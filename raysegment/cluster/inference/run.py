@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.renamed import find_renamed
-from raysegment.choices import changed_result, hash_choices
 from raysegment.cluster.inference.remaining import Remaining, check_channels, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
 from raysegment.cluster.inference.worker import WorkerSettings
@@ -31,7 +30,7 @@ from raysegment.runs.closing import (
     describe_run,
 )
 from raysegment.runs.console import Console
-from raysegment.runs.identity import INFERENCE_NAMES, check_foreign, check_rows, identify
+from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
 from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record
@@ -39,6 +38,8 @@ from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, read_rows, take_out
 from raysegment.store.schema import STATUS_OK
+
+RENAMED_COLUMNS = ["scan_id", "source", "fingerprint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +93,22 @@ def run_inference(
     """
     check_temp_dir(options.address, options.temp_dir)
     check_channels(manifest, bundle.num_channels)
-    options = keep_precision(options, read_record(Place(options.out)))
+    place = Place(options.out)
+    record = read_record(place)
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
-        return _run_in_folder(resolve_options(options, bundle), bundle, manifest, found, command, started)
+        options = resolve_options(options, bundle, record)
+        return _run_in_folder(options, bundle, place, manifest, found, command, started)
 
 
 def _run_in_folder(
-    options: InferOptions, bundle: Bundle, manifest: pa.Table, found: pa.Table, command: str, started: float
+    options: InferOptions,
+    bundle: Bundle,
+    place: Place,
+    manifest: pa.Table,
+    found: pa.Table,
+    command: str,
+    started: float,
 ) -> InferResult:
-    place = Place(options.out)
     identity = identify(
         command,
         options,
@@ -109,38 +117,25 @@ def _run_in_folder(
         scan_pattern=options.scan_pattern,
         patient_pattern=options.patient_pattern,
     )
-    if not identity.open(place).get("status"):
-        check_foreign(place, INFERENCE_NAMES)
+    identity.open(place)
     place.make_writable()
     with RunLock(place) as lock:
-        record = identity.open(place) | {"options_id": hash_choices(changed_result(options))}
+        record = identity.open(place) | {"options_id": identity.options_id}
+        console = Console(place, as_json=options.json)
         if removed := prepare_tables(place):
-            Console(place, as_json=options.json).say(describe_damage(removed))
+            console.say(describe_damage(removed))
         if not record.get("status"):
-            check_rows(place, bundle.model_id, str(record["options_id"]))
-        _take_out_renamed(options, place, manifest, found)
+            identity.check_rows(place)
+        renamed = find_renamed(options.source, manifest, found, read_rows(place, "scans", RENAMED_COLUMNS))
+        if len(renamed):
+            console.say(describe_renamed(renamed.to_pylist()))
+            take_out(place, renamed)
         remaining = find_remaining(manifest, read_finished(place), retry_failed=options.retry_failed)
-        if remaining.plan.num_rows == 0 and record.get("status") == "done":
-            console = Console(None, as_json=options.json)
-            console.say(describe_nothing_to_do(manifest.num_rows, remaining.num_failed, options.out))
-            return InferResult(
-                out=options.out,
-                scans_total=manifest.num_rows,
-                scans_ok=remaining.num_ok,
-                scans_failed=remaining.num_failed,
-                exit_code=choose_exit_code(remaining.num_ok, remaining.num_failed),
-            )
         run = InferenceRun(options, bundle, place, lock, record, remaining, manifest, started)
-        with run.recorded():
-            if remaining.plan.num_rows:
+        if not run.is_idle:
+            with run.recorded():
                 run.segment_all()
         return run.conclude()
-
-
-def keep_precision(options: InferOptions, record: Mapping[str, Any]) -> InferOptions:
-    """With `auto`, a folder goes on in the precision that it was begun in, on whatever hardware."""
-    before = dict(record.get("result_options") or {}).get("precision")
-    return replace(options, precision=before) if options.precision == "auto" and before else options
 
 
 def choose_exit_code(num_ok: int, num_failed: int) -> int:
@@ -150,18 +145,15 @@ def choose_exit_code(num_ok: int, num_failed: int) -> int:
     return EXIT_SOME_SCANS_FAILED if num_ok else EXIT_FAILED
 
 
-def _take_out_renamed(options: InferOptions, place: Place, manifest: pa.Table, found: pa.Table) -> None:
-    """Remove what stands in the tables under names that its scans no longer have."""
-    renamed = find_renamed(
-        options.source, manifest, found, read_rows(place, "scans", ["scan_id", "source", "fingerprint"])
-    )
-    if len(renamed):
-        Console(place, as_json=options.json).say(describe_renamed(renamed.to_pylist()))
-        take_out(place, renamed)
-
-
-def resolve_options(options: InferOptions, bundle: Bundle) -> InferOptions:
+def resolve_options(options: InferOptions, bundle: Bundle, record: Mapping[str, Any]) -> InferOptions:
     """Fill what was left to the bundle or the hardware, so that it is the same on all nodes and in every resumption.
+
+    With `auto`, a folder goes on in the precision that it was begun in, on whatever hardware.
+
+    Args:
+        options: As chosen.
+        bundle: The model.
+        record: What run.json of the folder holds.
 
     Raises:
         UsageError: The batch size is of no use to the model.
@@ -175,8 +167,10 @@ def resolve_options(options: InferOptions, bundle: Bundle) -> InferOptions:
     }
     given = {name: getattr(options, name) for name in chosen}
     filled = {name: chosen[name] if value is None else value for name, value in given.items()}
+    begun = dict(record.get("result_options") or {}).get("precision")
+    precision = begun if options.precision == "auto" and begun else options.precision
     resolve = resolve_on_cluster if options.address else resolve_precision
-    return replace(options, precision=resolve(options.precision), **filled)  # type: ignore[arg-type]
+    return replace(options, precision=resolve(precision), **filled)  # type: ignore[arg-type]
 
 
 class InferenceRun:
@@ -213,23 +207,27 @@ class InferenceRun:
         self.manifest = manifest
         self.started = started
         self.console = Console(place, as_json=options.json)
-        self.progress = ScanProgress(self.console, remaining.plan.num_rows)
         self.rounds: Rounds | None = None
+        # Done, and nothing has come since: record and log are left as they are.
+        self.is_idle = remaining.plan.num_rows == 0 and record.get("status") == "done"
 
     def segment_all(self) -> None:
-        """Do the plan, with Ray."""
+        """Do the plan, with Ray; nothing where it is empty."""
+        if not self.remaining.plan.num_rows:
+            return
         take_out(self.place, self.remaining.take_out)
         attempt = int(self.record["attempt"])
         staging = f"{STAGING}/{attempt:04d}-{uuid.uuid4().hex[:8]}"
+        worker = self._worker_settings(staging, attempt)
         with self.console, ray_session(self.options.address, self.options.temp_dir):
             self.rounds = Rounds(
                 options=self.options,
                 bundle=self.bundle,
-                worker=self._worker_settings(staging, attempt),
+                worker=worker,
                 place=self.place,
                 lock=self.lock,
                 console=self.console,
-                progress=self.progress,
+                progress=ScanProgress(self.console, self.remaining.plan.num_rows),
                 num_ok_before=self.remaining.num_ok,
             )
             self.rounds.run(self.remaining.plan)
@@ -288,8 +286,14 @@ class InferenceRun:
         rounds = self.rounds
         scans_now = rounds.num_published if rounds else 0
         failed, failures = (dict(rounds.failed), tuple(rounds.failures)) if rounds else ({}, ())
-        for line in describe_run(numbers, scans_now) + describe_failures(failed, failures, self.options.out):
-            self.console.say(line)
+        if self.is_idle:
+            console = Console(None, as_json=self.options.json)
+            lines = [describe_nothing_to_do(numbers["scans_total"], numbers["scans_failed"], self.options.out)]
+        else:
+            console = self.console
+            lines = describe_run(numbers, scans_now) + describe_failures(failed, failures, self.options.out)
+        for line in lines:
+            console.say(line)
         return InferResult(
             out=self.options.out,
             scans_now=scans_now,
@@ -313,7 +317,7 @@ class InferenceRun:
             "slices": self.rounds.num_slices if self.rounds else 0,
             "seconds_total": time.time() - self.started,
             "seconds_startup": None if first is None else first - self.started,
-            "slices_per_second": self.progress.slices_per_second,
+            "slices_per_second": self.rounds.progress.slices_per_second if self.rounds else None,
             "seconds": dict(self.rounds.seconds) if self.rounds else {},
         }
 
