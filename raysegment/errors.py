@@ -17,7 +17,8 @@ RaysegmentError                 exit 1: the run failed
 ├── InterruptedRunError         exit 130: Ctrl-C or SIGTERM
 └── ScanError                   one scan is bad; the run goes on
     ├── content: UnknownFormatError, TruncatedFileError, EmptyFileError, OversizedScanError,
-    │   NonFinitePixelsError, ChannelMismatchError, SliceMismatchError, UnreadableFileError,
+    │   NonFinitePixelsError, ChannelMismatchError, MissingChannelError, AffineError, SliceMismatchError,
+    │   UnreadableFileError,
     │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, ReaderCrashedError, WorkerCrashedError
     ├── reference: GridMismatchError, ReferenceValuesError, UnreadableReferenceError
     └── access: AccessError     permission, I/O, time-out; every later run tries it again
@@ -117,7 +118,7 @@ class EmptyFileError(ScanError):
 
 
 class OversizedScanError(ScanError):
-    """The header declares more pixels than a scan may have."""
+    """The header declares more pixels than a scan may have, or the file unpacks to more than its header declares."""
 
 
 class NonFinitePixelsError(ScanError):
@@ -126,6 +127,14 @@ class NonFinitePixelsError(ScanError):
 
 class ChannelMismatchError(ScanError):
     """The number of channels is not what the model or the scan's first slice has."""
+
+
+class MissingChannelError(ScanError):
+    """A scan lacks the file of one of its channels."""
+
+
+class AffineError(ScanError):
+    """The header does not say where voxels lie: singular or broken affine, no spacing."""
 
 
 class SliceMismatchError(ScanError):
@@ -157,7 +166,7 @@ class WorkerCrashedError(ScanError):
 
 
 class GridMismatchError(ScanError):
-    """Reference and scan do not share one grid."""
+    """Reference and scan, or two channels of a scan, do not share one grid."""
 
 
 class ReferenceValuesError(ScanError):

@@ -11,6 +11,9 @@ ESCAPE_BASE = 0x10FE00
 TO_ESCAPE = re.compile("[\ud800-\udfff\U0010fe80-\U0010feff]")
 """Bytes that are no UTF-8, as Python has them in names, and the characters that stand for them."""
 
+PACKED = ".nii.gz"
+"""The one extension that has two dots."""
+
 _NUMBERS = re.compile(r"(\d+)")
 
 
@@ -29,13 +32,16 @@ def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def extension_of(name: str) -> str:
-    """Extension in lower case with its dot, empty where there is none."""
-    return os.path.splitext(name)[1].lower()
+    """Extension in lower case with its dot, empty where there is none; `.nii.gz` is one."""
+    extension = os.path.splitext(name)[1].lower()
+    return PACKED if extension == ".gz" and name.lower().endswith(PACKED) else extension
 
 
 def stem_of(path: str) -> str:
     """File name without folders and extension."""
-    return os.path.splitext(path.rpartition("/")[2])[0]
+    name = path.rpartition("/")[2]
+    extension = extension_of(name)
+    return name[: len(name) - len(extension)]
 
 
 def _escape(character: str) -> str:

@@ -3,9 +3,12 @@
 A reader is a module with
 
     EXTENSIONS: tuple[str, ...]                 lower case, such as (".tif", ".tiff")
-    def recognises(head: bytes) -> bool         whether a file may be of this format, from its first 32 bytes
+    def recognises(head: bytes) -> bool         whether a file may be of this format, from its first 512 bytes
     def read_header(stream, name) -> Header     from an open binary file, without decoding pixels
     def read_slices(data, name) -> Scan         from all bytes; pixels (slices, rows, columns, channels)
+
+A reader of volumes also has `IS_VOLUME = True`: the first three axes of its pixels, and slices, rows, columns of its
+header, are the axes as stored, in any order; spacing and affine are about them, and `archive/volumes` turns them.
 
 `stream` is a seekable binary file, `name` is for messages only, and both functions raise a `ScanError`; messages must
 not quote what headers say. The module's name is the manifest's `reader`. A module in this folder is a reader as soon
@@ -18,17 +21,18 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import BinaryIO, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from raysegment.errors import UnknownFormatError, UsageError
 from raysegment.scan import Scan, Spacing
 
 READERS_VARIABLE = "RAYSEGMENT_READERS"
-HEAD_BYTES = 32
+HEAD_BYTES = 512
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Header:
         dtype: Type of one value as stored.
         spacing_mm: (slices, rows, columns), None where the format has none.
         is_lossy: Whether the pixels were compressed so that they are not exactly what was saved.
+        affine: 4x4, (slice, row, column, 1) to RAS+ millimetres, None where the format has none.
+        note: In which way the header contradicts itself, for people; None where it does not.
     """
 
     slices: int
@@ -52,6 +58,8 @@ class Header:
     dtype: np.dtype[np.generic]
     spacing_mm: Spacing | None = None
     is_lossy: bool = False
+    affine: npt.NDArray[np.float64] | None = field(default=None, compare=False)
+    note: str | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -86,6 +94,11 @@ def get_reader(name: str) -> Reader:
     if found is None:
         raise UnknownFormatError(f"no reader is called {name!r}; there are {', '.join(sorted(readers()))}.")
     return found
+
+
+def reads_volumes(reader: Reader) -> bool:
+    """Whether a reader leaves the axes as stored, so that `archive/volumes` must turn them."""
+    return bool(getattr(reader, "IS_VOLUME", False))
 
 
 def readers_by_extension() -> dict[str, str]:
