@@ -116,7 +116,7 @@ class Decoder:
             if not with_reference or not any(entry.reference_files):
                 return Decoded(scan)
             try:
-                reference, _ = self._ask("reference", entry, scan.grid)
+                reference, _ = self._ask("reference", entry, scan)
             except ScanError as error:
                 return Decoded(scan, None, f"{type(error).__name__}: {error}")
             return Decoded(scan, cast(LabelMap, reference))
@@ -142,8 +142,15 @@ class Decoder:
         child.kill()
         child.wait()
 
-    def _ask(self, what: str, entry: ScanEntry, grid: tuple[int, int, int] | None) -> tuple[Pixels, dict[str, Any]]:
-        request = {"what": what, "entry": asdict(entry), "settings": asdict(self.settings), "grid": grid}
+    def _ask(self, what: str, entry: ScanEntry, scan: Scan | None) -> tuple[Pixels, dict[str, Any]]:
+        """Ask the child for pixels; for the reference of a scan that was read."""
+        request = {
+            "what": what,
+            "entry": asdict(entry),
+            "settings": asdict(self.settings),
+            "grid": scan and scan.grid,
+            "affine": None if scan is None or scan.affine is None else scan.affine.tolist(),
+        }
         cause = ""
         for _ in range(2):
             try:

@@ -74,7 +74,8 @@ def _read(request: dict[str, Any], entry: ScanEntry, max_bytes: int) -> Scan:
     if request["what"] == "values":
         return Scan(read_values(entry, max_bytes=max_bytes))
     slices, rows, columns = request["grid"]
-    return Scan(read_reference(entry, (slices, rows, columns), settings, max_bytes=max_bytes))
+    affine = None if request["affine"] is None else np.array(request["affine"], np.float64)
+    return Scan(read_reference(entry, (slices, rows, columns), settings, affine=affine, max_bytes=max_bytes))
 
 
 def _entry_of(values: dict[str, Any]) -> ScanEntry:

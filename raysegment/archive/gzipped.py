@@ -51,9 +51,8 @@ def unpack(data: bytes, num_bytes: int, name: str) -> npt.NDArray[np.uint8]:
     room = np.empty(num_bytes + SPARE_BYTES, np.uint8)
     if len(room) <= MAX_BYTES_AT_ONCE:
         try:
-            found = imagecodecs.gzip_decode(data, out=room)
-            if len(found) >= num_bytes:
-                return np.asarray(found[:num_bytes])
+            if len(imagecodecs.gzip_decode(data, out=room.data)) >= num_bytes:
+                return room[:num_bytes]
         except imagecodecs.DeflateError:
             pass
     # Either the file has several members, which only zlib goes through, or zlib tells what is wrong with it.

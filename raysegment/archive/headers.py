@@ -5,10 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from raysegment.archive.filesystem import describe, is_uri, open_file
-from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, recognise
+from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, reads_volumes, recognise
 from raysegment.archive.grouping.folders import Draft, single_drafts
 from raysegment.archive.names import extension_of, show_name
+from raysegment.archive.neighbours import describe_unknown
 from raysegment.archive.read import MAX_SCAN_BYTES
+from raysegment.archive.volumes import turn_header
 from raysegment.errors import ScanError, UnknownFormatError
 
 CONCURRENT_HEADERS = 16
@@ -47,6 +49,8 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
         header = None
     if header is not None and header.slices > 1 and len(draft.files) > 1:
         cause = f"{show_name(good)} holds {header.slices} slices; a scan of several files has one in each"
+    if header is not None and header.note:
+        cause = cause or f"{show_name(good)}: {header.note}"
     return [(draft, reader, header, problem or cause or draft.note)]
 
 
@@ -73,11 +77,10 @@ def _read_header(source: str, path: str) -> tuple[str, Header | None, str | None
             head = stream.read(HEAD_BYTES)
             reader = recognise(head) or reader
             if not get_reader(reader).recognises(head):
-                raise UnknownFormatError(
-                    f"{show_name(path)}: the first bytes belong to no format that raysegment reads."
-                )
+                raise UnknownFormatError(describe_unknown(head, path))
             stream.seek(0)
-            return reader, get_reader(reader).read_header(stream, path), None
+            header = get_reader(reader).read_header(stream, path)
+            return reader, turn_header(header, "auto") if reads_volumes(get_reader(reader)) else header, None
     except ScanError as error:
         return reader, None, str(error).rstrip(".")
     except OSError as error:

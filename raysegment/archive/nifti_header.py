@@ -150,7 +150,7 @@ def parse_header(head: bytes, name: str) -> NiftiHeader:
         shape=_find_shape(fields["dim"], name),
         stored=_find_dtype(fields["datatype"][0], order, name),
         offset=_find_offset(fields["vox_offset"][0], HEADER_BYTES[size], name),
-        scaling=_find_scaling(*fields["scaling"], name),
+        scaling=_find_scaling(fields["scaling"], name),
         spacing_mm=spacing_mm,
         affine=affine,
         note=note if affine is None else note or _find_disagreement(fields, affine, _find_shape(fields["dim"], name)),
@@ -207,8 +207,9 @@ def _find_offset(declared: float, first: int, name: str) -> int:
     return int(declared)
 
 
-def _find_scaling(slope: float, intercept: float, name: str) -> tuple[float, float] | None:
-    """A slope of 0 or NaN means values as they are."""
+def _find_scaling(declared: tuple[Any, ...], name: str) -> tuple[float, float] | None:
+    """Slope and intercept; a slope of 0 or NaN means values as they are."""
+    slope, intercept = declared
     if slope == 0 or not math.isfinite(slope) or (slope, intercept) == (1, 0):
         return None
     if not math.isfinite(intercept):

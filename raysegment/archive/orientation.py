@@ -98,7 +98,7 @@ def find_orientation(affine: Affine, shape: tuple[int, ...], slice_axis: SliceAx
         slice_axis: `auto` or a word.
     """
     world = _match_axes(affine)
-    plane = cast(Plane, slice_axis) if slice_axis != "auto" else _choose_plane(affine, shape[:3], world)
+    plane = _choose_plane(affine, shape[:3], world) if slice_axis == "auto" else slice_axis
     directions = DIRECTIONS[plane]
     axes = tuple(world[axis] for axis, _ in directions)
     flips = tuple(bool(affine[axis, world[axis]] * way < 0) for axis, way in directions)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain, islice
 
 import numpy as np
 
 from raysegment.archive.filesystem import is_uri, read_bytes
-from raysegment.archive.formats import HEAD_BYTES, Reader, get_reader, recognise
+from raysegment.archive.formats import HEAD_BYTES, Reader, get_reader, reads_volumes, recognise
 from raysegment.archive.names import show_name
+from raysegment.archive.neighbours import describe_unknown
+from raysegment.archive.volumes import Grid, join_channels, lay_on_grid, turn_scan
 from raysegment.errors import (
     AccessError,
     ChannelMismatchError,
     EmptyFileError,
+    MissingChannelError,
     NonFinitePixelsError,
     OversizedScanError,
     SliceMismatchError,
@@ -38,7 +42,8 @@ def read_scan(entry: ScanEntry, settings: ReadSettings = READ_AS_STORED, *, max_
         max_bytes: Largest decoded size, compared with what the headers declare before anything is decoded.
 
     Returns:
-        Pixels (slices, rows, columns, channels) as stored; spacing and affine where the format has them.
+        Pixels (slices, rows, columns, channels) as stored, those of volumes in canonical order (`orientation`);
+        spacing and affine where the format has them.
 
     Raises:
         ScanError: The scan cannot be read; the message names the file and the cause.
@@ -46,49 +51,87 @@ def read_scan(entry: ScanEntry, settings: ReadSettings = READ_AS_STORED, *, max_
     if not entry.files:
         cause = entry.problem or "there is no file to read"
         raise AccessError(f"{show_name(entry.scan_id)}: {cause}.")
-    scan, _ = read_volume(entry.source, entry.reader, entry.files, max_bytes)
+    _check_channels_there(entry)
+    scan, _ = read_volume(
+        entry.source, entry.reader, entry.files, max_bytes, settings, channel_names=entry.channel_names
+    )
     if not scan.pixels.size:
         raise EmptyFileError(f"{show_name(entry.scan_id)} has no pixels.")
     return scan
 
 
-def read_volume(source: str, reader_name: str, files: tuple[str, ...], max_bytes: int) -> tuple[Scan, bool]:
-    """Stack the slices of all files.
+def read_volume(
+    source: str,
+    reader_name: str,
+    files: tuple[str, ...],
+    max_bytes: int,
+    settings: ReadSettings = READ_AS_STORED,
+    *,
+    channel_names: tuple[str, ...] = (),
+    grid: Grid | None = None,
+) -> tuple[Scan, bool]:
+    """Stack the slices of all files, or the channels where files are volumes.
 
     Args:
         source: What the files are below.
         reader_name: Reader of all files; if empty each file's first bytes choose it.
         files: One or more.
         max_bytes: As in `read_scan`.
+        settings: As in `read_scan`.
+        channel_names: Without at least two of them a volume's fourth axis is refused.
+        grid: Of a scan, that a volume is a reference of and must lie on.
 
     Returns:
         The scan, and whether a file was compressed with losses.
     """
     parts = _decode_files(source, reader_name, files, max_bytes)
-    first, is_lossy = next(parts)
+    first = next(parts)
+    if first.is_volume:
+        if len(files) > 1:
+            volumes = ((part.scan, part.name) for part in chain([first], parts))
+            return join_channels(volumes, len(files), settings), False
+        _check_fourth_axis(first, channel_names)
+        if grid is None:
+            return turn_scan(first.scan, settings.slice_axis), False
+        return lay_on_grid(first.scan, grid, settings, first.name, is_reference=True), False
     if len(files) == 1:
-        return first, is_lossy
-    stack = np.empty((len(files), *first.pixels.shape[1:]), first.pixels.dtype)
-    for index, (part, loses) in enumerate(chain([(first, is_lossy)], parts)):
-        if part.num_slices != 1:
+        return first.scan, first.is_lossy
+    return _stack_slices(first, parts, files)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one file holds."""
+
+    scan: Scan
+    name: str
+    is_lossy: bool
+    is_volume: bool
+
+
+def _stack_slices(first: _Part, others: Iterator[_Part], files: tuple[str, ...]) -> tuple[Scan, bool]:
+    stack = np.empty((len(files), *first.scan.pixels.shape[1:]), first.scan.pixels.dtype)
+    is_lossy = False
+    for index, part in enumerate(chain([first], others)):
+        if part.is_volume or part.scan.num_slices != 1:
             raise SliceMismatchError(
-                f"{show_name(files[index])} holds {part.num_slices} slices; a series has one a file."
+                f"{show_name(part.name)} holds {part.scan.num_slices} slices; a series has one a file."
             )
-        _check_same(part.pixels, stack, files[index], files[0])
-        stack[index] = part.pixels[0]
-        is_lossy |= loses
-    return Scan(stack, first.spacing_mm, first.affine), is_lossy
+        _check_same(part.scan.pixels, stack, part.name, first.name)
+        stack[index] = part.scan.pixels[0]
+        is_lossy |= part.is_lossy
+    return Scan(stack, first.scan.spacing_mm, first.scan.affine), is_lossy
 
 
-def _decode_files(source: str, reader_name: str, files: tuple[str, ...], max_bytes: int) -> Iterator[tuple[Scan, bool]]:
-    """Decode file by file, and say whether with losses; declared sizes are checked first, and the pixels afterwards."""
+def _decode_files(source: str, reader_name: str, files: tuple[str, ...], max_bytes: int) -> Iterator[_Part]:
+    """Decode file by file; declared sizes are checked first, and the pixels afterwards."""
     for name, data in zip(files, _read_ahead(source, files), strict=True):
         reader = _reader_for(reader_name, data, name)
         header = reader.read_header(io.BytesIO(data), name)
         _check_size(header.num_bytes * len(files), max_bytes, name)
         part = reader.read_slices(data, name)
         _check_finite(part.pixels, name)
-        yield part, header.is_lossy
+        yield _Part(part, name, header.is_lossy, reads_volumes(reader))
 
 
 def _read_ahead(source: str, files: tuple[str, ...]) -> Iterator[bytes]:
@@ -110,8 +153,34 @@ def _reader_for(reader_name: str, data: bytes, name: str) -> Reader:
         raise EmptyFileError(f"{show_name(name)} has no bytes.")
     found = reader_name or recognise(data[:HEAD_BYTES])
     if found is None:
-        raise UnknownFormatError(f"{show_name(name)}: the first bytes belong to no format that raysegment reads.")
+        raise UnknownFormatError(describe_unknown(data[:HEAD_BYTES], name))
     return get_reader(found)
+
+
+def _check_channels_there(entry: ScanEntry) -> None:
+    missing = [index for index, name in enumerate(entry.files) if not name]
+    if missing:
+        named = len(entry.channel_names) == len(entry.files)
+        words = [entry.channel_names[index] if named else str(index) for index in missing]
+        raise MissingChannelError(
+            f"{show_name(entry.scan_id)} has no file of channel {', '.join(map(show_name, words))}."
+        )
+
+
+def _check_fourth_axis(part: _Part, channel_names: tuple[str, ...]) -> None:
+    """Whether the fourth axis is time, directions or channels nobody can tell from the file."""
+    found = part.scan.pixels.shape[3]
+    if found == 1 and len(channel_names) < 2:
+        return
+    if len(channel_names) < 2:
+        raise ChannelMismatchError(
+            f"{show_name(part.name)} has four dimensions; its {found} volumes are channels only where --channel or a "
+            "dataset.json names them."
+        )
+    if found != len(channel_names):
+        raise ChannelMismatchError(
+            f"{show_name(part.name)} has {found} volumes; named are the channels {', '.join(channel_names)}."
+        )
 
 
 def _check_size(num_bytes: int, max_bytes: int, name: str) -> None:

@@ -26,7 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.archive.names import show_name
+from raysegment.archive.orientation import Affine
 from raysegment.archive.read import MAX_SCAN_BYTES, read_volume
+from raysegment.archive.volumes import Grid
 from raysegment.errors import GridMismatchError, ReferenceValuesError, ScanError, UnreadableReferenceError
 from raysegment.scan import READ_AS_STORED, LabelMap, Labels, Pixels, ReadSettings, ScanEntry
 
@@ -53,6 +55,7 @@ def read_reference(
     grid: tuple[int, int, int],
     settings: ReadSettings = READ_AS_STORED,
     *,
+    affine: Affine | None = None,
     max_bytes: int = MAX_SCAN_BYTES,
 ) -> LabelMap:
     """Read the reference of one scan as a label map, by the rules above.
@@ -60,7 +63,8 @@ def read_reference(
     Args:
         entry: The scan's row of the manifest; an empty name among its reference files is a slice of background.
         grid: The scan's (slices, rows, columns).
-        settings: What the values mean.
+        settings: What the values mean, and whether a volume on another grid is resampled.
+        affine: The scan's, on which a volume must lie; None where the scan has none.
         max_bytes: Largest decoded size, as in `read_scan`.
 
     Returns:
@@ -71,7 +75,7 @@ def read_reference(
         ReferenceValuesError: Its values do not tell what is region, or no label names one of them.
         UnreadableReferenceError: There is none, or it cannot be read.
     """
-    drawn, is_lossy = _read_drawn(entry, max_bytes)
+    drawn, is_lossy = _read_drawn(entry, max_bytes, settings, Grid(grid, affine))
     name = _names(entry)[0]
     by_slice = len(entry.reference_files) > 1
     slices = len(entry.reference_files) if by_slice else len(drawn)
@@ -197,13 +201,17 @@ def describe_values(values: Values) -> str:
     return f"{' '.join(shown[: LISTED_VALUES - 1])} … {shown[-1]}"
 
 
-def _read_drawn(entry: ScanEntry, max_bytes: int) -> tuple[Drawn, bool]:
+def _read_drawn(
+    entry: ScanEntry, max_bytes: int, settings: ReadSettings = READ_AS_STORED, grid: Grid | None = None
+) -> tuple[Drawn, bool]:
     """What was drawn, (slices that have a file, rows, columns), and whether it was compressed with losses."""
     names = _names(entry)
     if not names:
         raise UnreadableReferenceError(f"{show_name(entry.scan_id)} has no reference.")
     try:
-        scan, is_lossy = read_volume(entry.source, "", names, max_bytes)
+        scan, is_lossy = read_volume(entry.source, "", names, max_bytes, settings, grid=grid)
+    except GridMismatchError:
+        raise
     except ScanError as error:
         raise UnreadableReferenceError(str(error)) from error
     return _brightest(scan.pixels, names[0]), is_lossy

@@ -166,7 +166,8 @@ def _promote(pixels: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
 def _resample(part: Scan, grid: Grid, is_reference: bool) -> Pixels:
     from scipy.ndimage import affine_transform
 
-    assert part.affine is not None and grid.affine is not None
+    assert part.affine is not None
+    assert grid.affine is not None
     to_part = np.linalg.inv(part.affine) @ grid.affine
     values = np.ascontiguousarray(part.pixels[..., 0])
     is_exact = is_reference or values.dtype.kind == "f"

@@ -100,10 +100,10 @@ def _scale(values: npt.NDArray[Any], header: NiftiHeader) -> Pixels:
         return values.astype(header.dtype, copy=False)
     slope, intercept = header.scaling
     scaled = np.empty(len(values), np.float32)
-    exact = np.float32 if values.dtype.itemsize <= SAFE_BYTES or values.dtype.char == "f" else np.float64
+    exact: Any = np.float32 if values.dtype.itemsize <= SAFE_BYTES or values.dtype.char == "f" else np.float64
     with np.errstate(over="ignore", invalid="ignore"):
         for start in range(0, len(values), 2**20):
-            piece = values[start : start + 2**20].astype(exact)
+            piece: npt.NDArray[Any] = values[start : start + 2**20].astype(exact)
             piece *= exact(slope)
             piece += exact(intercept)
             scaled[start : start + 2**20] = piece
