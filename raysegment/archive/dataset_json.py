@@ -27,13 +27,17 @@ IGNORE = "ignore"
 Dataset = dict[str, Any]
 
 
-def read_dataset(source: str) -> Dataset:
-    """What `dataset.json` in a folder or bucket holds; empty where there is none, or it is something else.
+def read_dataset(source: str, folder: str = "") -> Dataset:
+    """What `dataset.json` of a folder or bucket holds; empty where there is none, or it is something else.
+
+    Args:
+        source: Folder or bucket.
+        folder: Below the source, if not the source itself.
 
     Raises:
         UsageError: It is no JSON.
     """
-    data = read_small_file(source, DATASET_FILE, MAX_BYTES)
+    data = read_small_file(source, f"{folder}/{DATASET_FILE}" if folder else DATASET_FILE, MAX_BYTES)
     if data is None:
         return {}
     try:

@@ -38,16 +38,21 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
     problem = draft.problem or _file_problem(draft)
     good = next((path for path, file in draft.files if file.size and not file.problem), None)
     if good is None:
-        extension = extension_of(draft.files[0][0]) if draft.files else ""
+        extension = extension_of(draft.files[0][0]) if draft.files else ".nii" if draft.channel_names else ""
         return [(draft, readers_by_extension().get(extension, ""), None, problem)]
     reader, header, cause = _read_header(source, good)
-    if header is not None and header.slices > 1 and len(draft.files) > 1 and not draft.is_named:
+    if (
+        header is not None
+        and header.slices > 1
+        and len(draft.files) > 1
+        and not (draft.is_named or draft.channel_names)
+    ):
         return [item for single in single_drafts(draft) for item in _examine(source, single)]
     if header is not None and not _is_believable(header, len(draft.files)):
         size_mb = header.num_bytes * len(draft.files) / 2**20
         cause = f"{show_name(good)} declares a scan of {size_mb:.0f} MB"
         header = None
-    if header is not None and header.slices > 1 and len(draft.files) > 1:
+    if header is not None and header.slices > 1 and len(draft.files) > 1 and not draft.channel_names:
         cause = f"{show_name(good)} holds {header.slices} slices; a scan of several files has one in each"
     if header is not None and header.note:
         cause = cause or f"{show_name(good)}: {header.note}"

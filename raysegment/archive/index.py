@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysegment.archive.dataset_json import channels_of_dataset, read_dataset
 from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.fingerprint import fingerprint_files, renew_fingerprints
-from raysegment.archive.formats import readers_by_extension
-from raysegment.archive.grouping.folders import draft_scans, name_of_source
+from raysegment.archive.formats import Header, readers_by_extension
+from raysegment.archive.grouping.folders import Draft, name_of_source
+from raysegment.archive.grouping.layouts import group_files
 from raysegment.archive.grouping.patients import assign_patients, match_patients
 from raysegment.archive.grouping.ways import join_ways
 from raysegment.archive.headers import examine_drafts
@@ -139,8 +141,11 @@ def _find_in_archive(
     source = absolute_source(source)
     extensions = readers_by_extension()
     folders = list(walk_source(source, frozenset(extensions)))
-    drafts, lone_masks = draft_scans(
-        (folder for folder in folders if not folder.is_own), name_of_source(source), scan_pattern
+    drafts, lone_masks = group_files(
+        [folder for folder in folders if not folder.is_own],
+        name_of_source(source),
+        lambda folder: channels_of_dataset(read_dataset(source, folder)),
+        scan_pattern,
     )
     drafts = join_ways(drafts)
     if not any(draft.files for draft in drafts):
@@ -156,14 +161,14 @@ def _find_in_archive(
             patient,
             source,
             reader,
-            [path for path, _ in draft.files],
+            draft.file_names,
             [reference[0] if reference else "" for reference in draft.references],
             len(located),
             sum(file.size for _, file in located),
-            *((header.rows, header.columns, header.channels) if header else (None, None, None)),
+            *(_shape_of(draft, header) if header else (None, None, None)),
             fingerprint_files(source, located, fingerprint),
             draft.split,
-            [],
+            draft.channel_names,
             problem,
         )
         for column, value in zip(columns.values(), row, strict=True):
@@ -175,6 +180,12 @@ def _find_in_archive(
         OWN_FOLDERS: str(sum(folder.is_own for folder in folders)),
     }
     return pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
+
+
+def _shape_of(draft: Draft, header: Header) -> tuple[int, int, int]:
+    """Rows, columns and channels of a scan, of which one file was looked into."""
+    has_file_each = len(draft.file_names) > 1 and bool(draft.channel_names)
+    return header.rows, header.columns, len(draft.channel_names) if has_file_each else header.channels
 
 
 def _compile_pattern(option: str, pattern: str | None, what: str) -> re.Pattern[str] | None:

@@ -7,6 +7,8 @@
 - In a folder called `images` (image, imgs, img) each file is a scan of its own.
 - With a scan pattern none of these three holds: images in whose paths its first group finds the same text are slices of
   one scan, in natural order of their paths, and the text is its scan_id.
+- Volumes (`.nii`, `.nii.gz`) are never slices: each is a scan of its own, and beside `x_mask.*` its reference may be
+  called `x_seg.*` or `x_label.*`. Datasets of several volumes for a scan: `layouts`.
 - The reference of `x.tif` is `x_mask.*` beside it, or `x.*` or `x_mask.*` in a folder `masks` (mask, labels, label)
   that lies beside `images`, or in the folder of the images.
 - A folder train, val or test (training, valid, validation, testing) among the first three of a path gives the split.
@@ -27,6 +29,8 @@ from raysegment.errors import UsageError
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
 MASK_FOLDERS = ("masks", "mask", "labels", "label")
 MASK_SUFFIX = "_mask"
+VOLUME_EXTENSIONS = (".nii", ".nii.gz")
+VOLUME_MASK_SUFFIXES = (MASK_SUFFIX, "_seg", "_label")
 SPLIT_FOLDERS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation"), "val"),
@@ -55,6 +59,11 @@ class Draft:
         problem: Why there is nothing to open.
         note: What else is odd about a scan that can be read.
         shares_with: The scan that has slices of this one, and so its patient.
+        channel_names: Of a volume; `files` then holds one for each, in this order, or one with all of them.
+        missing: Positions among `channel_names` for which there is no file.
+        patient: Whom the layout names; None where `place` tells.
+        is_own_patient: Whether that patient is the scan itself, because the layout names none.
+        layout: Of which dataset's form it is; empty where folders and names alone tell.
     """
 
     scan_id: str
@@ -67,6 +76,19 @@ class Draft:
     problem: str | None = None
     note: str | None = None
     shares_with: Draft | None = None
+    channel_names: tuple[str, ...] = ()
+    missing: tuple[int, ...] = ()
+    patient: str | None = None
+    is_own_patient: bool = False
+    layout: str = ""
+
+    @property
+    def file_names(self) -> list[str]:
+        """Paths of the files, with an empty one for each channel that has none."""
+        names = [path for path, _ in self.files]
+        for position in self.missing:
+            names.insert(position, "")
+        return names
 
 
 def draft_scans(
@@ -108,7 +130,7 @@ def draft_scans(
     if scan_pattern is not None:
         drafts = _join_by_name(drafts)
     drafts.sort(key=lambda draft: natural_key(draft.scan_id))
-    _make_unique(drafts)
+    make_unique(drafts)
     return drafts, max(num_masks - used, 0)
 
 
@@ -125,6 +147,19 @@ def single_drafts(series: Draft) -> list[Draft]:
         Draft(item[0], (*folder, item[0]), [item], [reference] if reference else [], series.split)
         for item, reference in zip(series.files, references, strict=True)
     ]
+
+
+def naming_parts(path: str) -> tuple[tuple[str, ...], str | None]:
+    """Folders of a path that name something, and its split."""
+    split = None
+    names = []
+    for depth, part in enumerate(path.split("/") if path else []):
+        word = part.lower()
+        if split is None and depth < SPLIT_DEPTH and word in SPLIT_FOLDERS:
+            split = SPLIT_FOLDERS[word]
+        elif word not in IMAGE_FOLDERS:
+            names.append(part)
+    return tuple(names), split
 
 
 def common_folders(drafts: list[Draft]) -> int:
@@ -156,7 +191,7 @@ def former_names(files: Sequence[str], source_name: str) -> set[str]:
 
 
 def _draft_folder(path: str, images: list[FoundFile], masks: dict[str, LocatedFile], source_name: str) -> list[Draft]:
-    names, split = _naming_parts(path)
+    names, split = naming_parts(path)
     groups: list[tuple[str | None, list[FoundFile]]]
     groups = [(None, [file]) for file in images] if _is_image_folder(path) else _find_series(images)
     num_series = sum(prefix is not None for prefix, _ in groups)
@@ -181,7 +216,7 @@ def _draft_image(path: str, file: FoundFile, masks: dict[str, LocatedFile], scan
     match = scan_pattern.search(located)
     if match is None or not match[1]:
         raise UsageError(f"--scan-pattern {scan_pattern.pattern!r} finds no scan in {show_name(located)}.")
-    names, split = _naming_parts(path)
+    names, split = naming_parts(path)
     reference = masks.get(_stem(file.name))
     return Draft(match[1], (*names, match[1]), [(located, file)], [reference], split=split, is_named=True)
 
@@ -215,7 +250,7 @@ def _find_series(images: list[FoundFile]) -> list[tuple[str | None, list[FoundFi
     numbered: dict[tuple[str, str], list[tuple[int, str, FoundFile]]] = defaultdict(list)
     groups: list[tuple[str | None, list[FoundFile]]] = []
     for file in images:
-        match = _NUMBERED.fullmatch(_stem(file.name))
+        match = None if _is_volume(file) else _NUMBERED.fullmatch(_stem(file.name))
         if match:
             numbered[match[1], extension_of(file.name)].append((int(match[2]), file.name, file))
         else:
@@ -230,14 +265,16 @@ def _find_series(images: list[FoundFile]) -> list[tuple[str | None, list[FoundFi
 
 
 def _tell_masks(folder: Folder) -> tuple[list[FoundFile], dict[str, LocatedFile]]:
-    """The images of a folder, and its `_mask` files by the stem of their image."""
+    """The images of a folder, and its files of masks by the stem of their image."""
     images, masks = [], {}
     for file in folder.files:
         stem = _stem(file.name)
-        if stem.lower().endswith(MASK_SUFFIX) and len(stem) > len(MASK_SUFFIX):
-            masks[stem[: -len(MASK_SUFFIX)]] = (_join(folder.path, file.name), file)
-        else:
+        suffixes = VOLUME_MASK_SUFFIXES if _is_volume(file) else (MASK_SUFFIX,)
+        suffix = next((each for each in suffixes if stem.lower().endswith(each) and len(stem) > len(each)), None)
+        if suffix is None:
             images.append(file)
+        else:
+            masks[stem[: -len(suffix)]] = (_join(folder.path, file.name), file)
     return images, masks
 
 
@@ -284,27 +321,14 @@ def _is_image_folder(path: str) -> bool:
     return bool(parts) and parts[-1] in IMAGE_FOLDERS
 
 
-def _naming_parts(path: str) -> tuple[tuple[str, ...], str | None]:
-    """Folders of a path that name something, and its split."""
-    split = None
-    names = []
-    for depth, part in enumerate(path.split("/") if path else []):
-        word = part.lower()
-        if split is None and depth < SPLIT_DEPTH and word in SPLIT_FOLDERS:
-            split = SPLIT_FOLDERS[word]
-        elif word not in IMAGE_FOLDERS:
-            names.append(part)
-    return tuple(names), split
-
-
 def _problem_draft(folder: Folder, source_name: str) -> Draft:
-    names, split = _naming_parts(folder.path)
+    names, split = naming_parts(folder.path)
     return Draft(
         folder.path or source_name, names or (source_name,), split=split, is_series=True, problem=folder.problem
     )
 
 
-def _make_unique(drafts: list[Draft]) -> None:
+def make_unique(drafts: list[Draft]) -> None:
     """Two scans of one name get the name of their first file added."""
     seen: set[str] = set()
     for draft in drafts:
@@ -313,6 +337,10 @@ def _make_unique(drafts: list[Draft]) -> None:
         while draft.scan_id in seen:
             draft.scan_id += "+"
         seen.add(draft.scan_id)
+
+
+def _is_volume(file: FoundFile) -> bool:
+    return extension_of(file.name) in VOLUME_EXTENSIONS
 
 
 def _stem(name: str) -> str:

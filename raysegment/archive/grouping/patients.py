@@ -1,8 +1,8 @@
 """Which patient each scan is of.
 
-A pattern names it. Else it is the first folder, not counting those above all series, split folders and `images`; else
-the common beginning of a series' names; else each file is its own patient. A scan that shares slices with another one
-is of that one's patient.
+A pattern names it, or the layout of a dataset does. Else it is the first folder, not counting those above all series,
+split folders and `images`; else the common beginning of a series' names; else each file is its own patient. A scan that
+shares slices with another one is of that one's patient.
 """
 
 from __future__ import annotations
@@ -50,10 +50,15 @@ def match_patients(scan_ids: list[str], pattern: re.Pattern[str]) -> list[str]:
 
 def _read_places(drafts: list[Draft]) -> tuple[list[str], int]:
     """The patients that folders and names tell, and how many scans are their own patient because nothing names one."""
-    skip = common_folders([draft for draft in drafts if draft.is_series and draft.files] or drafts)
+    placed = [draft for draft in drafts if draft.patient is None]
+    skip = common_folders([draft for draft in placed if draft.is_series and draft.files] or placed) if placed else 0
     patients = []
     num_own = 0
     for draft in drafts:
+        if draft.patient is not None:
+            patients.append(draft.patient)
+            num_own += draft.is_own_patient
+            continue
         level = min(skip, len(draft.place) - 1)
         is_own = not draft.is_series and level == len(draft.place) - 1
         num_own += is_own

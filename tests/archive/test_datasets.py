@@ -1,0 +1,181 @@
+"""Which volumes make a scan: datasets in the layouts of the Decathlon and of nnU-Net."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from raysegment.archive.dataset_json import channels_of_dataset
+from raysegment.archive.formats import readers_by_extension
+from raysegment.archive.grouping.folders import Draft
+from raysegment.archive.grouping.layouts import group_files
+from raysegment.archive.grouping.patients import assign_patients
+from raysegment.archive.index import find_scans
+from raysegment.archive.split import assign_splits
+from raysegment.archive.walk import Folder, FoundFile
+from raysegment.errors import UsageError
+
+
+def group(*paths: str, channels: tuple[str, ...] = (), source_name: str = "source") -> dict[str, Draft]:
+    """Scans by scan_id, as the layouts' rules have them."""
+    folders: dict[str, Folder] = {}
+    for path in paths:
+        folder, _, name = path.rpartition("/")
+        folders.setdefault(folder, Folder(folder)).files.append(FoundFile(name, 1, 1))
+    drafts, _ = group_files(list(folders.values()), source_name, lambda _: channels)
+    return {draft.scan_id: draft for draft in drafts}
+
+
+def references(drafts: dict[str, Draft]) -> dict[str, list[str]]:
+    return {scan_id: [item[0] for item in draft.references if item] for scan_id, draft in drafts.items()}
+
+
+def test_a_case_of_the_decathlon_is_its_file_and_its_own_patient():
+    drafts = group("imagesTr/heart_01.nii.gz", "imagesTr/heart_02.nii.gz", "labelsTr/heart_01.nii.gz")
+    assert references(drafts) == {
+        "imagesTr/heart_01.nii.gz": ["labelsTr/heart_01.nii.gz"],
+        "imagesTr/heart_02.nii.gz": [],
+    }
+    assert assign_patients(list(drafts.values())) == (["heart_01", "heart_02"], 2)
+
+
+def test_channels_of_a_dataset_in_one_file_have_its_names():
+    (draft,) = group("imagesTr/BRATS_001.nii.gz", channels=("FLAIR", "T1w", "t1gd", "T2w")).values()
+    assert draft.channel_names == ("FLAIR", "T1w", "t1gd", "T2w")
+    assert draft.file_names == ["imagesTr/BRATS_001.nii.gz"]
+
+
+def test_numbers_of_four_digits_are_channels():
+    drafts = group(
+        "a/imagesTr/case_1_0000.nii.gz",
+        "a/imagesTr/case_1_0001.nii.gz",
+        "a/labelsTr/case_1.nii.gz",
+        channels=("T1", "T2"),
+    )
+    (draft,) = drafts.values()
+    assert references(drafts) == {"a/imagesTr/case_1": ["a/labelsTr/case_1.nii.gz"]}
+    assert draft.file_names == ["a/imagesTr/case_1_0000.nii.gz", "a/imagesTr/case_1_0001.nii.gz"]
+    assert draft.channel_names == ("T1", "T2")
+    assert draft.patient == "case_1"
+    assert draft.problem is None
+
+
+def test_a_case_that_lacks_a_channel_has_an_empty_name_for_it_and_a_problem():
+    drafts = group(
+        "imagesTr/a_0000.nii.gz",
+        "imagesTr/a_0001.nii.gz",
+        "imagesTr/b_0001.nii.gz",
+        "labelsTr/a.nii.gz",
+        "labelsTr/b.nii.gz",
+        channels=("T1", "T2"),
+    )
+    assert drafts["imagesTr/a"].problem is None
+    assert drafts["imagesTr/b"].problem == "there is no file for channel T1"
+    assert drafts["imagesTr/b"].file_names == ["", "imagesTr/b_0001.nii.gz"]
+
+
+def test_two_files_for_one_channel_are_a_problem_and_none_is_taken():
+    paths = ("imagesTr/a_0000.nii.gz", "imagesTr/a_0000.nii", "imagesTr/a_0001.nii", "labelsTr/a.nii")
+    (draft,) = group(*paths, channels=("T1", "T2")).values()
+    assert draft.file_names == ["", "imagesTr/a_0001.nii"]
+    assert draft.problem == "2 files fit channel T1, imagesTr/a_0000.nii and imagesTr/a_0000.nii.gz"
+
+
+def test_a_channel_that_the_dataset_does_not_know_is_a_problem():
+    (draft,) = group("imagesTr/a_0000.nii.gz", "imagesTr/a_0002.nii", "labelsTr/a.nii", channels=("T1",)).values()
+    assert draft.problem == "a file of it ends in 0002; there are channels 0000 to 0000"
+
+
+def test_the_only_channel_of_nnunet_needs_no_name():
+    (draft,) = group("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz").values()
+    assert (draft.scan_id, draft.channel_names, draft.file_names) == ("imagesTr/a", (), ["imagesTr/a_0000.nii.gz"])
+
+
+def test_channels_without_a_name_are_counted():
+    (draft,) = group("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz").values()
+    assert draft.channel_names == ("0", "1")
+
+
+def test_numbers_of_four_digits_that_are_cases_stay_cases():
+    paths = [f"imagesTr/liver_{number:04d}.nii.gz" for number in range(3)]
+    assert list(group(*paths, "labelsTr/liver_0000.nii.gz")) == paths
+    many = [f"imagesTs/liver_{number:04d}.nii.gz" for number in range(20)]
+    assert list(group(*many)) == many
+
+
+def test_images_to_test_on_have_neither_reference_nor_split():
+    drafts = group(
+        "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz", "imagesTs/b_0000.nii.gz", "labelsTs/b.nii.gz", channels=("T1",)
+    )
+    assert references(drafts) == {"imagesTr/a": ["labelsTr/a.nii.gz"], "imagesTs/b": []}
+    assert [draft.split for draft in drafts.values()] == [None, None]
+
+
+def test_the_source_may_be_a_folder_of_images_itself():
+    assert list(group("a_0000.nii.gz", "a_0001.nii.gz", source_name="imagesTs")) == ["a"]
+
+
+def test_other_files_in_folders_of_a_dataset_are_grouped_as_ever():
+    assert list(group("imagesTr/a_1.tif", "imagesTr/a_2.tif", "imagesTr/b.nii")) == ["imagesTr", "imagesTr/b.nii"]
+
+
+def test_volumes_outside_of_datasets_are_scans_of_their_own():
+    drafts = group(
+        "p1/t_1.nii.gz",
+        "p1/t_2.nii.gz",
+        "p1/t_1_seg.nii.gz",
+        "images/x.nii",
+        "labels/x.nii.gz",
+        "p2/y.nii",
+        "p2/y_mask.nii.gz",
+        "p2/z.nii",
+        "p2/z_label.nii",
+    )
+    assert references(drafts) == {
+        "images/x.nii": ["labels/x.nii.gz"],
+        "p1/t_1.nii.gz": ["p1/t_1_seg.nii.gz"],
+        "p1/t_2.nii.gz": [],
+        "p2/y.nii": ["p2/y_mask.nii.gz"],
+        "p2/z.nii": ["p2/z_label.nii"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "names"),
+    [
+        ({"channel_names": {"0": "T1", "1": "T2"}}, ("T1", "T2")),
+        ({"modality": {"1": "T2", "0": "T1"}}, ("T1", "T2")),
+        ({"modality": {"0": "MRI", "1": "MRI"}}, ("MRI_0", "MRI_1")),
+        ({}, ()),
+    ],
+)
+def test_channels_of_a_dataset_are_those_of_either_dialect(dataset, names):
+    assert channels_of_dataset(dataset) == names
+
+
+@pytest.mark.parametrize("channels", [{}, {"1": "T1"}, ["T1"], {"0": 1}, "T1"])
+def test_channels_that_are_not_numbered_are_refused(channels):
+    with pytest.raises(UsageError, match="dataset.json: channel_names is"):
+        channels_of_dataset({"channel_names": channels})
+
+
+def test_the_hippocampus_joins_with_its_splits():
+    folder = Path(os.environ.get("RAYSEGMENT_DATA", "missing"))
+    if not (folder / "hippocampus").is_dir():
+        pytest.skip("RAYSEGMENT_DATA names no folder that holds hippocampus/")
+    if ".nii.gz" not in readers_by_extension():
+        pytest.skip("there is no reader of NIfTI yet")
+    table = find_scans(str(folder / "hippocampus"))
+    assert table.num_rows == 200
+    assert set(table["channel_names"].combine_chunks().flatten().to_pylist()) == {"MRI"}
+    split = assign_splits(table, split_file=str(folder / "hippocampus-splits.json"))
+    assert split.unknown == ()
+    assert split.left_out == ()
+    named = json.loads((folder / "hippocampus-splits.json").read_text())
+    for side in ("train", "val"):
+        rows = [row for row in split.table.to_pylist() if row["split"] == side]
+        assert {row["patient_id"] for row in rows} == set(named[side])
+        assert all(row["reference_files"] == [row["files"][0].replace("images", "labels")] for row in rows)
