@@ -11,7 +11,7 @@ from typing import Literal
 from raysegment.choices import Checked, choice
 from raysegment.errors import UsageError
 
-Normalization = Literal["scale", "minmax", "zscore", "percentile"]
+Normalization = Literal["scale", "minmax", "zscore", "zscore_foreground", "percentile"]
 Crop = Literal["none", "foreground"]
 Rules = Literal["0.1", "0.2"]
 Loss = Literal["dice", "bce", "dice_bce", "focal", "tversky"]
@@ -38,7 +38,9 @@ class Preprocessing(Checked):
         256, "side of the square grid that slices are scaled to", unit="pixels", affects_result=True, minimum=16
     )
     normalization: Normalization = choice(
-        "zscore", "intensity normalization, per scan and channel", affects_result=True
+        "zscore",
+        "intensity normalization, per scan and channel; `zscore_foreground` measures only what is not background",
+        affects_result=True,
     )
     channels: tuple[int, ...] | None = choice(
         None, "channels to use, counted from 0, such as 0,1,2; all if not given", affects_result=True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -62,6 +63,20 @@ def slice_boxes(pixels: Pixels, margin: int = 4) -> list[Box | None]:
     return [_box_around(plane, margin, pixels.shape[1], pixels.shape[2]) for plane in _find_foreground(pixels)]
 
 
+def foreground_of(pixels: Pixels) -> Iterator[npt.NDArray[np.bool_]]:
+    """Where each slice is foreground, (rows, columns) one after the other: the cells that leave the background, without
+    pixels that equal it in all channels.
+
+    Args:
+        pixels: (slices, rows, columns, channels), raw.
+    """
+    rows, columns = pixels.shape[1:3]
+    level = background_level(pixels)
+    for plane, cells in zip(pixels, _find_foreground(pixels), strict=True):
+        inside = cv2.resize(cells, (columns, rows), interpolation=cv2.INTER_NEAREST) > 0
+        yield np.asarray(inside & (plane != level).any(axis=-1))
+
+
 def _find_foreground(pixels: Pixels) -> npt.NDArray[np.uint8]:
     """(slices, rows, columns) of cells: 1 where a slice leaves the scan's background, specks dropped."""
     rows, columns = pixels.shape[1:3]
@@ -110,7 +125,8 @@ def _measure_background(pixels: Pixels) -> tuple[PerChannel, PerChannel]:
     sample = pixels[:, ::4, ::4].reshape(-1, pixels.shape[-1]).astype(np.float32)
     contrast = np.percentile(np.abs(sample - level), 99.5, axis=0)
     shows = (contrast > NOISE_FACTOR * noise) & (contrast > 0)
-    weight = np.where(shows, 1 / np.where(shows, contrast, 1), 0) / max(1, np.count_nonzero(shows))
+    with np.errstate(over="ignore"):
+        weight = np.where(shows, 1 / np.where(shows, contrast, 1), 0) / max(1, np.count_nonzero(shows))
     return level.astype(np.float32), weight.astype(np.float32)
 
 
@@ -118,7 +134,8 @@ def _differs(plane: Pixels, shape: tuple[int, ...], level: PerChannel, weight: P
     """Where the cells of a slice leave the background, uint8."""
     size = (shape[1], shape[0])
     coarse = map_channels(plane, lambda group, _: cv2.resize(group, size, interpolation=cv2.INTER_AREA))
-    distance = np.abs(coarse.astype(np.float32) - level) @ weight
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(coarse.astype(np.float32) - level) @ weight
     return (distance > CONTRAST_SHARE).view(np.uint8)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.errors import ChannelMismatchError, NonFinitePixelsError
-from raysegment.imaging.foreground import background_level
+from raysegment.imaging.foreground import background_level, foreground_of
 from raysegment.imaging.geometry import DTYPES_OF_OPENCV, MAX_CHANNELS_AT_ONCE
 from raysegment.options import Normalization, Rules
 from raysegment.scan import Pixels
@@ -61,12 +61,13 @@ def measure_intensity(pixels: Pixels, normalization: Normalization, rules: Rules
 
     `scale` divides integers by the scan's largest magnitude, over all channels, or 255 where that is more, so that 12
     bits stored in 16 fill the range as 8 bits in 8 do; and floats by the largest magnitude where that is above 1;
-    `minmax` maps the extremes to 0 and 1; `zscore` gives mean 0 and standard deviation 1; `percentile` clips to the
-    percentiles 0.5 and 99.5 and maps them to 0 and 1. A flat channel becomes 0.
+    `minmax` maps the extremes to 0 and 1; `zscore` gives mean 0 and standard deviation 1; `zscore_foreground` gives
+    these to what is not background alone, such as the brain; `percentile` clips to the percentiles 0.5 and 99.5 and
+    maps them to 0 and 1. A flat channel becomes 0.
 
     Args:
         pixels: (slices, rows, columns, channels), raw.
-        normalization: One of the four words.
+        normalization: One of the words.
         rules: Of which version; with `0.1` integers are divided by their type's largest number, and `background` is 0.
 
     Raises:
@@ -79,8 +80,9 @@ def measure_intensity(pixels: Pixels, normalization: Normalization, rules: Rules
     if normalization == "scale":
         offset, span = np.zeros(channels), _full_range(pixels, rules)
         scale = 1.0 / span
-    elif normalization == "zscore":
-        offset, span = _mean_and_deviation(pixels)
+    elif normalization in ("zscore", "zscore_foreground"):
+        inside = normalization == "zscore_foreground"
+        offset, span = _foreground_mean_and_deviation(pixels) if inside else _mean_and_deviation(pixels)
         scale = _inverse(span, np.abs(offset))
     else:
         low, high = _extremes(pixels) if normalization == "minmax" else _percentiles(pixels)
@@ -187,10 +189,27 @@ def _mean_and_deviation(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExac
     return means.mean(axis=0), np.sqrt((deviations**2).mean(axis=0) + means.var(axis=0))
 
 
-def _measure_plane(plane: Pixels) -> PerChannelExact:
-    """Mean and standard deviation of a slice, (2, channels), four channels at a time as OpenCV can."""
+def _foreground_mean_and_deviation(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
+    """Of what is not background; of everything where there is nothing else."""
+    planes = pixels if pixels.dtype in DTYPES_OF_OPENCV else pixels.astype(np.float64)
+    counts, measured = [], []
+    for plane, inside in zip(planes, foreground_of(pixels), strict=True):
+        if inside.any():
+            counts.append(np.count_nonzero(inside))
+            measured.append(_measure_plane(plane, inside.view(np.uint8)))
+    if not counts:
+        return _mean_and_deviation(pixels)
+    shares, found = np.asarray(counts, np.float64) / sum(counts), np.stack(measured)
+    mean = shares @ found[:, 0]
+    return mean, np.sqrt(shares @ (found[:, 1] ** 2 + (found[:, 0] - mean) ** 2))
+
+
+def _measure_plane(plane: Pixels, inside: npt.NDArray[np.uint8] | None = None) -> PerChannelExact:
+    """Mean and standard deviation of a slice or a part of it, (2, channels), four channels at a time as OpenCV can."""
     starts = range(0, plane.shape[-1], MAX_CHANNELS_AT_ONCE)
-    groups = [cv2.meanStdDev(np.ascontiguousarray(plane[..., at : at + MAX_CHANNELS_AT_ONCE])) for at in starts]
+    groups = [
+        cv2.meanStdDev(np.ascontiguousarray(plane[..., at : at + MAX_CHANNELS_AT_ONCE]), mask=inside) for at in starts
+    ]
     return np.concatenate([np.stack(group)[:, :, 0] for group in groups], axis=1)
 
 

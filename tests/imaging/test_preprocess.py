@@ -15,6 +15,7 @@ from raysegment.imaging.preprocess import (
     resize_reference,
     select_channels,
 )
+from raysegment.imaging.volume_phantom import make_tumour_volume
 from raysegment.options import Preprocessing
 
 DTYPES = [np.uint8, np.uint16, np.int16, np.float32]
@@ -39,6 +40,31 @@ def test_zscore_agrees_with_scikit_learn(dtype, channels):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_zscore_foreground_measures_the_brain_alone(seed):
+    phantom = make_tumour_volume(seed)
+    pixels = np.stack(list(phantom.channels.values()), axis=-1).transpose(2, 1, 0, 3)
+    brain = (pixels != pixels[0, 0, 0]).any(axis=-1)
+    found = normalize(pixels, measure_intensity(pixels, "zscore_foreground"))
+    np.testing.assert_allclose(found[brain].mean(axis=0), 0, atol=0.02)
+    np.testing.assert_allclose(found[brain].std(axis=0), 1, atol=0.02)
+
+
+def test_a_wider_field_of_view_leaves_zscore_foreground_as_it_is():
+    pixels = make_phantom(2, image_size=96, slices=12)[0]
+    wide = np.pad(pixels, ((0, 0), (48, 48), (48, 48), (0, 0)), mode="edge")
+    near, far = (measure_intensity(each, "zscore_foreground") for each in (pixels, wide))
+    np.testing.assert_allclose(far.offset, near.offset, rtol=0.06)
+    np.testing.assert_allclose(far.scale, near.scale, rtol=0.15)
+
+
+def test_zscore_foreground_of_a_scan_that_is_all_alike_is_that_of_everything():
+    pixels = np.full((2, 16, 16, 1), 7, np.int16)
+    pixels[0, 3, 3] = 8
+    expected, found = (measure_intensity(pixels, words) for words in ("zscore", "zscore_foreground"))
+    assert (expected.offset, expected.scale) == (found.offset, found.scale)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_minmax_agrees_with_scikit_learn(dtype):
     pixels = random_scan(dtype)
@@ -61,7 +87,7 @@ def test_scale_leaves_floats_up_to_one_alone_and_shrinks_larger_ones():
     np.testing.assert_allclose(normalize(large, measure_intensity(large, "scale")), large / 200)
 
 
-@pytest.mark.parametrize("normalization", ["minmax", "zscore", "percentile"])
+@pytest.mark.parametrize("normalization", ["minmax", "zscore", "zscore_foreground", "percentile"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_flat_channel_becomes_zero(normalization, dtype):
     pixels = random_scan(dtype)

@@ -11,7 +11,7 @@ from raysegment.options import Preprocessing
 from raysegment.pipeline.samples import keep_scan, make_batch
 from raysegment.scan import Scan
 
-NORMALIZATIONS = ["scale", "minmax", "zscore", "percentile"]
+NORMALIZATIONS = ["scale", "minmax", "zscore", "zscore_foreground", "percentile"]
 PHANTOM = make_phantom(3, image_size=64, slices=6)[0]
 UPRIGHT = np.ascontiguousarray(PHANTOM[:, :, 12:52])
 WARP = Augmentation(rotation=90, shift=0.3, flip=False, brightness=0, contrast=0, noise=0)
@@ -84,7 +84,7 @@ def test_numbers_whose_squares_pass_single_precision_are_refused(normalization, 
         prepare_scan(pixels, Preprocessing(image_size=64, normalization=normalization))
 
 
-@pytest.mark.parametrize("normalization", ["minmax", "zscore", "percentile"])
+@pytest.mark.parametrize("normalization", ["minmax", "zscore", "zscore_foreground", "percentile"])
 def test_a_spread_too_small_for_single_precision_is_refused(normalization):
     pixels = PHANTOM.astype(np.float64) * 1e-42
     with pytest.raises(NonFinitePixelsError, match="normalized"):
