@@ -24,6 +24,7 @@ from raysegment.choices import as_plain
 from raysegment.errors import UsageError
 from raysegment.model.card import write_card
 from raysegment.model.safety import check_network_file
+from raysegment.model.start import start_tensorflow
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.scan import Labels
 
@@ -116,6 +117,7 @@ class Bundle:
         Raises:
             UsageError: model.keras holds other layers or weights than were saved, or cannot be loaded.
         """
+        start_tensorflow()
         import keras
 
         check_network_file(self.network_bytes, self.path / NETWORK_FILE)

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from raysegment.errors import UsageError
+from raysegment.model.start import start_tensorflow
 
 FAST_BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor flags with which bfloat16 is faster than float32; without them it is slower."""
@@ -42,6 +43,7 @@ def find_gpus() -> list[tuple[int, int]]:
     # The environment answers on most machines, without the seconds that importing TensorFlow takes.
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or not Path("/dev/nvidiactl").exists():
         return []
+    start_tensorflow()
     import tensorflow as tf
 
     found = []

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from raysegment.model.bundle import Bundle
 from raysegment.model.precision import find_gpus, resolve_precision
+from raysegment.model.start import start_tensorflow
 
 CPU_BATCH_SIZE = 4
 """Slices in one forward pass on processors: as fast as more, and less memory."""
@@ -38,6 +39,7 @@ class Predictor:
     def __init__(
         self, network: Bundle | Any, *, precision: str = "auto", threads: int | None = None, batch_size: int = 16
     ) -> None:
+        start_tensorflow()
         has_gpu = bool(find_gpus())
         self.lanes = 1 if has_gpu or threads == 1 else 2
         if threads is not None:
