@@ -177,6 +177,8 @@ def convert_value(hint: Any, value: Any) -> Any:
             return tuple(number(item) for item in items)
         except (TypeError, ValueError):
             return value
+    if is_union(inner):
+        return convert_value(typing.get_args(inner)[0], value)
     if isinstance(value, bool) or inner not in (int, float):
         return value
     if isinstance(value, str) or inner is float:
@@ -229,9 +231,9 @@ def show_choice(name: str, value: Any) -> str:
 
 def unwrap_optional(hint: Any) -> tuple[Any, bool]:
     """`X | None` as (X, True), any other type as (X, False)."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+    if is_union(hint):
         inner = [item for item in typing.get_args(hint) if item is not type(None)]
-        return inner[0], True
+        return typing.Union[tuple(inner)], True  # noqa: UP007
     return hint, False
 
 
@@ -240,10 +242,17 @@ def is_repeated(hint: Any) -> bool:
     return typing.get_origin(hint) is tuple and typing.get_args(hint)[0] is str
 
 
+def is_union(hint: Any) -> bool:
+    """Whether a type is one of several."""
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
 def type_name(hint: Any) -> str:
     """A type in a user's words."""
     if is_repeated(hint):
         return "text, or a list of texts"
+    if is_union(hint):
+        return " or ".join(map(type_name, typing.get_args(hint)))
     if typing.get_origin(hint) is tuple:
         return f"{type_name(typing.get_args(hint)[0]).removeprefix('a ')}s with commas between"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(hint, str(hint))
@@ -255,6 +264,8 @@ def _fields_in_use(options: Any) -> list[Field[Any]]:
 
 
 def _is_of_type(value: Any, hint: Any) -> bool:
+    if is_union(hint):
+        return any(_is_of_type(value, kind) for kind in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
         item = typing.get_args(hint)[0]
         return isinstance(value, tuple) and all(_is_of_type(entry, item) for entry in value)

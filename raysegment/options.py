@@ -17,6 +17,8 @@ Rules = Literal["0.1", "0.2"]
 Loss = Literal["dice", "bce", "dice_bce", "focal", "tversky"]
 Network = Literal["unet", "attention_unet", "residual_unet"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Threshold = float | str
+"""A number, or `NAME=0.4,…` for labels that overlap."""
 
 PATIENT_PATTERN_HELP = "regular expression whose first group, found in the scan_id, is the patient_id"
 SCAN_PATTERN_HELP = (
@@ -71,9 +73,10 @@ class Preprocessing(Checked):
 class Postprocessing(Checked):
     """How probabilities become a mask."""
 
-    threshold: float | None = choice(
+    threshold: float | str | None = choice(
         None,
-        "probability from which a voxel belongs to the mask; the bundle's own if not given",
+        "probability from which a voxel belongs to the mask, or NAME=0.4,NAME=0.5 for labels that overlap; the "
+        "bundle's own if not given",
         affects_result=True,
         minimum=0.0,
         maximum=1.0,
@@ -83,6 +86,11 @@ class Postprocessing(Checked):
     )
     largest_component: bool | None = choice(None, "keep only the largest component, in 3-D", affects_result=True)
     fill_holes: bool | None = choice(None, "fill holes in each slice of the mask", affects_result=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.threshold, str):
+            parse_thresholds(self.threshold)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -406,6 +414,28 @@ class DemoOptions(CommandOptions):
     out: str = choice("raysegment-demo", "folder for the made-up scans and all that is made from them")
     patients: int = choice(24, "made-up patients", minimum=8, maximum=1000)
     seed: int = choice(0, "seed of the made-up scans and of the training", minimum=0)
+
+
+def parse_thresholds(text: str) -> dict[str, float]:
+    """Thresholds by the name of their label, from `NAME=0.4,…`.
+
+    Raises:
+        UsageError: Names the part that is none.
+    """
+    found: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not name.strip() or not 0 <= value <= 1 or name.strip() in found:
+            raise UsageError(
+                f"--threshold {part.strip()!r} is no threshold; expected a number from 0 to 1, or NAME=0.4,NAME=0.5 "
+                "with each label once."
+            )
+        found[name.strip()] = value
+    return found
 
 
 def check_divisible(image_size: int, factor: int) -> None:

@@ -16,9 +16,9 @@ Spacing = tuple[float, float, float]
 Pixels = npt.NDArray[np.generic]
 """(slices, rows, columns, channels), as stored in the file."""
 
-Mask = npt.NDArray[np.uint8]
-"""(slices, rows, columns), the label's value in each voxel, 0 for background; (labels, slices, rows, columns) where
-labels overlap."""
+Mask = npt.NDArray[np.unsignedinteger[Any]]
+"""(slices, rows, columns), the label's value in each voxel, 0 for background; (labels, slices, rows, columns), 0 and 1,
+where labels overlap. In the smallest type for the values."""
 
 LabelMap = npt.NDArray[np.unsignedinteger[Any]]
 """(slices, rows, columns), the value of each voxel in a reference, 0 for background, in the smallest type for it."""
@@ -152,6 +152,19 @@ class Labels:
         if self.overlap:
             return dict.fromkeys(self.names, 1)
         return {name: min(region) for name, region in zip(self.names, self.regions or ((1,),), strict=True)}
+
+    def plane_of_mask(self, mask: Mask, position: int) -> npt.NDArray[np.bool_]:
+        """Where one label is in a mask; bool, (slices, rows, columns).
+
+        Args:
+            mask: As its type says; of one label that nobody declared whatever is not 0 is the label.
+            position: Of the label in `names`.
+        """
+        if self.overlap:
+            return np.asarray(mask[position] != 0)
+        if len(self) == 1:
+            return np.asarray(mask != 0)
+        return np.asarray(mask == self.mask_values[self.names[position]])
 
     @property
     def known_values(self) -> frozenset[int]:

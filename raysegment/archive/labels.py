@@ -71,6 +71,53 @@ def locate_labels(source: str, given: tuple[str, ...] | None, name: str) -> tupl
     return Labels((name,)), ""
 
 
+def match_labels(source: str, given: tuple[str, ...] | None, model: Labels) -> Labels:
+    """What the values of an archive's references mean, where a model's labels are compared with them.
+
+    The names are the model's. Their values are those of `--labels` or of the archive's file, else those that they had
+    in training. A file that knows nothing of a model's one undeclared label leaves its values to the rule without
+    labels.
+
+    Args:
+        source: Folder, manifest or bucket, as the user gave it.
+        given: What `--labels` says.
+        model: The model's labels.
+
+    Returns:
+        The model's labels in its order, and after them other ones that the archive has.
+
+    Raises:
+        UsageError: A label of the model is not among those that are named.
+    """
+    found, where = locate_labels(source, given, model.names[0])
+    missing = [name for name in model.names if name not in found.names]
+    if not found.are_declared or (missing and not given and not model.are_declared):
+        return model
+    if missing:
+        raise UsageError(
+            f"{where} has the labels {', '.join(found.names)}; the model has {', '.join(model.names)}. Say which "
+            f"values these have in references, such as --labels {missing[0]}=1."
+        )
+    regions = dict(zip(found.names, found.regions, strict=True))
+    names = (*model.names, *(name for name in found.names if name not in model.names))
+    return Labels(names, tuple(regions[name] for name in names))
+
+
+def show_other_values(drawn: Labels, model: Labels) -> tuple[str, ...] | None:
+    """Labels of an archive as `--labels` says them; None where they are as in a model's training.
+
+    Args:
+        drawn: From `match_labels`.
+        model: The model's labels.
+    """
+    if drawn.names == model.names and list(map(set, drawn.regions)) == list(map(set, model.regions)):
+        return None
+    return tuple(
+        f"{name}={'+'.join(map(str, sorted(set(region))))}"
+        for name, region in zip(drawn.names, drawn.regions, strict=True)
+    )
+
+
 def parse_labels(given: tuple[str, ...]) -> Labels:
     """Labels as `--labels` says them.
 

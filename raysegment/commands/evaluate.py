@@ -15,6 +15,7 @@ from raysegment.archive.index import find_scans
 from raysegment.archive.split import choose_scans, refuse_training_patients
 from raysegment.cluster.inference.run import InferResult, run_inference
 from raysegment.cluster.session import interruptible
+from raysegment.imaging.threshold import describe_thresholds, resolve_thresholds
 from raysegment.model.bundle import load_bundle
 from raysegment.options import EvaluateOptions
 from raysegment.pipeline.gallery import draw_inference_figures
@@ -61,10 +62,11 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     manifest = manifest.slice(0, options.limit) if options.limit else manifest
     inference = run_inference(options, bundle, manifest, found, command="evaluate", started=started)
     place = Place(options.out)
+    thresholds = resolve_thresholds(options.threshold, bundle.labels, bundle.threshold)
     summary = summarise_metrics(
         _read_metrics(place, manifest),
         scans_failed=inference.scans_failed,
-        threshold=bundle.threshold if options.threshold is None else options.threshold,
+        threshold=describe_thresholds(thresholds, bundle.labels),
         training_patients=sum(map(bundle.has_seen, set(manifest["patient_id"].to_pylist()))),
     )
     summary |= {"split": options.split, "split_origin": split_origin}

@@ -34,33 +34,34 @@ REFERENCE_COLUMNS = (
 
 Counts = npt.NDArray[np.int64]
 
+Plane = npt.NDArray[np.bool_]
+"""(slices, rows, columns), where one label is."""
+
 
 def measure_mask(
-    mask: Mask,
-    reference: npt.NDArray[np.bool_] | None,
-    probability: npt.NDArray[np.float32],
-    spacing_mm: Spacing | None,
+    mask: Mask | Plane, reference: Plane | None, spacing_mm: Spacing | None, *, dice_at_half: float = math.nan
 ) -> dict[str, Any]:
-    """All numbers of one scan and label, as a row of the metrics table has them.
+    """The numbers of one scan and label that masks tell, as a row of the metrics table has them.
 
     Args:
-        mask: Predicted, uint8, (slices, rows, columns); not 0 is the label.
-        reference: Drawn by a person, same grid, or None.
-        probability: Before threshold and cleaning, same grid.
+        mask: Predicted, (slices, rows, columns); not 0 is the label.
+        reference: Drawn by a person, bool, same grid, or None.
         spacing_mm: Voxel spacing (slices, rows, columns), or None where it is unknown.
+        dice_at_half: Of the mask at threshold 0.5 before cleaning; NaN where that is unknown.
 
     Returns:
-        voxels, volume_ml (NaN without spacing), num_components (26-connected), mean_probability (in the mask, NaN
-        where it is empty), mask_is_empty, and `REFERENCE_COLUMNS`, which are None without a reference.
+        voxels, volume_ml (NaN without spacing), num_components (26-connected), mask_is_empty, and `REFERENCE_COLUMNS`,
+        which are None without a reference.
 
     Raises:
         GridMismatchError: The arrays differ in shape.
     """
-    _check_grid(mask, reference, probability)
-    row = _measure_alone(mask, probability, spacing_mm)
+    if reference is not None and reference.shape != mask.shape:
+        raise GridMismatchError(f"mask is {mask.shape}, reference is {reference.shape}; both must share one grid.")
+    row = _measure_alone(mask, spacing_mm)
     if reference is None:
         return row | dict.fromkeys(REFERENCE_COLUMNS)
-    return row | _compare(mask, reference.astype(np.bool_, copy=False), probability)
+    return row | _compare(mask, reference) | {"dice_at_half": dice_at_half}
 
 
 def overlap_of(
@@ -100,39 +101,32 @@ def dice_of(
     return np.divide(found, total, out=np.full(total.shape, math.nan), where=total > 0)
 
 
-def dice_of_masks(mask: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]) -> float:
-    """Dice of two bool arrays of one shape."""
-    counts = (np.count_nonzero(mask & reference), np.count_nonzero(mask), np.count_nonzero(reference))
-    return float(dice_of(*counts))
+def count_overlap(mask: npt.NDArray[np.generic], reference: Plane) -> Counts:
+    """Voxels of each slice in both, in the mask and in the reference: (slices, 3)."""
+    counts = [
+        (np.count_nonzero(plane.astype(np.bool_, copy=False) & drawn), np.count_nonzero(plane), np.count_nonzero(drawn))
+        for plane, drawn in zip(mask, reference, strict=True)
+    ]
+    return np.array(counts, np.int64).reshape(-1, 3)
 
 
-def _check_grid(mask: Mask, reference: npt.NDArray[np.bool_] | None, probability: npt.NDArray[np.float32]) -> None:
-    for name, other in (("reference", reference), ("probability", probability)):
-        if other is not None and other.shape != mask.shape:
-            raise GridMismatchError(f"mask is {mask.shape}, {name} is {other.shape}; both must share one grid.")
-
-
-def _measure_alone(mask: Mask, probability: npt.NDArray[np.float32], spacing_mm: Spacing | None) -> dict[str, Any]:
+def _measure_alone(mask: Mask | Plane, spacing_mm: Spacing | None) -> dict[str, Any]:
     window = occupied_window(mask)
-    voxels, num_components, mean_probability = 0, 0, math.nan
+    voxels, num_components = 0, 0
     if window is not None:
         inside = mask[window] != 0
         voxels = int(np.count_nonzero(inside))
         num_components = label_components(inside)[1]
-        mean_probability = float(probability[window][inside].mean(dtype=np.float64))
     return {
         "voxels": voxels,
         "volume_ml": math.nan if spacing_mm is None else voxels * math.prod(spacing_mm) / 1000,
         "num_components": num_components,
-        "mean_probability": mean_probability,
         "mask_is_empty": voxels == 0,
     }
 
 
-def _compare(mask: Mask, reference: npt.NDArray[np.bool_], probability: npt.NDArray[np.float32]) -> dict[str, Any]:
-    predicted = mask != 0
-    mask_voxels, reference_voxels = _count_per_slice(predicted), _count_per_slice(reference)
-    both = _count_per_slice(predicted & reference)
+def _compare(mask: Mask | Plane, reference: Plane) -> dict[str, Any]:
+    both, mask_voxels, reference_voxels = count_overlap(mask, reference).T
     true_positives = int(both.sum())
     false_positives = int(mask_voxels.sum()) - true_positives
     false_negatives = int(reference_voxels.sum()) - true_positives
@@ -147,13 +141,8 @@ def _compare(mask: Mask, reference: npt.NDArray[np.bool_], probability: npt.NDAr
         "true_negatives": true_negatives,
         **overlap_of(true_positives, false_positives, false_negatives, true_negatives),
         "reference_is_empty": not has_lesion.any(),
-        "dice_at_half": dice_of_masks(probability >= np.float32(0.5), reference),
         "lesion_slices": int(np.count_nonzero(has_lesion)),
         "lesion_slice_dice_sum": float(slice_dice.sum()),
         "clean_slices": int(np.count_nonzero(~has_lesion)),
         "clean_slices_with_mask": int(np.count_nonzero(mask_voxels[~has_lesion])),
     }
-
-
-def _count_per_slice(mask: npt.NDArray[np.bool_]) -> Counts:
-    return np.array([np.count_nonzero(plane) for plane in mask], np.int64)

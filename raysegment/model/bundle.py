@@ -100,7 +100,7 @@ class Bundle:
     @property
     def threshold(self) -> float:
         """Probability from which a voxel belongs to the mask."""
-        return 0.5 if self.postprocessing.threshold is None else self.postprocessing.threshold
+        return self.postprocessing.threshold if isinstance(self.postprocessing.threshold, float | int) else 0.5
 
     @property
     def grid_factor(self) -> int:

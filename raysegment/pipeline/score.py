@@ -29,7 +29,7 @@ CONFUSION = ("true_negatives", "false_positives", "false_negatives", "true_posit
 
 
 def summarise_metrics(
-    metrics: pa.Table, *, scans_failed: int, threshold: float, training_patients: int
+    metrics: pa.Table, *, scans_failed: int, threshold: float | dict[str, float], training_patients: int
 ) -> dict[str, Any]:
     """The summary of an evaluation.
 

@@ -20,17 +20,18 @@ from raysegment.errors import (
     scan_error,
 )
 from raysegment.imaging.measure import measure_mask
-from raysegment.imaging.postprocess import clean_mask, threshold_probability
+from raysegment.imaging.postprocess import clean_labels
 from raysegment.imaging.preprocess import (
     PreparedScan,
     check_channels,
     normalize,
     prepare_scan,
-    restore_grid,
     select_channels,
 )
+from raysegment.imaging.threshold import DEFAULT_THRESHOLD, resolve_thresholds
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
+from raysegment.pipeline.slabs import Probability, Slabs, threshold_slabs
 from raysegment.pipeline.views.slices import view_slice
 from raysegment.pipeline.views.windows import Windows, find_windows, group_by_shape, skip_empty, whole_windows
 from raysegment.scan import Labels, Mask, Scan, Spacing
@@ -38,11 +39,8 @@ from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows
 from raysegment.store.schema import STATUS_FAILED, STATUS_OK
 
-Probability = npt.NDArray[np.float32]
-"""(slices, rows, columns), on the network's grid or a window of it."""
-
-Predict = Callable[[npt.NDArray[np.float32]], Probability]
-"""float32 (slices, rows, columns, channels) to float32 (slices, rows, columns)."""
+Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
+"""float32 (slices, rows, columns, channels) to float32 (slices, rows, columns, labels)."""
 
 POOLED_SLICES = 4
 """Scans with at most this many slices share batches, which are always full; others have their own."""
@@ -54,6 +52,9 @@ class SegmentSettings:
 
     Attributes:
         postprocessing: Every choice is set.
+        labels: Of the model.
+        reference_labels: The values that the same labels have in references, others may come after them; those of
+            `labels` if not given.
         num_channels: Channels that the model expects of a scan as read.
         grid_factor: Sides of the network's input must divide by this.
         foreground_box: See each slice through a window around its foreground, and empty ones not at all.
@@ -67,6 +68,7 @@ class SegmentSettings:
     labels: Labels
     num_channels: int
     grid_factor: int
+    reference_labels: Labels | None = None
     spacing_mm: Spacing | None = None
     foreground_box: bool = True
     sees_whole_slices: bool = False
@@ -76,6 +78,16 @@ class SegmentSettings:
     options_id: str = ""
     attempt: int = 1
 
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """One for each label."""
+        return resolve_thresholds(self.postprocessing.threshold, self.labels, DEFAULT_THRESHOLD)
+
+    @property
+    def drawn_labels(self) -> Labels:
+        """What the values of references mean."""
+        return self.reference_labels or self.labels
+
 
 @dataclass(eq=False)
 class Work:
@@ -83,7 +95,7 @@ class Work:
 
     Attributes:
         windows: What the network sees of each slice.
-        probability: (slices, image_size, image_size); 0 where the network saw nothing.
+        probability: (labels, slices, image_size, image_size); 0 where the network saw nothing.
     """
 
     read: ReadScan
@@ -121,7 +133,7 @@ class ScanSegmenter:
             work = self._attempt_prepare(read)
             if isinstance(work, ScanRows):
                 yield work
-            elif len(work.probability) <= POOLED_SLICES:
+            elif len(work.prepared.pixels) <= POOLED_SLICES:
                 pooled.append(work)
                 if sum(len(item.windows) for item in pooled) >= 4 * self.settings.batch_size:
                     yield from self._segment_pooled(pooled)
@@ -149,7 +161,7 @@ class ScanSegmenter:
             scan=read.scan,
             prepared=prepared,
             windows=self._find_windows(read.scan, prepared),
-            probability=np.zeros((len(prepared.pixels), size, size), np.float32),
+            probability=np.zeros((len(self.settings.labels), len(prepared.pixels), size, size), np.float32),
         )
         work.seconds = {"read": read.seconds_read, "prepare": time.perf_counter() - started, "predict": 0.0}
         return work
@@ -165,22 +177,37 @@ class ScanSegmenter:
     def finish(self, work: Work) -> ScanRows:
         """From probabilities to the rows of the tables."""
         started = time.perf_counter()
-        choices, labels = self.settings.postprocessing, self.settings.labels
-        probability = restore_grid(work.probability, work.prepared.geometry)
-        mask: Mask = clean_mask(
-            threshold_probability(probability, 0.5 if choices.threshold is None else choices.threshold),
-            min_component_voxels=choices.min_component_voxels or 0,
-            largest_component=bool(choices.largest_component),
-            fill_holes=bool(choices.fill_holes),
+        settings, read = self.settings, work.read
+        slabs = Slabs(work.probability, work.prepared.geometry)
+        raw = threshold_slabs(slabs, settings.labels, settings.thresholds, read.reference, settings.drawn_labels)
+        mask = clean_labels(
+            raw.mask,
+            settings.labels,
+            min_component_voxels=settings.postprocessing.min_component_voxels or 0,
+            largest_component=bool(settings.postprocessing.largest_component),
+            fill_holes=bool(settings.postprocessing.fill_holes),
         )
-        spacing_mm = work.scan.spacing_mm or self.settings.spacing_mm
-        reference = None if work.read.reference is None else work.read.reference != 0
-        measured = measure_mask(mask, reference, probability, spacing_mm)
-        scan_id = work.read.scan_id
-        metric = {"scan_id": scan_id, "label": labels.names[0], **measured}
-        encoded = encode_mask(scan_id, mask, labels=labels.mask_values, spacing_mm=spacing_mm, affine=work.scan.affine)
+        spacing_mm = work.scan.spacing_mm or settings.spacing_mm
+        metrics = tuple(
+            {"scan_id": read.scan_id, "label": name}
+            | self._measure(read, mask, position, spacing_mm, raw.dice_at_half[position])
+            | {"mean_probability": slabs.mean_inside(position, settings.labels.plane_of_mask(mask, position))}
+            for position, name in enumerate(settings.labels.names)
+        )
+        encoded = encode_mask(
+            read.scan_id, mask, labels=settings.labels.mask_values, spacing_mm=spacing_mm, affine=work.scan.affine
+        )
         work.seconds["finish"] = time.perf_counter() - started
-        return ScanRows(_build_row(work.read, spacing_mm, work.seconds, self.settings), (metric,), encoded)
+        return ScanRows(_build_row(read, spacing_mm, work.seconds, settings), metrics, encoded)
+
+    def _measure(
+        self, read: ReadScan, mask: Mask, position: int, spacing_mm: Spacing | None, dice_at_half: float
+    ) -> dict[str, Any]:
+        """The numbers of one label that its mask, and its part of the reference, tell."""
+        plane, reference = self.settings.labels.plane_of_mask(mask, position), None
+        if read.reference is not None:
+            reference = self.settings.drawn_labels.plane_of(read.reference, position)
+        return measure_mask(plane, reference, spacing_mm, dice_at_half=dice_at_half)
 
     def _segment_pooled(self, pooled: list[Work]) -> Iterator[ScanRows]:
         """Fill full batches with slices of many small scans; the last one is padded to the same size."""
@@ -212,18 +239,17 @@ class ScanSegmenter:
         views = [view_slice(pixels, position, reach, work.windows[position].window) for position in positions]
         return normalize(np.stack(views), work.prepared.intensity)
 
-    def _scatter(self, work: Work, positions: Sequence[int], found: Probability) -> None:
+    def _scatter(self, work: Work, positions: Sequence[int], found: npt.NDArray[np.float32]) -> None:
         for position, probability in zip(positions, found, strict=True):
             rows, columns = work.windows[position].window
-            work.probability[position, rows, columns] = probability
+            work.probability[:, position, rows, columns] = np.moveaxis(probability, -1, 0)
 
-    def _timed_predict(self, works: list[Work], batch: npt.NDArray[np.float32]) -> Probability:
+    def _timed_predict(self, works: list[Work], batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the network; its failure is no scan's fault and ends this worker."""
         with self._network_room:
             started = time.perf_counter()
             try:
                 found = self._predict(batch)
-                found = found[..., 0] if found.ndim == batch.ndim else found
             except Exception as error:
                 raise NetworkFailedError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
             seconds = time.perf_counter() - started

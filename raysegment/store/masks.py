@@ -28,18 +28,19 @@ def encode_mask(
 
     Args:
         scan_id: The scan.
-        mask: uint8, (slices, rows, columns) or (labels, slices, rows, columns), the label's value in each voxel.
+        mask: (slices, rows, columns), the label's value in each voxel; (labels, slices, rows, columns) where labels
+            overlap.
         labels: Value of each label in the mask.
         spacing_mm: Voxel spacing, (slices, rows, columns), or None where it is unknown.
         affine: 4x4 voxel-to-world matrix, or None.
     """
-    values = np.ascontiguousarray(mask, np.uint8)
+    values = np.ascontiguousarray(mask)
     return {
         "scan_id": scan_id,
         "shape": list(values.shape),
         "dtype": str(values.dtype),
         "encoding": MASK_ENCODING,
-        "mask": zlib.compress(values.data, COMPRESSION_LEVEL),
+        "mask": zlib.compress(values.reshape(-1).view(np.uint8).data, COMPRESSION_LEVEL),
         "spacing_mm": None if spacing_mm is None else list(spacing_mm),
         "affine": None if affine is None else np.asarray(affine, np.float64).ravel().tolist(),
         "labels": list(labels.items()),
@@ -47,5 +48,5 @@ def encode_mask(
 
 
 def decode_mask(row: Mapping[str, Any]) -> Mask:
-    """The mask of a row of the masks table, uint8, read-only, in the row's shape."""
+    """The mask of a row of the masks table, read-only, in the row's type and shape."""
     return np.frombuffer(zlib.decompress(row["mask"]), row["dtype"]).reshape(row["shape"])

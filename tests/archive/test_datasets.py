@@ -158,7 +158,7 @@ def test_channels_of_a_dataset_are_those_of_either_dialect(dataset, names):
 
 @pytest.mark.parametrize("channels", [{}, {"1": "T1"}, ["T1"], {"0": 1}, "T1"])
 def test_channels_that_are_not_numbered_are_refused(channels):
-    with pytest.raises(UsageError, match="dataset.json: channel_names is"):
+    with pytest.raises(UsageError, match=r"dataset\.json: channel_names is"):
         channels_of_dataset({"channel_names": channels})
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.archive.labels import find_labels, locate_labels, parse_labels
+from raysegment.archive.labels import find_labels, locate_labels, match_labels, parse_labels, show_other_values
 from raysegment.archive.manifest import write_manifest
 from raysegment.errors import UsageError
 from raysegment.scan import Labels
@@ -188,3 +188,34 @@ def test_beside_a_manifest_labels_are_looked_for_in_its_folder_and_in_its_source
 def test_a_bucket_has_labels_too(tmp_path):
     labels_in(tmp_path, "a: 1")
     assert find_labels(f"file://{tmp_path}", None, "x").names == ("a",)
+
+
+MODEL = Labels(("WT", "ET"), ((1, 2, 4), (4,)))
+
+
+def test_a_models_labels_have_the_values_of_the_archive_they_are_compared_with(tmp_path):
+    assert match_labels(str(tmp_path), None, MODEL) == MODEL
+    assert show_other_values(MODEL, MODEL) is None
+    (tmp_path / "labels.yaml").write_text("ET: 3\nWT: 1+2+3\nTC: 1+3\n")
+    found = match_labels(str(tmp_path), None, MODEL)
+    assert (found.names, found.regions) == (("WT", "ET", "TC"), ((1, 2, 3), (3,), (1, 3)))
+    assert show_other_values(found, MODEL) == ("WT=1+2+3", "ET=3", "TC=1+3")
+    assert parse_labels(show_other_values(found, MODEL)) == found
+    same = match_labels(str(tmp_path), ("ET=4", "WT=4+2+1"), MODEL)
+    assert show_other_values(same, MODEL) is None
+
+
+def test_names_that_are_not_the_models_are_refused_with_both(tmp_path):
+    with pytest.raises(UsageError, match="--labels has the labels WT, TC; the model has WT, ET"):
+        match_labels(str(tmp_path), ("WT=1", "TC=2"), MODEL)
+    (tmp_path / "labels.yaml").write_text("tumour: 1\n")
+    with pytest.raises(UsageError, match=r"labels.yaml has the labels tumour; .* such as --labels WT=1"):
+        match_labels(str(tmp_path), None, MODEL)
+
+
+def test_an_undeclared_label_goes_on_beside_a_file_that_does_not_know_it(tmp_path):
+    (tmp_path / "labels.yaml").write_text("tumour: 1\noedema: 2\n")
+    assert match_labels(str(tmp_path), None, Labels()) == Labels()
+    assert match_labels(str(tmp_path), None, Labels(("oedema",))).regions[0] == (2,)
+    with pytest.raises(UsageError, match="the model has lesion"):
+        match_labels(str(tmp_path), ("tumour=1",), Labels())

@@ -16,25 +16,22 @@ from raysegment.imaging.measure import REFERENCE_COLUMNS, measure_mask, overlap_
 PAIRS = arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(2, 9), st.integers(2, 9)), elements=st.integers(0, 3))
 
 
-def small_case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def small_case() -> tuple[np.ndarray, np.ndarray]:
     """Slice 0: two of three right, one too many; slice 1: a miss; slice 2: a false alarm; slice 3: clean."""
     mask, reference = np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 4), np.bool_)
     reference[0, 0, :3] = True
     mask[0, 0, 1:4] = 1
     reference[1, 2, 2] = True
     mask[2, 3, 3] = 1
-    probability = mask * np.float32(0.8)
-    probability[1, 2, 2] = 0.5
-    return mask, reference, probability
+    return mask, reference
 
 
 def test_a_case_worked_out_by_hand():
-    mask, reference, probability = small_case()
-    row = measure_mask(mask, reference, probability, (5.0, 2.0, 1.0))
+    mask, reference = small_case()
+    row = measure_mask(mask, reference, (5.0, 2.0, 1.0))
     assert row["voxels"] == 4
     assert row["volume_ml"] == pytest.approx(0.04)
     assert row["num_components"] == 2
-    assert row["mean_probability"] == pytest.approx(0.8)
     assert row["reference_voxels"] == 4
     counts = [row[name] for name in ("true_positives", "false_positives", "false_negatives", "true_negatives")]
     assert counts == [2, 2, 2, 58]
@@ -42,7 +39,6 @@ def test_a_case_worked_out_by_hand():
     assert row["iou"] == pytest.approx(1 / 3)
     assert row["accuracy"] == pytest.approx(60 / 64)
     assert row["precision"] == row["recall"] == pytest.approx(0.5)
-    assert row["dice_at_half"] == pytest.approx(2 * 3 / 9)
     assert (row["lesion_slices"], row["clean_slices"], row["clean_slices_with_mask"]) == (2, 2, 1)
     assert row["lesion_slice_dice_sum"] == pytest.approx(2 / 3)
     assert (row["reference_is_empty"], row["mask_is_empty"]) == (False, False)
@@ -52,7 +48,7 @@ def test_a_case_worked_out_by_hand():
 @settings(max_examples=150, deadline=None)
 def test_overlap_agrees_with_scikit_learn(pair):
     mask, reference = pair & 1, (pair & 2) > 0
-    row = measure_mask(mask, reference, mask.astype(np.float32), None)
+    row = measure_mask(mask, reference, None)
     predicted, truth = mask.ravel(), reference.ravel().astype(np.uint8)
     matrix = metrics.confusion_matrix(truth, predicted, labels=[0, 1]).ravel().tolist()
     assert [
@@ -76,7 +72,7 @@ def test_overlap_agrees_with_scikit_learn(pair):
 @settings(max_examples=80, deadline=None)
 def test_components_and_slices_agree_with_scipy_and_scikit_learn(pair):
     mask, reference = pair & 1, (pair & 2) > 0
-    row = measure_mask(mask, reference, mask.astype(np.float32), (1.0, 1.0, 1.0))
+    row = measure_mask(mask, reference, (1.0, 1.0, 1.0))
     assert row["num_components"] == ndimage.label(mask, np.ones((3, 3, 3)))[1]
     assert row["volume_ml"] == pytest.approx(mask.sum() / 1000)
     with_lesion = [index for index, plane in enumerate(reference) if plane.any()]
@@ -88,8 +84,8 @@ def test_components_and_slices_agree_with_scipy_and_scikit_learn(pair):
 
 def test_empty_masks_score_nan():
     empty = np.zeros((2, 3, 3), np.uint8)
-    row = measure_mask(empty, empty > 0, np.zeros((2, 3, 3), np.float32), None)
-    nothing = ("dice", "iou", "precision", "recall", "f1", "dice_at_half", "mean_probability", "volume_ml")
+    row = measure_mask(empty, empty > 0, None)
+    nothing = ("dice", "iou", "precision", "recall", "f1", "dice_at_half", "volume_ml")
     assert all(math.isnan(row[name]) for name in nothing)
     assert row["accuracy"] == 1.0
     assert (row["mask_is_empty"], row["reference_is_empty"], row["num_components"]) == (True, True, 0)
@@ -98,32 +94,32 @@ def test_empty_masks_score_nan():
 @pytest.mark.parametrize(("mask_value", "reference_value"), [(1, 0), (0, 1)])
 def test_one_empty_mask_scores_zero(mask_value, reference_value):
     mask = np.full((1, 2, 2), mask_value, np.uint8)
-    row = measure_mask(mask, np.full((1, 2, 2), reference_value > 0), mask.astype(np.float32), None)
+    row = measure_mask(mask, np.full((1, 2, 2), reference_value > 0), None)
     assert [row[name] for name in ("dice", "iou", "precision", "recall", "f1")] == [0.0] * 5
 
 
 def test_without_a_reference_nothing_is_compared():
-    mask, _, probability = small_case()
-    row = measure_mask(mask, None, probability, None)
+    mask, _ = small_case()
+    row = measure_mask(mask, None, None)
     assert row["voxels"] == 4
     assert all(row[name] is None for name in REFERENCE_COLUMNS)
 
 
 def test_with_and_without_reference_have_the_same_columns():
-    mask, reference, probability = small_case()
-    assert list(measure_mask(mask, None, probability, None)) != []
-    assert set(measure_mask(mask, None, probability, None)) == set(measure_mask(mask, reference, probability, None))
+    mask, reference = small_case()
+    assert list(measure_mask(mask, None, None)) != []
+    assert set(measure_mask(mask, None, None)) == set(measure_mask(mask, reference, None))
 
 
 def test_numbers_are_plain_python_so_that_tables_and_json_take_them():
-    mask, reference, probability = small_case()
-    row = measure_mask(mask, reference, probability, (1.0, 1.0, 1.0))
+    mask, reference = small_case()
+    row = measure_mask(mask, reference, (1.0, 1.0, 1.0))
     assert {type(value) for value in row.values()} == {int, float, bool}
 
 
 def test_a_reference_on_another_grid_is_refused():
     with pytest.raises(GridMismatchError, match=r"\(1, 4, 4\).*\(1, 5, 5\)"):
-        measure_mask(np.zeros((1, 4, 4), np.uint8), np.zeros((1, 5, 5), bool), np.zeros((1, 4, 4), np.float32), None)
+        measure_mask(np.zeros((1, 4, 4), np.uint8), np.zeros((1, 5, 5), bool), None)
 
 
 def test_pooled_counts_give_pooled_overlap():

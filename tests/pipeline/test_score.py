@@ -12,7 +12,7 @@ from sklearn import metrics as oracle
 from raysegment.archive.manifest import to_table
 from raysegment.archive.split import choose_scans
 from raysegment.errors import UsageError
-from raysegment.imaging.measure import measure_mask
+from raysegment.imaging.measure import count_overlap, dice_of, measure_mask
 from raysegment.options import Preprocessing
 from raysegment.pipeline.samples import KeptScan, keep_scan
 from raysegment.pipeline.score import (
@@ -41,7 +41,7 @@ def entry(name: str, *, split: str | None = None, references: tuple[str, ...] = 
 def table_of(masks: list[np.ndarray], references: list[np.ndarray]) -> pa.Table:
     rows = [
         {"scan_id": str(index), "label": "lesion"}
-        | measure_mask(mask.astype(np.uint8), reference, mask.astype(np.float32), None)
+        | measure_mask(mask, reference, None, dice_at_half=float(dice_of(*count_overlap(mask, reference).sum(axis=0))))
         for index, (mask, reference) in enumerate(zip(masks, references, strict=True))
     ]
     table = pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)

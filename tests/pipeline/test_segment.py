@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -20,7 +22,7 @@ def settings_with(**changes) -> SegmentSettings:
     return SegmentSettings(
         preprocessing=preprocessing,
         postprocessing=postprocessing,
-        labels=Labels(),
+        labels=changes.pop("labels", Labels()),
         num_channels=changes.pop("num_channels", 3),
         grid_factor=4,
         **changes,
@@ -33,7 +35,7 @@ def read_of(scan_id: str, pixels: np.ndarray, **known) -> ReadScan:
 
 def brightness(batch: np.ndarray) -> np.ndarray:
     """A network that sees lesion where channel 1 is bright, so masks are known without training."""
-    return batch[..., 1].astype(np.float32)
+    return batch[..., 1:2].astype(np.float32)
 
 
 class Watcher:
@@ -144,7 +146,7 @@ def test_context_slices_are_channels_in_order():
 
     def look(batch: np.ndarray) -> np.ndarray:
         seen.extend((batch[:, 0, 0] * 255).round().astype(int).tolist())
-        return batch[..., 0]
+        return batch[..., :1]
 
     choices = Preprocessing(image_size=64, normalization="scale", context_slices=1)
     segment([read_of("a", pixels)], settings_with(preprocessing=choices, num_channels=1, foreground_box=False), look)
@@ -175,10 +177,10 @@ def test_one_bad_scan_is_a_row_and_its_neighbours_go_on():
 def test_what_nobody_foresaw_fails_one_scan_only(monkeypatch):
     pixels, _ = bright_square()
 
-    def break_on_dark(mask, reference, probability, spacing_mm):
+    def break_on_dark(mask, reference, spacing_mm, **known):
         if not mask.any():
             raise RuntimeError("nobody foresaw this")
-        return measure_mask(mask, reference, probability, spacing_mm)
+        return measure_mask(mask, reference, spacing_mm, **known)
 
     monkeypatch.setattr(segment_module, "measure_mask", break_on_dark)
     rows = segment([read_of("dark", pixels // 10), read_of("good", pixels)], settings_with())
@@ -228,3 +230,123 @@ def test_a_mask_does_not_depend_on_its_neighbours_in_the_batch(precision):
         alone = segment([read_of(name, pixels)], settings_with(), predict)[name]
         assert alone.mask == together[name].mask
         np.testing.assert_equal(alone.metrics[0], together[name].metrics[0])
+
+
+def noisy_ring() -> tuple[np.ndarray, np.ndarray]:
+    """A ring with holes, specks around it, and a box for a reference."""
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8)
+    rows, columns = np.mgrid[:64, :64]
+    distance = np.hypot(rows - 30, columns - 34)
+    ring = (distance < 20) & (distance > 9)
+    pixels[2:7, ring] = np.maximum(pixels[2:7, ring], 150)
+    pixels[2:7, ~ring] //= 2
+    reference = np.zeros((9, 64, 64), np.uint8)
+    reference[3:7, 10:50, 12:52] = 1
+    return pixels, reference
+
+
+RING_CHOICES = Postprocessing(threshold=0.45, min_component_voxels=12, fill_holes=True)
+
+
+def test_one_label_gives_the_mask_and_the_numbers_of_version_0_2():
+    pixels, reference = noisy_ring()
+    read = read_of("a", pixels, reference=reference, spacing_mm=(5.0, 1.0, 0.5))
+    rows = segment([read], settings_with(postprocessing=RING_CHOICES))["a"]
+    mask = decode_mask(rows.mask)
+    assert (mask.dtype, mask.shape, rows.mask["labels"]) == (np.uint8, (9, 64, 64), [("lesion", 1)])
+    digest = hashlib.sha256(mask.tobytes()).hexdigest()
+    assert digest == "535329ea9e3c762edae3a35942220314fc73cc0976029cf0bff92105138b3d86"
+    expected = {
+        "voxels": 22386,
+        "volume_ml": 55.965,
+        "num_components": 2,
+        "mean_probability": 0.545127500619714,
+        "mask_is_empty": False,
+        "reference_voxels": 6400,
+        "true_positives": 5022,
+        "false_positives": 17364,
+        "false_negatives": 1378,
+        "true_negatives": 13100,
+        "dice": 0.3489196137011047,
+        "iou": 0.21132805924928463,
+        "accuracy": 0.4915907118055556,
+        "precision": 0.22433663897078532,
+        "recall": 0.7846875,
+        "f1": 0.3489196137011047,
+        "reference_is_empty": False,
+        "dice_at_half": 0.3918334097041902,
+        "lesion_slices": 4,
+        "lesion_slice_dice_sum": 3.226656177701222,
+        "clean_slices": 5,
+        "clean_slices_with_mask": 5,
+    }
+    (metric,) = rows.metrics
+    assert (metric["scan_id"], metric["label"]) == ("a", "lesion")
+    assert {name: metric[name] for name in expected} == pytest.approx(expected, rel=1e-13)
+
+
+def both_channels(batch: np.ndarray) -> np.ndarray:
+    """Two labels: the first where channel 0 is bright, the second where channel 1 is."""
+    return batch[..., :2].astype(np.float32) / 2
+
+
+def test_two_labels_get_a_row_each_and_their_values_in_one_mask():
+    labels = Labels(("front", "back"), ((1, 5), (7,)))
+    pixels = np.zeros((6, 64, 64, 3), np.uint8)
+    pixels[1:4, 10:20, 10:20, 0] = 255
+    pixels[1:4, 10:20, 20:30, 1] = 255
+    reference = np.zeros((6, 64, 64), np.uint8)
+    reference[1:4, 10:20, 10:15] = 1
+    reference[1:4, 10:20, 15:20] = 5
+    reference[1:4, 10:20, 22:32] = 7
+    read = read_of("a", pixels, reference=reference, spacing_mm=(2.0, 1.0, 1.0))
+    rows = segment([read], settings_with(labels=labels, foreground_box=False), both_channels)["a"]
+    expected = np.zeros((6, 64, 64), np.uint8)
+    expected[1:4, 10:20, 10:20] = 1
+    expected[1:4, 10:20, 20:30] = 7
+    np.testing.assert_array_equal(decode_mask(rows.mask), expected)
+    assert rows.mask["labels"] == [("front", 1), ("back", 7)]
+    front, back = rows.metrics
+    assert (front["label"], front["voxels"], front["dice"], front["volume_ml"]) == ("front", 300, 1.0, 0.6)
+    assert (back["label"], back["true_positives"], back["dice"]) == ("back", 240, pytest.approx(0.8))
+    assert back["dice_at_half"] == pytest.approx(0.8)
+    assert front["mean_probability"] == pytest.approx(0.5)
+
+
+def test_overlapping_labels_have_planes_of_their_own():
+    labels = Labels(("whole", "core"), ((1, 2), (2,)))
+    pixels = np.zeros((6, 64, 64, 3), np.uint8)
+    pixels[1:4, 10:30, 10:30, 0] = 255
+    pixels[1:4, 15:20, 15:20, 1] = 255
+    reference = np.zeros((6, 64, 64), np.uint8)
+    reference[1:4, 10:30, 10:30] = 1
+    reference[1:4, 15:20, 15:20] = 2
+    chosen = settings_with(
+        labels=labels, foreground_box=False, postprocessing=Postprocessing(threshold="whole=0.4,core=0.45")
+    )
+    rows = segment([read_of("a", pixels, reference=reference)], chosen, both_channels)["a"]
+    mask = decode_mask(rows.mask)
+    np.testing.assert_array_equal(mask, np.stack([reference != 0, reference == 2]))
+    assert rows.mask["labels"] == [("whole", 1), ("core", 1)]
+    assert [(metric["label"], metric["voxels"], metric["dice"]) for metric in rows.metrics] == [
+        ("whole", 1200, 1.0),
+        ("core", 75, 1.0),
+    ]
+
+
+def test_references_may_number_the_models_labels_otherwise():
+    pixels = np.zeros((6, 64, 64, 3), np.uint8)
+    pixels[1:4, 10:20, 10:20, 0] = 255
+    pixels[1:4, 10:20, 20:30, 1] = 255
+    reference = np.zeros((6, 64, 64), np.uint16)
+    reference[1:4, 10:20, 10:20] = 300
+    reference[1:4, 10:20, 20:30] = 4
+    reference[0] = 9
+    chosen = settings_with(
+        labels=Labels(("front", "back"), ((1,), (2,))),
+        reference_labels=Labels(("front", "back", "other"), ((300,), (4,), (9,))),
+        foreground_box=False,
+    )
+    rows = segment([read_of("a", pixels, reference=reference)], chosen, both_channels)["a"]
+    assert [metric["dice"] for metric in rows.metrics] == [1.0, 1.0]
+    assert set(np.unique(decode_mask(rows.mask)).tolist()) == {0, 1, 2}

@@ -12,12 +12,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysegment.archive.labels import match_labels, parse_labels, show_other_values
 from raysegment.archive.renamed import find_renamed
 from raysegment.cluster.inference.remaining import Remaining, check_channels, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
 from raysegment.cluster.inference.worker import WorkerSettings
 from raysegment.cluster.session import check_temp_dir, ray_session, resolve_on_cluster
 from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, LockedError
+from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
 from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
@@ -156,21 +158,26 @@ def resolve_options(options: InferOptions, bundle: Bundle, record: Mapping[str, 
         record: What run.json of the folder holds.
 
     Raises:
-        UsageError: The batch size is of no use to the model.
+        UsageError: The batch size is of no use to the model; a label that is named is none of it.
     """
     stored = bundle.postprocessing
+    thresholds = resolve_thresholds(options.threshold, bundle.labels, bundle.threshold)
     chosen = {
-        "threshold": bundle.threshold,
         "min_component_voxels": stored.min_component_voxels or 0,
         "largest_component": bool(stored.largest_component),
         "fill_holes": bool(stored.fill_holes),
     }
     given = {name: getattr(options, name) for name in chosen}
-    filled = {name: chosen[name] if value is None else value for name, value in given.items()}
     begun = dict(record.get("result_options") or {}).get("precision")
     precision = begun if options.precision == "auto" and begun else options.precision
     resolve = resolve_on_cluster if options.address else resolve_precision
-    return replace(options, precision=resolve(precision), **filled)  # type: ignore[arg-type]
+    resolved: dict[str, Any] = {
+        **{name: chosen[name] if value is None else value for name, value in given.items()},
+        "precision": resolve(precision),
+        "threshold": show_thresholds(thresholds, bundle.labels),
+        "labels": show_other_values(match_labels(options.source, options.labels, bundle.labels), bundle.labels),
+    }
+    return replace(options, **resolved)
 
 
 class InferenceRun:
@@ -244,6 +251,7 @@ class InferenceRun:
                 fill_holes=options.fill_holes,
             ),
             labels=bundle.labels,
+            reference_labels=parse_labels(options.labels) if options.labels else bundle.labels,
             num_channels=bundle.num_channels,
             grid_factor=bundle.grid_factor,
             spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
