@@ -14,6 +14,7 @@ from raysegment.errors import UsageError
 Normalization = Literal["scale", "minmax", "zscore", "zscore_foreground", "percentile"]
 Crop = Literal["none", "foreground"]
 Rules = Literal["0.1", "0.2"]
+SliceAxis = Literal["auto", "axial", "coronal", "sagittal"]
 Loss = Literal["dice", "bce", "dice_bce", "focal", "tversky"]
 Network = Literal["unet", "attention_unet", "residual_unet"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -28,6 +29,10 @@ SCAN_PATTERN_HELP = (
 LABELS_HELP = (
     "a region and its values in references, such as WT=1+2+4, once for each; by labels.yaml or dataset.json in SOURCE "
     "if not given, and without these one region, whatever its value"
+)
+RESAMPLE_CHANNELS_HELP = (
+    "bring volumes of a scan, references included, that lie on another grid to that of its first channel; refused if "
+    "not given"
 )
 SPLIT_FILE_HELP = 'JSON {"train": [name, …], "val": […], "test": […]}: patients, or scans that stand for their patient'
 
@@ -59,6 +64,12 @@ class Preprocessing(Checked):
         "none",
         "`foreground` scales the box around what is not background, instead of the whole slice, to --image-size",
         affects_result=True,
+    )
+    slice_axis: SliceAxis = choice(
+        "auto",
+        "which way volumes are cut into slices; auto: along the thickest spacing, else axial",
+        affects_result=True,
+        added="0.3.0",
     )
     rules: Rules = choice(
         "0.2",
@@ -144,6 +155,7 @@ class TrainOptions(Preprocessing, CommandOptions):
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP, affects_result=True)
     label: str = choice("lesion", "name of the one region, where no labels are declared", affects_result=True)
     labels: tuple[str, ...] | None = choice(None, LABELS_HELP, affects_result=True, added="0.3.0")
+    resample_channels: bool = choice(False, RESAMPLE_CHANNELS_HELP, affects_result=True, added="0.3.0")
     network: Network = choice("unet", "network", affects_result=True)
     filters: int = choice(32, "filters of the first level; doubled at each", affects_result=True, minimum=1)
     depth: int = choice(4, "number of times the grid is halved", affects_result=True, minimum=1, maximum=7)
@@ -335,6 +347,7 @@ class InferOptions(Postprocessing, CommandOptions):
         unit="mm",
         affects_result=True,
     )
+    resample_channels: bool = choice(False, RESAMPLE_CHANNELS_HELP, affects_result=True, added="0.3.0")
     foreground_box: bool = choice(
         True,
         "let the network see each slice through a window around what is not background, and empty slices not at all; "

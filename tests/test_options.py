@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from dataclasses import fields
 
 import pytest
@@ -19,6 +20,7 @@ from raysegment.options import (
     ReportOptions,
     TrainOptions,
 )
+from raysegment.scan import SliceAxis
 
 ALL = (DemoOptions, EvaluateOptions, ExportOptions, IndexOptions, InferOptions, ReportOptions, TrainOptions)
 TRAIN = {"source": "archive", "out": "run"}
@@ -141,6 +143,15 @@ def test_the_bundle_gets_its_part_of_the_choices():
     assert pick(Preprocessing, train(**chosen)) == Preprocessing(**chosen)
     infer = load_options(InferOptions, {**INFER, "threshold": 0.3})
     assert pick(Postprocessing, infer) == Postprocessing(threshold=0.3)
+
+
+def test_choices_of_volumes_at_their_defaults_make_no_run_another_one():
+    assert "slice_axis" not in changed_result(train())
+    assert "resample_channels" not in changed_result(load_options(InferOptions, INFER))
+    assert changed_result(train(slice_axis="coronal"))["slice_axis"] == "coronal"
+    assert changed_result(load_options(InferOptions, {**INFER, "resample_channels": True}))["resample_channels"]
+    words = typing.get_type_hints(Preprocessing)["slice_axis"]
+    assert typing.get_args(words) == typing.get_args(SliceAxis)
 
 
 def test_a_choice_of_several_texts_is_a_list_or_one_text():

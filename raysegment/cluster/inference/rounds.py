@@ -193,7 +193,11 @@ class Rounds:
                 self.place.location,
                 self.options.read_memory_mb,
                 self.options.read_timeout_seconds,
-                ReadSettings(labels=self.worker.segment.drawn_labels),
+                ReadSettings(
+                    labels=self.worker.segment.drawn_labels,
+                    slice_axis=self.worker.segment.preprocessing.slice_axis,
+                    resample_channels=self.options.resample_channels,
+                ),
                 num_cpus=min(READ_CPUS, CPU_SHARE * min(cpus, default=1.0)),
                 max_retries=0 if current.is_careful else 1,
             ),
