@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 from raysegment.archive.filesystem import describe, is_uri, open_file
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, reads_volumes, recognise
@@ -17,8 +18,31 @@ CONCURRENT_HEADERS = 16
 BUFFER_BYTES = 16 * 1024
 LARGEST_IN_COLUMN = 2**31 - 1
 
-Examined = tuple[Draft, str, Header | None, str | None]
-"""A scan, its reader, its header, and what looks wrong."""
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A scan of which one file was looked into.
+
+    Attributes:
+        draft: The scan.
+        reader: What reads it.
+        header: Of the file; None where it cannot be read, or cannot be believed.
+        problem: What looks wrong.
+    """
+
+    draft: Draft
+    reader: str
+    header: Header | None
+    problem: str | None
+
+    @property
+    def shape(self) -> tuple[int | None, int | None, int | None]:
+        """Rows, columns and channels of the scan; None where no header tells."""
+        if self.header is None:
+            return None, None, None
+        names = self.draft.channel_names
+        has_file_each = len(self.draft.file_names) > 1 and bool(names)
+        return self.header.rows, self.header.columns, len(names) if has_file_each else self.header.channels
 
 
 def examine_drafts(source: str, drafts: list[Draft]) -> list[Examined]:
@@ -39,7 +63,7 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
     good = next((path for path, file in draft.files if file.size and not file.problem), None)
     if good is None:
         extension = extension_of(draft.files[0][0]) if draft.files else ".nii" if draft.channel_names else ""
-        return [(draft, readers_by_extension().get(extension, ""), None, problem)]
+        return [Examined(draft, readers_by_extension().get(extension, ""), None, problem)]
     reader, header, cause = _read_header(source, good)
     if (
         header is not None
@@ -56,7 +80,7 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
         cause = f"{show_name(good)} holds {header.slices} slices; a scan of several files has one in each"
     if header is not None and header.note:
         cause = cause or f"{show_name(good)}: {header.note}"
-    return [(draft, reader, header, problem or cause or draft.note)]
+    return [Examined(draft, reader, header, problem or cause or draft.note)]
 
 
 def _is_believable(header: Header, num_files: int) -> bool:

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from raysegment.archive.dataset_json import channels_of_dataset, read_dataset
 from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.fingerprint import fingerprint_files, renew_fingerprints
-from raysegment.archive.formats import Header, readers_by_extension
-from raysegment.archive.grouping.folders import Draft, name_of_source
+from raysegment.archive.formats import readers_by_extension
+from raysegment.archive.grouping.folders import name_of_source
 from raysegment.archive.grouping.layouts import group_files
 from raysegment.archive.grouping.patients import assign_patients, match_patients
 from raysegment.archive.grouping.ways import join_ways
@@ -152,24 +152,25 @@ def _find_in_archive(
         looked_for = ", ".join(f"*{extension}" for extension in sorted(extensions))
         raise UsageError(f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.")
     examined = examine_drafts(source, drafts)
-    patients, num_own = assign_patients([draft for draft, _, _, _ in examined], patient_pattern)
+    patients, num_own = assign_patients([item.draft for item in examined], patient_pattern)
     columns: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names}
-    for (draft, reader, header, problem), patient in zip(examined, patients, strict=True):
+    for item, patient in zip(examined, patients, strict=True):
+        draft = item.draft
         located = draft.files + [reference for reference in draft.references if reference]
         row = (
             draft.scan_id,
             patient,
             source,
-            reader,
+            item.reader,
             draft.file_names,
             [reference[0] if reference else "" for reference in draft.references],
             len(located),
             sum(file.size for _, file in located),
-            *(_shape_of(draft, header) if header else (None, None, None)),
+            *item.shape,
             fingerprint_files(source, located, fingerprint),
             draft.split,
             draft.channel_names,
-            problem,
+            item.problem,
         )
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value)
@@ -180,12 +181,6 @@ def _find_in_archive(
         OWN_FOLDERS: str(sum(folder.is_own for folder in folders)),
     }
     return pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
-
-
-def _shape_of(draft: Draft, header: Header) -> tuple[int, int, int]:
-    """Rows, columns and channels of a scan, of which one file was looked into."""
-    has_file_each = len(draft.file_names) > 1 and bool(draft.channel_names)
-    return header.rows, header.columns, len(draft.channel_names) if has_file_each else header.channels
 
 
 def _compile_pattern(option: str, pattern: str | None, what: str) -> re.Pattern[str] | None:

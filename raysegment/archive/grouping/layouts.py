@@ -29,10 +29,9 @@ def group_files(
     Raises:
         UsageError: The pattern finds no scan in an image's path, or a dataset's own file names no channels.
     """
-    if scan_pattern is not None:
-        return draft_scans(folders, source_name, scan_pattern)
-    taken = take_datasets(list_volumes(folders), source_name, channels_of)
-    drafts, lone_masks = draft_scans(leave_out(folders, taken.paths), source_name)
+    volumes = list_volumes(folders) if scan_pattern is None else []
+    taken = take_datasets(volumes, source_name, channels_of)
+    drafts, lone_masks = draft_scans(leave_out(folders, taken.paths), source_name, scan_pattern)
     if taken.drafts:
         drafts = sorted(drafts + taken.drafts, key=lambda draft: natural_key(draft.scan_id))
         make_unique(drafts)
