@@ -17,7 +17,8 @@ def test_every_ancestor_project_has_its_recipe():
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_holds_only_valid_choices(name):
     options = load_options(TrainOptions, PLACES, recipe=name)
-    assert {key: getattr(options, key) for key in read_recipe(name)} == pytest.approx(read_recipe(name))
+    for key, value in read_recipe(name).items():
+        assert getattr(options, key) == (tuple(value) if isinstance(value, list) else pytest.approx(value)), key
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -44,3 +45,16 @@ def test_tif_bce_128_is_what_its_author_ran():
     assert (options.image_size, options.loss, options.batch_size, options.epochs) == (128, "bce", 8, 20)
     assert [options.filters * 2**level for level in range(options.depth + 1)] == [64, 128, 256]
     assert options.dropout > 0
+
+
+def test_brats2020_names_the_regions_of_its_years_and_other_numberings_win_over_them():
+    options = load_options(TrainOptions, PLACES, recipe="brats2020")
+    assert options.labels == ("WT=1+2+4", "TC=1+4", "ET=4")
+    assert options.normalization == "zscore_foreground"
+    given = {**PLACES, "labels": ("WT=1+2+3", "TC=1+3", "ET=3")}
+    assert load_options(TrainOptions, given, recipe="brats2020").labels == ("WT=1+2+3", "TC=1+3", "ET=3")
+
+
+def test_hippocampus_sees_coronal_slices_and_takes_its_labels_from_the_data_set():
+    options = load_options(TrainOptions, PLACES, recipe="hippocampus")
+    assert (options.slice_axis, options.image_size, options.labels) == ("coronal", 64, None)
