@@ -34,6 +34,7 @@ RESAMPLE_CHANNELS_HELP = (
     "bring volumes of a scan, references included, that lie on another grid to that of its first channel; refused if "
     "not given"
 )
+SURFACE_TOLERANCE_HELP = "distance between the surfaces of mask and reference that surface Dice takes for agreement"
 SPLIT_FILE_HELP = 'JSON {"train": [name, …], "val": […], "test": […]}: patients, or scans that stand for their patient'
 
 
@@ -348,6 +349,9 @@ class InferOptions(Postprocessing, CommandOptions):
         affects_result=True,
     )
     resample_channels: bool = choice(False, RESAMPLE_CHANNELS_HELP, affects_result=True, added="0.3.0")
+    surface_tolerance_mm: float = choice(
+        1.0, SURFACE_TOLERANCE_HELP, unit="mm", affects_result=True, minimum=0, added="0.3.0"
+    )
     foreground_box: bool = choice(
         True,
         "let the network see each slice through a window around what is not background, and empty slices not at all; "

@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.errors import GridMismatchError
+from raysegment.imaging.lesions import count_lesions
 from raysegment.imaging.postprocess import label_components, occupied_window
+from raysegment.imaging.surface import compare_surfaces
 from raysegment.scan import Mask, Spacing
 
 REFERENCE_COLUMNS = (
@@ -30,6 +32,14 @@ REFERENCE_COLUMNS = (
     "lesion_slice_dice_sum",
     "clean_slices",
     "clean_slices_with_mask",
+    "hd95_mm",
+    "mean_surface_distance_mm",
+    "surface_dice",
+    "surface_tolerance_mm",
+    "lesions_reference",
+    "lesions_found",
+    "lesions_missed",
+    "lesions_false",
 )
 
 Counts = npt.NDArray[np.int64]
@@ -39,7 +49,12 @@ Plane = npt.NDArray[np.bool_]
 
 
 def measure_mask(
-    mask: Mask | Plane, reference: Plane | None, spacing_mm: Spacing | None, *, dice_at_half: float = math.nan
+    mask: Mask | Plane,
+    reference: Plane | None,
+    spacing_mm: Spacing | None,
+    *,
+    dice_at_half: float = math.nan,
+    surface_tolerance_mm: float = 1.0,
 ) -> dict[str, Any]:
     """The numbers of one scan and label that masks tell, as a row of the metrics table has them.
 
@@ -48,6 +63,7 @@ def measure_mask(
         reference: Drawn by a person, bool, same grid, or None.
         spacing_mm: Voxel spacing (slices, rows, columns), or None where it is unknown.
         dice_at_half: Of the mask at threshold 0.5 before cleaning; NaN where that is unknown.
+        surface_tolerance_mm: Distance that `surface_dice` takes for agreement.
 
     Returns:
         voxels, volume_ml (NaN without spacing), num_components (26-connected), mask_is_empty, and `REFERENCE_COLUMNS`,
@@ -61,7 +77,14 @@ def measure_mask(
     row = _measure_alone(mask, spacing_mm)
     if reference is None:
         return row | dict.fromkeys(REFERENCE_COLUMNS)
-    return row | _compare(mask, reference) | {"dice_at_half": dice_at_half}
+    surfaces = compare_surfaces(mask, reference, spacing_mm, surface_tolerance_mm)
+    return (
+        row
+        | _compare(mask, reference)
+        | {"dice_at_half": dice_at_half, "surface_tolerance_mm": surface_tolerance_mm}
+        | surfaces._asdict()
+        | count_lesions(mask, reference)._asdict()
+    )
 
 
 def overlap_of(

@@ -70,6 +70,7 @@ class SegmentSettings:
     grid_factor: int
     reference_labels: Labels | None = None
     spacing_mm: Spacing | None = None
+    surface_tolerance_mm: float = 1.0
     foreground_box: bool = True
     sees_whole_slices: bool = False
     batch_size: int = 16
@@ -207,7 +208,13 @@ class ScanSegmenter:
         plane, reference = self.settings.labels.plane_of_mask(mask, position), None
         if read.reference is not None:
             reference = self.settings.drawn_labels.plane_of(read.reference, position)
-        return measure_mask(plane, reference, spacing_mm, dice_at_half=dice_at_half)
+        return measure_mask(
+            plane,
+            reference,
+            spacing_mm,
+            dice_at_half=dice_at_half,
+            surface_tolerance_mm=self.settings.surface_tolerance_mm,
+        )
 
     def _segment_pooled(self, pooled: list[Work]) -> Iterator[ScanRows]:
         """Fill full batches with slices of many small scans; the last one is padded to the same size."""

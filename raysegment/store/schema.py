@@ -59,13 +59,24 @@ METRICS_SCHEMA = pa.schema(
         ("lesion_slice_dice_sum", pa.float64()),
         ("clean_slices", pa.int64()),
         ("clean_slices_with_mask", pa.int64()),
+        ("hd95_mm", pa.float64()),
+        ("mean_surface_distance_mm", pa.float64()),
+        ("surface_dice", pa.float64()),
+        ("surface_tolerance_mm", pa.float64()),
+        ("lesions_reference", pa.int64()),
+        ("lesions_found", pa.int64()),
+        ("lesions_missed", pa.int64()),
+        ("lesions_false", pa.int64()),
     ]
 )
 """One row per ok scan and label. From `reference_is_empty` on all are null where the scan has no usable reference.
 
 `mean_probability` is over the mask's voxels (NaN if it is empty); `volume_ml` is NaN without spacing; `dice_at_half` is
 the Dice of `probability >= 0.5` before any cleaning; `lesion_slices` are slices whose reference holds lesion,
-`lesion_slice_dice_sum` the sum of Dice over them, `clean_slices` the other slices.
+`lesion_slice_dice_sum` the sum of Dice over them, `clean_slices` the other slices. `imaging/surface` says what the
+distances are: NaN without spacing, and where mask or reference is empty; `surface_dice` is at `surface_tolerance_mm`.
+`lesions_…` count 26-connected components: `found` those of the reference that the mask touches, `false` those of the
+mask that touch no reference.
 """
 
 MASKS_SCHEMA = pa.schema(

@@ -255,6 +255,7 @@ class InferenceRun:
             num_channels=bundle.num_channels,
             grid_factor=bundle.grid_factor,
             spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
+            surface_tolerance_mm=options.surface_tolerance_mm,
             foreground_box=options.foreground_box,
             sees_whole_slices=bundle.network.get("norm") == "group",
             batch_size=options.batch_size,
