@@ -42,6 +42,18 @@ def test_a_case_worked_out_by_hand():
     assert (row["lesion_slices"], row["clean_slices"], row["clean_slices_with_mask"]) == (2, 2, 1)
     assert row["lesion_slice_dice_sum"] == pytest.approx(2 / 3)
     assert (row["reference_is_empty"], row["mask_is_empty"]) == (False, False)
+    lesions = [row[f"lesions_{name}"] for name in ("reference", "found", "missed", "false")]
+    assert lesions == [2, 1, 1, 1]
+
+
+def test_distances_are_told_at_the_tolerance_that_was_asked_for():
+    mask, reference = np.zeros((1, 4, 8), np.uint8), np.zeros((1, 4, 8), np.bool_)
+    mask[0, 1, 1] = reference[0, 1, 2] = 1
+    row = measure_mask(mask, reference, (5.0, 2.0, 0.5), surface_tolerance_mm=0.4)
+    assert (row["hd95_mm"], row["mean_surface_distance_mm"]) == pytest.approx((0.5, 0.25))
+    assert (row["surface_dice"], row["surface_tolerance_mm"]) == pytest.approx((0.5, 0.4))
+    unknown = measure_mask(mask, reference, None)
+    assert all(math.isnan(unknown[name]) for name in ("hd95_mm", "mean_surface_distance_mm", "surface_dice"))
 
 
 @given(pair=PAIRS)
