@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from raysegment.archive.index import find_scans
+from raysegment.archive.labels import find_labels
 from raysegment.archive.split import Drawing, assign_splits
 from raysegment.cluster.session import check_temp_dir, interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
@@ -16,6 +17,7 @@ from raysegment.pipeline.learn import find_checkpoints, read_progress
 from raysegment.pipeline.training_set import (
     Errors,
     check_channels,
+    check_flip,
     check_splits,
     describe_split,
     hash_data,
@@ -40,7 +42,7 @@ class TrainResult:
         epochs: Epochs done.
         best_epoch: The epoch whose weights were kept, counted from 1.
         val_dice: Mean per-scan Dice of the bundle on the validation scans, at its threshold.
-        threshold: The bundle's threshold.
+        threshold: The bundle's threshold; by label where each has one of its own.
         scans_total: Scans of the train and val splits.
         errors: Scans left out.
         already_done: There was nothing left to do.
@@ -51,7 +53,7 @@ class TrainResult:
     epochs: int
     best_epoch: int
     val_dice: float | None
-    threshold: float
+    threshold: float | dict[str, float]
     scans_total: int
     errors: Errors = field(default_factory=dict)
     already_done: bool = False
@@ -75,6 +77,8 @@ def train(options: TrainOptions) -> TrainResult:
     place = Place(str(folder))
     options = keep_rules(options, place)
     check_temp_dir(options.address, options.temp_dir)
+    labels = find_labels(options.source, options.labels, options.label)
+    check_flip(options, labels)
     found = find_scans(options.source, patient_pattern=options.patient_pattern, scan_pattern=options.scan_pattern)
     split = assign_splits(
         select_referenced(found, options.source),
@@ -83,7 +87,7 @@ def train(options: TrainOptions) -> TrainResult:
     )
     check_splits(split)
     check_channels(options, most_common_channels(split.table))
-    record = identify("train", options, key="options", data_id=hash_data(split.table)).open(place)
+    record = identify("train", options, key="options", data_id=hash_data(split.table, labels)).open(place)
     if is_finished(folder, record, options):
         return build_result(folder, record, already_done=True)
     check_precision(options, record)
@@ -98,7 +102,7 @@ def train(options: TrainOptions) -> TrainResult:
         for warning in warn_of_few_patients(split):
             console.say(warning)
         with ray_session(options.address, options.temp_dir):
-            run_interruptibly(lambda: train_in_session(options, split.table, place, record, console))
+            run_interruptibly(lambda: train_in_session(options, labels, split.table, place, record, console))
     return build_result(folder, record)
 
 

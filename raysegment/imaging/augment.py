@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from raysegment.imaging.geometry import Box, map_channels
 from raysegment.imaging.intensity import Intensity, look_up, normalize
-from raysegment.scan import Pixels
+from raysegment.scan import LabelMap, Pixels
 
 Matrix = npt.NDArray[np.float64]
 
@@ -45,7 +45,7 @@ class Augmentation:
 
 def augment_slice(
     pixels: Pixels,
-    reference: npt.NDArray[np.generic],
+    reference: LabelMap,
     intensity: Intensity,
     choices: Augmentation,
     *,
@@ -55,12 +55,12 @@ def augment_slice(
     slice_index: int,
     occurrence: int = 0,
     patch: Box | None = None,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+) -> tuple[npt.NDArray[np.float32], LabelMap]:
     """Warp, normalize and vary one slice; the same numbers always give the same result.
 
     Args:
         pixels: (rows, columns, channels), raw; with context slices their channels follow one another.
-        reference: bool or uint8, (rows, columns).
+        reference: Label map, (rows, columns); bool or uint8 where there is one label.
         intensity: Normalization of the scan, for its own channels.
         choices: The largest changes.
         seed: Of the training.
@@ -71,7 +71,7 @@ def augment_slice(
         patch: Part of the slice that is seen; all of it without one. What a warp brings in from around it is there.
 
     Returns:
-        Normalized pixels of the patch, float32, and the reference, uint8 0 or 1, warped alike.
+        Normalized pixels of the patch, float32, and the label map, warped alike by nearest neighbour.
     """
     bits = np.random.SFC64(np.random.SeedSequence((seed, epoch, scan_index, slice_index, occurrence)))
     random = np.random.Generator(bits)
@@ -121,11 +121,11 @@ def _warp(pixels: Pixels, matrix: Matrix, patch: Box, background: npt.NDArray[np
     return map_channels(pixels, warp_group)
 
 
-def _warp_reference(reference: npt.NDArray[np.generic], matrix: Matrix, patch: Box) -> npt.NDArray[np.uint8]:
-    plain = (reference != 0).view(np.uint8)
+def _warp_reference(reference: LabelMap, matrix: Matrix, patch: Box) -> LabelMap:
+    plain = reference.view(np.uint8) if reference.dtype == np.bool_ else reference
     if np.array_equal(matrix, IDENTITY):
         return plain[: patch.rows, : patch.columns]
-    return np.asarray(cv2.warpAffine(plain, matrix, (patch.columns, patch.rows), flags=NEAREST), np.uint8)
+    return np.asarray(cv2.warpAffine(plain, matrix, (patch.columns, patch.rows), flags=NEAREST), plain.dtype)
 
 
 def _vary(intensity: Intensity, gain: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Intensity:

@@ -43,8 +43,10 @@ class BundleDescription:
 
     Attributes:
         preprocessing: How scans become what the network sees.
-        postprocessing: How probabilities become masks; the threshold is set.
-        labels: Names of the segmented regions, one per output channel.
+        postprocessing: How probabilities become masks.
+        threshold: For all labels, or by the name of each; if not given, that of the postprocessing.
+        labels: The segmented regions; the network has a channel for each, and where they exclude each other one for
+            the background before them.
         num_channels: Channels of a scan as read, before the choice of channels and the neighbouring slices.
         network: Arguments of `build_network` that made the network; `depth` is needed.
         training_patients: Patients the network was trained on; only their hashes are stored.
@@ -56,6 +58,7 @@ class BundleDescription:
 
     preprocessing: Preprocessing
     postprocessing: Postprocessing
+    threshold: float | Mapping[str, float] | None = None
     labels: Labels = field(default_factory=Labels)
     num_channels: int
     network: Mapping[str, Any]
@@ -73,6 +76,8 @@ class Bundle:
     Attributes:
         path: Folder it was read from.
         model_id: SHA-256 of weights and model.json without dates.
+        threshold: Of each label: probability from which a voxel belongs to its mask; where labels exclude each other
+            it is one for all, which their probabilities together must reach.
         depth: The network's grid sides divide by 2**depth.
         training_patients: `hash_patient` of each patient the network was trained on.
         weights_sha256: `hash_weights` of the network.
@@ -85,6 +90,7 @@ class Bundle:
     model_id: str
     preprocessing: Preprocessing
     postprocessing: Postprocessing
+    threshold: tuple[float, ...]
     labels: Labels
     num_channels: int
     depth: int
@@ -96,11 +102,6 @@ class Bundle:
     provenance: Mapping[str, Any]
     weights_sha256: str
     network_bytes: bytes = field(repr=False)
-
-    @property
-    def threshold(self) -> float:
-        """Probability from which a voxel belongs to the mask."""
-        return self.postprocessing.threshold if isinstance(self.postprocessing.threshold, float | int) else 0.5
 
     @property
     def grid_factor(self) -> int:
@@ -174,7 +175,7 @@ def save_bundle(folder: str | os.PathLike[str], model: Any, description: BundleD
         content["created"] = datetime.now(UTC).isoformat(timespec="seconds")
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (temporary / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
-        (temporary / CARD_FILE).write_text(write_card(content), encoding="utf-8")
+        (temporary / CARD_FILE).write_text(write_card(content, description.labels), encoding="utf-8")
         temporary.chmod(0o755)
         _replace_folder(temporary, target)
     finally:
@@ -224,13 +225,27 @@ def compute_model_id(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
+def describe_labels(labels: Labels) -> list[Any]:
+    """Labels as model.json has them: the name alone where nobody declared values."""
+    if not labels.are_declared:
+        return list(labels.names)
+    nothing = (None,) * len(labels)
+    rows = zip(labels.names, labels.regions, labels.colours or nothing, labels.codes or nothing, strict=True)
+    return [
+        {"name": name, "values": list(region)}
+        | ({"colour": list(colour)} if colour is not None else {})
+        | ({"code": code} if code is not None else {})
+        for name, region, colour, code in rows
+    ]
+
+
 def _describe(description: BundleDescription) -> dict[str, Any]:
     content: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "preprocessing": as_plain(description.preprocessing),
         "postprocessing": as_plain(description.postprocessing),
-        "labels": list(description.labels.names),
+        "labels": describe_labels(description.labels),
         "num_channels": description.num_channels,
         "network": dict(description.network),
         "training_patients": sorted(hash_patient(patient) for patient in description.training_patients),
@@ -239,17 +254,25 @@ def _describe(description: BundleDescription) -> dict[str, Any]:
         "scores": dict(description.scores),
         "provenance": dict(description.provenance),
     }
+    if description.threshold is not None:
+        content["postprocessing"]["threshold"] = description.threshold
     # Through JSON once, so that model_id is the same before writing and after reading.
     return dict(json.loads(json.dumps(content)))
 
 
 def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes) -> Bundle:
+    labels = _read_labels(content["labels"])
+    stored = dict(content["postprocessing"])
+    threshold = _read_threshold(stored.get("threshold"), labels)
+    if isinstance(stored.get("threshold"), dict):
+        stored["threshold"] = None
     return Bundle(
         path=folder,
         model_id=str(content["model_id"]),
         preprocessing=_read_choices(Preprocessing, content["preprocessing"]),
-        postprocessing=_read_choices(Postprocessing, content["postprocessing"]),
-        labels=Labels(tuple(content["labels"])),
+        postprocessing=_read_choices(Postprocessing, stored),
+        threshold=threshold,
+        labels=labels,
         num_channels=int(content["num_channels"]),
         depth=int(content["network"]["depth"]),
         network=content["network"],
@@ -261,6 +284,27 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes
         weights_sha256=str(content["weights_sha256"]),
         network_bytes=network_bytes,
     )
+
+
+def _read_labels(items: list[Any]) -> Labels:
+    """Labels from what `describe_labels` made of them."""
+    if all(isinstance(item, str) for item in items):
+        return Labels(tuple(items))
+    colours = tuple(tuple(item["colour"]) if "colour" in item else None for item in items)
+    codes = tuple(item.get("code") for item in items)
+    return Labels(
+        tuple(item["name"] for item in items),
+        tuple(tuple(item["values"]) for item in items),
+        colours if any(colours) else (),
+        codes if any(codes) else (),
+    )
+
+
+def _read_threshold(stored: float | dict[str, float] | None, labels: Labels) -> tuple[float, ...]:
+    """The threshold of each label; 0.5 where none was stored."""
+    if isinstance(stored, dict):
+        return tuple(float(stored[name]) for name in labels.names)
+    return (0.5 if stored is None else float(stored),) * len(labels)
 
 
 def _read_choices(kind: type[Any], values: Mapping[str, Any]) -> Any:

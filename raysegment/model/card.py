@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from raysegment.scan import Labels
+
 INTENDED_USE = """Research on medical images like those it was trained on: same kind of scanner, sequence and region.
 **Research use, not a medical device**: it was not validated for diagnosis or treatment, and a person must look at its
 masks before anything follows from them."""
@@ -12,35 +14,48 @@ masks before anything follows from them."""
 HOW_TO_USE = """    raysegment infer BUNDLE SOURCE --out OUT
 
 Without raysegment, `keras.saving.load_model("model.keras")` gives the network: float32
-(batch, rows, columns, channels), normalized as `model.json` says, to probabilities (batch, rows, columns, labels)."""
+(batch, rows, columns, channels), normalized as `model.json` says, to probabilities
+(batch, rows, columns, {outputs})."""
 
 
-def write_card(content: Mapping[str, Any]) -> str:
+def write_card(content: Mapping[str, Any], labels: Labels) -> str:
     """The text of MODEL_CARD.md.
 
     Args:
         content: What model.json holds.
+        labels: What the network segments.
     """
-    labels, threshold = ", ".join(content["labels"]), content["postprocessing"]["threshold"]
+    names = _show(labels.names)
+    outputs = "background, then labels" if labels.exclude_each_other else "labels"
     sections = [
-        f"# Model card: {labels}",
-        f"Segments {labels} in scans of {content['num_channels']} channels. Written {content['created']}.\n\n"
+        f"# Model card: {names}",
+        f"Segments {names} in scans of {content['num_channels']} channels. Written {content['created']}.\n\n"
         f"Model `{content['model_id']}`",
         _section("Intended use", INTENDED_USE),
+        *([_section("Labels", _list_labels(content["labels"]))] if labels.are_declared else []),
         _section("Data", _lines(content["data"])),
         _section("Split by patient", _lines(content["split"])),
         _section("Scores", _lines(content["scores"])),
         _section("Network", _lines(content["network"])),
         _section("Preprocessing", _lines(content["preprocessing"])),
-        _section("From probability to mask", _lines({**content["postprocessing"], "threshold": threshold})),
+        _section("From probability to mask", _lines(content["postprocessing"])),
         _section("Provenance", _lines(content["provenance"])),
-        _section("How to use it", HOW_TO_USE),
+        _section("How to use it", HOW_TO_USE.format(outputs=outputs)),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}"
+
+
+def _list_labels(items: list[dict[str, Any]]) -> str:
+    """Names and values as they are in references."""
+    lines = []
+    for item in items:
+        code = f", {_show(item['code'])}" if "code" in item else ""
+        lines.append(f"- {_show(item['name'])}: {' + '.join(map(str, item['values']))}{code}")
+    return "\n".join(lines)
 
 
 def _lines(values: Mapping[str, Any]) -> str:

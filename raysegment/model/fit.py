@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,13 @@ from raysegment.model.batch_norm import (
 )
 from raysegment.model.losses import make_loss
 from raysegment.model.optimizer import CosineRate, make_optimizer, make_rate
-from raysegment.model.unet import build_network
+from raysegment.model.targets import find_masks, make_targets, pool_dice
+from raysegment.model.unet import build_network, choose_head
 from raysegment.options import TrainOptions
+from raysegment.scan import LabelMap, Labels
 
-Batch = tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]
-"""Normalized pixels (slices, rows, columns, channels) and reference (slices, rows, columns) of one step."""
+Batch = tuple[npt.NDArray[np.float32], LabelMap]
+"""Normalized pixels (slices, rows, columns, channels) and label map (slices, rows, columns) of one step."""
 
 OBSERVED_STEPS = 20
 """Steps at an epoch's end whose pixels are seen again to measure the feature statistics of averaged weights."""
@@ -52,6 +54,7 @@ class FitTask:
         options: The run's choices; `precision` already resolved.
         num_channels: Channels of the network's input.
         steps_per_epoch: Optimisation steps in an epoch, the same on all ranks.
+        labels: What the values of label maps mean, and whether a pixel can have several.
         rank: This worker, counted from 0.
         num_workers: All workers; N > 1 needs `TF_CONFIG` in the environment.
         threads: TensorFlow threads of this worker.
@@ -60,6 +63,7 @@ class FitTask:
     options: TrainOptions
     num_channels: int
     steps_per_epoch: int
+    labels: Labels = field(default_factory=Labels)
     rank: int = 0
     num_workers: int = 1
     threads: int | None = None
@@ -71,7 +75,7 @@ class EpochStatistics:
 
     Attributes:
         loss: Mean over slices.
-        dice: Hard Dice at 0.5, pooled over all pixels of the epoch's slices as augmented.
+        dice: Hard Dice at 0.5, pooled over all pixels of the epoch's slices as augmented; the mean over labels.
         num_slices: Slices used, all ranks.
         seconds: Wall-clock time of the training steps.
         wait_seconds: Of these, the time this rank waited for data.
@@ -96,7 +100,7 @@ class Fitter:
         keras.config.set_dtype_policy(POLICIES[options.precision])
         with self.strategy.scope() if self.strategy else nullcontext():
             kind = FusedBatchNormalization if task.num_workers == 1 else SynchronizedBatchNormalization
-            self.model = build_chosen(options, task.num_channels, kind)
+            self.model = build_chosen(options, task.num_channels, kind, task.labels)
             self.rate = make_rate(options, task.steps_per_epoch)
             self.optimizer = make_optimizer(options, self.rate)
             self.optimizer.build(self.model.trainable_variables)
@@ -106,7 +110,7 @@ class Fitter:
         self._observe = tf.function(self._observe_step, reduce_retracing=True)
         self._infer = tf.function(lambda pixels: self.model(pixels, training=False), reduce_retracing=True)
         self._sum = tf.function(self._sum_over_ranks, reduce_retracing=True)
-        self._loss = make_loss(options.loss)
+        self._loss = make_loss(options.loss, choose_head(task.labels))
 
     @property
     def learning_rate(self) -> float:
@@ -126,7 +130,7 @@ class Fitter:
             on_step: Called with the number of steps done, after each execution.
         """
         start, wait_seconds, done = time.monotonic(), 0.0, 0
-        totals = np.zeros(5, np.float64)
+        totals = np.zeros(2 + 3 * len(self.task.labels), np.float64)
         self._observed.clear()
         while done < self.task.steps_per_epoch:
             waiting = time.monotonic()
@@ -140,31 +144,34 @@ class Fitter:
             done += count
             if on_step:
                 on_step(done)
-        loss, true_positives, mask, reference_total, num_slices = self.sum_over_ranks(totals)
+        loss, num_slices, *counts = self.sum_over_ranks(totals)
         return EpochStatistics(
             loss=loss / num_slices,
-            dice=2 * true_positives / (mask + reference_total) if mask + reference_total else float("nan"),
+            dice=pool_dice(np.reshape(counts, (3, len(self.task.labels)))),
             num_slices=round(num_slices),
             seconds=time.monotonic() - start,
             wait_seconds=wait_seconds,
         )
 
     def predict(self, pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Probability of normalized pixels, (slices, rows, columns, channels) to (slices, rows, columns).
+        """What the network gives for normalized pixels, done in batches of the training size, the last one padded.
 
-        Done in batches of the training size, the last one padded; no rank waits for another.
+        Args:
+            pixels: (slices, rows, columns, channels); no rank waits for another.
+
+        Returns:
+            Probabilities (slices, rows, columns, outputs): the labels; where these exclude each other, the background
+            comes before them.
         """
         size = max(1, self.task.options.batch_size // self.task.num_workers)
         padded = np.zeros((-(-len(pixels) // size) * size, *pixels.shape[1:]), np.float32)
         padded[: len(pixels)] = pixels
         parts = [self._infer(tf.constant(padded[i : i + size])).numpy() for i in range(0, len(padded), size)]
-        return np.concatenate(parts)[: len(pixels), ..., 0]
+        return np.concatenate(parts)[: len(pixels)]
 
-    def slice_losses(
-        self, reference: npt.NDArray[np.uint8], probability: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        """The training loss of each slice, from (slices, rows, columns) arrays on the network's grid."""
-        return np.asarray(self._loss(reference[..., None], probability[..., None]))
+    def slice_losses(self, reference: LabelMap, probability: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The training loss of each slice, from label map and what `predict` gave, both on the network's grid."""
+        return np.asarray(self._loss(make_targets(reference, self.task.labels), probability))
 
     def sum_over_ranks(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Add a vector over all ranks; each rank gets the sum."""
@@ -247,7 +254,7 @@ class Fitter:
         """Steps over (steps, slices, rows, columns[, channels]) without Python between them."""
         if pixels.shape[0] == 1:
             return self._run_step(pixels[0], reference[0])
-        totals = tf.zeros([5], tf.float64)
+        totals = tf.zeros([2 + 3 * len(self.task.labels)], tf.float64)
         for i in tf.range(tf.shape(pixels)[0]):
             totals += self._run_step(pixels[i], reference[i])
         return totals
@@ -262,7 +269,7 @@ class Fitter:
         return sums
 
     def _train_step(self, pixels: Any, reference: Any) -> Any:
-        expected = tf.cast(reference[..., None], tf.float32)
+        expected = make_targets(reference, self.task.labels)
         with tf.GradientTape() as tape:
             probability = self.model(pixels, training=True)
             losses = self._loss(expected, probability)
@@ -276,9 +283,10 @@ class Fitter:
         if self.task.options.clip_norm is not None:
             gradients = self._clip(gradients, self.task.options.clip_norm)
         self.optimizer.apply(gradients, variables)
-        mask = tf.cast(probability > 0.5, tf.float32)
-        sums = [losses, mask * expected, mask, expected, tf.ones_like(losses)]
-        return tf.stack([tf.cast(tf.reduce_sum(value), tf.float64) for value in sums])
+        mask = find_masks(probability, self.task.labels)
+        sums = [tf.reduce_sum(losses)[None], tf.cast(tf.shape(losses), tf.float32)]
+        sums += [tf.reduce_sum(planes, axis=(0, 1, 2)) for planes in (mask * expected, mask, expected)]
+        return tf.cast(tf.concat(sums, 0), tf.float64)
 
     def _clip(self, gradients: list[Any], clip_norm: float) -> list[Any]:
         """Shorten this rank's gradients by what brings the sum over all ranks to the largest norm.
@@ -346,12 +354,14 @@ def join_workers(num_workers: int) -> Any:
     )
 
 
-def build_plain(options: TrainOptions, num_channels: int, weights: list[npt.NDArray[Any]]) -> keras.Model:
+def build_plain(
+    options: TrainOptions, num_channels: int, weights: list[npt.NDArray[Any]], labels: Labels
+) -> keras.Model:
     """The run's network in float32 with given weights, as the bundle holds it."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
-        model = build_chosen(options, num_channels, keras.layers.BatchNormalization)
+        model = build_chosen(options, num_channels, keras.layers.BatchNormalization, labels)
     finally:
         keras.config.set_dtype_policy(policy)
     model.set_weights(weights)
@@ -359,7 +369,7 @@ def build_plain(options: TrainOptions, num_channels: int, weights: list[npt.NDAr
 
 
 def build_chosen(
-    options: TrainOptions, num_channels: int, batch_norm: type[keras.layers.BatchNormalization]
+    options: TrainOptions, num_channels: int, batch_norm: type[keras.layers.BatchNormalization], labels: Labels
 ) -> keras.Model:
     """An untrained network as the options want it, in the arithmetic that Keras is set to."""
     return build_network(
@@ -371,6 +381,8 @@ def build_chosen(
         norm=options.norm,
         norm_momentum=options.norm_momentum,
         batch_norm=batch_norm,
+        num_labels=len(labels),
+        head=choose_head(labels),
     )
 
 

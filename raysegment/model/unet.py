@@ -13,6 +13,8 @@ from typing import Any, Literal
 import keras
 from keras import layers
 
+from raysegment.scan import Labels
+
 Network = Literal["unet", "attention_unet", "residual_unet"]
 Norm = Literal["batch", "group", "none"]
 Head = Literal["sigmoid", "softmax"]
@@ -85,6 +87,11 @@ def build_network(
         num_labels + (head == "softmax"), 1, activation=head, dtype="float32" if is_half else None, name="probability"
     )(features)
     return keras.Model(inputs, outputs, name=network)
+
+
+def choose_head(labels: Labels) -> Head:
+    """What a network for these labels ends in."""
+    return "softmax" if labels.exclude_each_other else "sigmoid"
 
 
 def copy_as_plain(

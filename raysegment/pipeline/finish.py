@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.choices import changed_result, pick
+from raysegment.imaging.threshold import describe_thresholds
 from raysegment.options import Postprocessing, Preprocessing, TrainOptions
 from raysegment.pipeline.learn import Progress, load_best
 from raysegment.pipeline.samples import KeptScan, iterate_batches
-from raysegment.pipeline.score import choose_threshold, score_thresholds
+from raysegment.pipeline.score import ThresholdScores, choose_thresholds, mean_of, score_thresholds
 from raysegment.scan import Labels
 
 SLICES_AT_ONCE = 16
@@ -26,55 +27,53 @@ NETWORK_CHOICES = ("network", "filters", "depth", "dropout", "norm", "norm_momen
 def write_bundle(
     folder: Path,
     options: TrainOptions,
+    labels: Labels,
     progress: Progress,
     validation: Sequence[KeptScan],
     facts: dict[str, Any],
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Write `model/` of a finished run.
 
     Args:
         folder: The run.
         options: Its choices, precision resolved.
+        labels: What is segmented.
         progress: Where training ended.
         validation: All validation scans.
         facts: `num_channels` (of a scan), `training_patients`, `data`, `split`, `provenance`.
 
     Returns:
-        `threshold`, `val_dice` and `val_precision` (over all voxels) at it, and `val_dice_at_half`.
+        `threshold` (by label where each has one of its own), `val_dice` and `val_precision` (over all voxels and
+        labels) at it, `val_dice_at_half`; with several labels `val_dice_of_labels`.
     """
     from raysegment.model.bundle import BundleDescription, save_bundle
     from raysegment.model.engines.tensorflow import Predictor
     from raysegment.model.fit import build_plain
 
     num_inputs = count_inputs(options, facts["num_channels"])
-    model = build_plain(options, num_inputs, load_best(folder / "checkpoints", progress.best_epoch))
+    model = build_plain(options, num_inputs, load_best(folder / "checkpoints", progress.best_epoch), labels)
     predictor = Predictor(model, precision=options.precision, batch_size=min(SLICES_AT_ONCE, options.batch_size))
     found = score_thresholds(
-        validation, (predict_batches(predictor.predict, kept, options.context_slices) for kept in validation)
+        validation, (predict_batches(predictor.predict, kept, options.context_slices) for kept in validation), labels
     )
-    threshold = choose_threshold(found.dice)
-    val_dice, val_precision = found.at(threshold)
+    thresholds = choose_thresholds(found.dice, labels)
+    scores = describe_scores(found, thresholds, labels)
     best = progress.history[progress.best_epoch - 1]
-    scores = {
-        "threshold": threshold,
-        "val_dice": val_dice,
-        "val_dice_at_half": found.at(0.5)[0],
-        "val_precision": val_precision,
-    }
     save_bundle(
         folder / "model",
         model,
         BundleDescription(
             preprocessing=pick(Preprocessing, options),
-            postprocessing=Postprocessing(threshold=threshold),
-            labels=Labels((options.label,)),
+            postprocessing=Postprocessing(),
+            threshold=scores["threshold"],
+            labels=labels,
             num_channels=facts["num_channels"],
             network={name: getattr(options, name) for name in NETWORK_CHOICES},
             training_patients=facts["training_patients"],
             data=facts["data"],
             split=facts["split"],
             scores={
-                **{name: None if math.isnan(score) else score for name, score in scores.items()},
+                **without_nan(scores),
                 "best_epoch": progress.best_epoch,
                 "val_loss": best["val_loss"],
             },
@@ -89,12 +88,34 @@ def write_bundle(
     return scores
 
 
+def describe_scores(found: ThresholdScores, thresholds: tuple[float, ...], labels: Labels) -> dict[str, Any]:
+    """What the bundle is worth on the validation scans, as run.json and model.json have it."""
+    dice = found.dice_at(thresholds)
+    return {
+        "threshold": describe_thresholds(thresholds, labels),
+        "val_dice": mean_of(np.array(dice)),
+        "val_dice_at_half": mean_of(np.array(found.dice_at([0.5] * len(labels)))),
+        "val_precision": found.precision_at(thresholds),
+        **({"val_dice_of_labels": dict(zip(labels.names, dice, strict=True))} if len(labels) > 1 else {}),
+    }
+
+
+def without_nan(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores as JSON has them, without a value where there is none."""
+    return {
+        name: without_nan(score)
+        if isinstance(score, Mapping)
+        else (None if isinstance(score, float) and math.isnan(score) else score)
+        for name, score in scores.items()
+    }
+
+
 def predict_batches(
     predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], kept: KeptScan, context_slices: int
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """A scan's probabilities on the network's grid, some slices at a time: which ones, and (slices, rows, columns)."""
+    """A scan's probabilities on the network's grid, (slices, rows, columns, labels), some slices at a time."""
     for chosen, pixels in iterate_batches(kept, context_slices, SLICES_AT_ONCE):
-        yield chosen, predict(pixels)[..., 0]
+        yield chosen, predict(pixels)
 
 
 def count_inputs(options: TrainOptions, num_channels: int) -> int:

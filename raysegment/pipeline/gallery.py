@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entries, read_manifest
 from raysegment.errors import DamagedTablesError
+from raysegment.imaging.threshold import show_thresholds
 from raysegment.options import Postprocessing
 from raysegment.pipeline.blocks import read_block, scans_of
 from raysegment.pipeline.score import CONFUSION
@@ -137,7 +138,7 @@ def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
     bundle = load_bundle(folder)
     settings = SegmentSettings(
         preprocessing=bundle.preprocessing,
-        postprocessing=Postprocessing(threshold=bundle.threshold),
+        postprocessing=Postprocessing(threshold=show_thresholds(bundle.threshold, bundle.labels)),
         labels=bundle.labels,
         num_channels=bundle.num_channels,
         grid_factor=bundle.grid_factor,

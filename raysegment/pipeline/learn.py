@@ -26,8 +26,6 @@ from raysegment.store.place import sync
 if TYPE_CHECKING:
     from raysegment.model.fit import Batch, Fitter
 
-VALUES_PER_SCAN = 5
-
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -158,17 +156,18 @@ def run_epoch(
             "epoch": progress.epoch + 1,
             "loss": trained.loss,
             "dice": trained.dice,
-            **summarise_scores(scores),
+            **summarise_scores(scores, fitter.task.labels),
             "learning_rate": rate,
             "seconds": seconds,
             "slices_per_second": trained.num_slices / trained.seconds,
             "data_wait_share": trained.wait_seconds / trained.seconds,
             "num_slices": trained.num_slices,
-            "num_validation_slices": int(scores[:, 4].sum()),
+            "num_validation_slices": int(scores[:, -1].sum()),
             "minutes": float(minutes[0]),
         }
         # Without any lesion to validate on Dice says nothing in any epoch.
-        progress = progress.after(row, options.best_by if scores[:, 2].any() else "val_loss")
+        has_lesion = scores[:, 2:-2:3].any()
+        progress = progress.after(row, options.best_by if has_lesion else "val_loss")
         if progress.best_epoch == progress.epoch and fitter.task.rank == 0:
             save_best(folder, progress.epoch, fitter.model.get_weights())
     return progress
@@ -180,12 +179,16 @@ def validate(
     """Score every validation scan once: each rank its own, added up at the end.
 
     Returns:
-        (scans, 5): true positives, mask voxels, reference voxels, loss sum, slices.
+        (scans, 3 · labels + 2): of each label true positives, mask voxels, reference voxels; then the sum of losses,
+        and slices.
     """
-    scores = np.zeros((num_scans, VALUES_PER_SCAN), np.float64)
+    labels = fitter.task.labels
+    scores = np.zeros((num_scans, 3 * len(labels) + 2), np.float64)
     batch_size = max(1, fitter.task.options.batch_size // fitter.task.num_workers)
     for index, kept in validation.items():
-        scored = score_scan(kept, fitter.predict, fitter.slice_losses, context_slices, batch_size)
+        scored = score_scan(
+            kept, fitter.predict, fitter.slice_losses, labels, context_slices=context_slices, batch_size=batch_size
+        )
         scores[index] = scored.as_vector()
     return fitter.sum_over_ranks(scores.ravel()).reshape(scores.shape)
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from raysegment.errors import ChannelMismatchError, EmptyFileError
 from raysegment.imaging.augment import Augmentation, augment_slice
-from raysegment.imaging.geometry import Geometry, resize_reference, restore_grid
+from raysegment.imaging.geometry import Geometry, resize_reference
 from raysegment.imaging.preprocess import Intensity, normalize, prepare_scan
 from raysegment.options import Preprocessing
+from raysegment.pipeline.score import count_voxels, find_strengths
 from raysegment.pipeline.views.slices import view_slice, view_slices
-from raysegment.scan import Pixels, Scan
+from raysegment.scan import LabelMap, Labels, Pixels, Scan
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,48 +27,52 @@ class KeptScan:
     Attributes:
         scan_id: As in the manifest.
         pixels: (slices, image_size, image_size, channels), type as stored.
-        reference: uint8 0 or 1, (slices, image_size, image_size).
-        grid_reference: bool, the reference on the scan's own grid; None for scans to train on.
+        reference: Label map, (slices, image_size, image_size).
+        grid_reference: Label map on the scan's own grid; None for scans to train on.
         intensity: Normalization of the whole scan.
         geometry: The way back to the scan's own grid.
     """
 
     scan_id: str
     pixels: Pixels
-    reference: npt.NDArray[np.uint8]
-    grid_reference: npt.NDArray[np.bool_] | None
+    reference: LabelMap
+    grid_reference: LabelMap | None
     intensity: Intensity
     geometry: Geometry
 
     @property
-    def compared_reference(self) -> npt.NDArray[np.bool_]:
+    def compared_reference(self) -> LabelMap:
         """What masks are compared with: the reference on the scan's own grid, where it was kept."""
-        return self.grid_reference if self.grid_reference is not None else self.reference != 0
+        return self.grid_reference if self.grid_reference is not None else self.reference
 
     @property
     def has_lesion(self) -> npt.NDArray[np.bool_]:
-        """bool, (slices,)."""
+        """Which slices have any label, bool, (slices,)."""
         return np.asarray(self.reference.any(axis=(1, 2)))
 
 
 @dataclass(frozen=True)
 class ValidationScore:
-    """What validating one scan gives: voxel counts on its own grid, and the summed loss of its slices."""
+    """What validating one scan gives.
 
-    true_positives: int
-    mask_voxels: int
-    reference_voxels: int
+    Attributes:
+        counts: Voxels on the scan's own grid, (labels, 3): true positives, of the mask, of the reference.
+        loss_sum: Over its slices.
+        num_slices: How many these are.
+    """
+
+    counts: npt.NDArray[np.int64]
     loss_sum: float
     num_slices: int
 
     def as_vector(self) -> list[float]:
-        return [self.true_positives, self.mask_voxels, self.reference_voxels, self.loss_sum, self.num_slices]
+        return [*self.counts.ravel().tolist(), self.loss_sum, self.num_slices]
 
 
 def keep_scan(
     scan_id: str,
     scan: Scan,
-    reference: npt.NDArray[np.bool_],
+    reference: LabelMap | npt.NDArray[np.bool_],
     preprocessing: Preprocessing,
     *,
     num_channels: int | None,
@@ -78,7 +83,7 @@ def keep_scan(
     Args:
         scan_id: As in the manifest.
         scan: As read.
-        reference: bool, the scan's grid.
+        reference: Label map on the scan's grid; bool where there is one label.
         preprocessing: The run's choices.
         num_channels: Channels that every scan of the run has; None where that is not known.
         for_validation: Keep the reference on the scan's own grid too.
@@ -93,11 +98,12 @@ def keep_scan(
     if not scan.num_slices:
         raise EmptyFileError("the scan has no slices.")
     prepared = prepare_scan(scan.pixels, preprocessing)
+    label_map = cast(LabelMap, reference.view(np.uint8) if reference.dtype == np.bool_ else reference)
     return KeptScan(
         scan_id=scan_id,
         pixels=prepared.pixels,
-        reference=resize_reference(reference, prepared.geometry).astype(np.uint8),
-        grid_reference=reference if for_validation else None,
+        reference=cast(LabelMap, resize_reference(label_map, prepared.geometry)),
+        grid_reference=label_map if for_validation else None,
         intensity=prepared.intensity,
         geometry=prepared.geometry,
     )
@@ -105,7 +111,7 @@ def keep_scan(
 
 def pack_scan(kept: KeptScan) -> dict[str, Any]:
     """A kept scan as one row of plain columns: pixels as bytes with shape and type."""
-    extras = (kept.intensity, kept.geometry, kept.grid_reference)
+    extras = (kept.intensity, kept.geometry, kept.grid_reference, kept.reference.dtype.str)
     return {
         "scan_id": kept.scan_id,
         "shape": list(kept.pixels.shape),
@@ -120,11 +126,11 @@ def pack_scan(kept: KeptScan) -> dict[str, Any]:
 def unpack_scan(row: dict[str, Any]) -> KeptScan:
     """The kept scan of a row from `pack_scan`; its arrays share memory with the row and are read-only."""
     shape = tuple(row["shape"])
-    intensity, geometry, grid_reference = pickle.loads(row["extras"])
+    intensity, geometry, grid_reference, reference_type = pickle.loads(row["extras"])
     return KeptScan(
         scan_id=row["scan_id"],
         pixels=np.frombuffer(row["pixels"], np.dtype(row["dtype"])).reshape(shape),
-        reference=np.frombuffer(row["reference"], np.uint8).reshape(shape[:3]),
+        reference=np.frombuffer(row["reference"], np.dtype(reference_type)).reshape(shape[:3]),
         grid_reference=grid_reference,
         intensity=intensity,
         geometry=geometry,
@@ -139,7 +145,7 @@ def make_batch(
     context_slices: int,
     seed: int,
     epoch: int,
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+) -> tuple[npt.NDArray[np.float32], LabelMap]:
     """Make the samples of one step, in order.
 
     Args:
@@ -151,7 +157,7 @@ def make_batch(
         epoch: Counted from 0.
 
     Returns:
-        Normalized pixels (samples, rows, columns, channels) and reference (samples, rows, columns).
+        Normalized pixels (samples, rows, columns, channels) and label map (samples, rows, columns).
     """
     samples = []
     for scan_index, slice_index, occurrence in rows:
@@ -180,19 +186,32 @@ def make_batch(
 def score_scan(
     kept: KeptScan,
     predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
-    slice_losses: Callable[[npt.NDArray[np.uint8], npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    slice_losses: Callable[[LabelMap, npt.NDArray[np.float32]], npt.NDArray[np.float32]],
+    labels: Labels,
+    *,
     context_slices: int,
     batch_size: int,
 ) -> ValidationScore:
-    """Validate one whole scan, a batch at a time: loss on the network's grid, counts at 0.5 on the scan's own."""
-    counts, loss_sum = np.zeros(3, np.int64), 0.0
+    """Validate one whole scan, a batch at a time: loss on the network's grid, counts at 0.5 on the scan's own.
+
+    Args:
+        kept: The scan.
+        predict: Normalized pixels to all that the network gives, (slices, rows, columns, outputs): the background first
+            where labels exclude each other.
+        slice_losses: Label map and what `predict` gave to the loss of each slice.
+        labels: What label maps mean.
+        context_slices: Neighbours on each side that become channels.
+        batch_size: Slices at a time.
+    """
+    counts, loss_sum = np.zeros((len(labels), 3), np.int64), 0.0
     for chosen, pixels in iterate_batches(kept, context_slices, batch_size):
-        probability = predict(pixels)
-        loss_sum += float(np.sum(slice_losses(kept.reference[chosen], probability), dtype=np.float64))
-        mask, reference = restore_grid(probability, kept.geometry) >= 0.5, kept.compared_reference[chosen]
-        counts += [np.count_nonzero(mask & reference), np.count_nonzero(mask), np.count_nonzero(reference)]
-    true_positives, mask_voxels, reference_voxels = counts.tolist()
-    return ValidationScore(true_positives, mask_voxels, reference_voxels, loss_sum, len(kept.pixels))
+        given = predict(pixels)
+        loss_sum += float(np.sum(slice_losses(kept.reference[chosen], given), dtype=np.float64))
+        probability = given[..., 1:] if labels.exclude_each_other else given
+        strengths = find_strengths(probability, kept.geometry, labels)
+        references = labels.planes_of(kept.compared_reference[chosen])
+        counts += [count_voxels(plane >= 0.5, drawn) for plane, drawn in zip(strengths, references, strict=True)]
+    return ValidationScore(counts, loss_sum, len(kept.pixels))
 
 
 def iterate_batches(

@@ -11,8 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.imaging.geometry import restore_grid
+from raysegment.imaging.geometry import Geometry, restore_grid
 from raysegment.imaging.measure import dice_of, overlap_of
+from raysegment.scan import Labels
 
 if TYPE_CHECKING:
     from raysegment.pipeline.samples import KeptScan
@@ -112,17 +113,23 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
-def summarise_scores(scores: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Mean loss per slice, and mean hard Dice over scans.
+def summarise_scores(scores: npt.NDArray[np.float64], labels: Labels) -> dict[str, float]:
+    """Mean loss per slice, and mean hard Dice over scans: the mean of the labels' means, and with several these too.
 
     A scan whose mask and reference are both empty is left out, as in evaluation; one where one of them is counts as 0.
 
     Args:
-        scores: (scans, 5): true positives, mask voxels, reference voxels, loss sum, slices.
+        scores: (scans, 3 · labels + 2): of each label true positives, mask voxels, reference voxels; then the sum of
+            losses, and slices.
+        labels: What is segmented.
     """
+    counts = scores[:, :-2].reshape(-1, len(labels), 3)
+    means = [mean_of(column) for column in dice_of(*np.moveaxis(counts, -1, 0)).T]
+    apart = {f"val_dice_{name}": mean for name, mean in zip(labels.names, means, strict=True)}
     return {
-        "val_loss": float(scores[:, 3].sum() / scores[:, 4].sum()),
-        "val_dice": mean_of(dice_of(*scores[:, :3].T)),
+        "val_loss": float(scores[:, -2].sum() / scores[:, -1].sum()),
+        "val_dice": mean_of(np.array(means)),
+        **(apart if len(labels) > 1 else {}),
     }
 
 
@@ -131,37 +138,77 @@ class ThresholdScores:
     """What masks at each of `THRESHOLDS` are worth on the validation scans.
 
     Attributes:
-        dice: Mean per-scan Dice by evaluation's rule: a scan whose reference and mask are both empty is left out, one
-            where only one of them is empty counts as 0. NaN where no scan is left.
-        precision: Share of the masks' voxels that lie in the references, over all scans; NaN where all masks are empty.
+        dice: Mean per-scan Dice of each label, (labels, thresholds), by evaluation's rule: a scan whose reference and
+            mask are both empty is left out, one where only one of them is empty counts as 0. NaN where no scan is left.
+        found: Voxels of the masks that lie in the references, over all scans, (labels, thresholds).
+        masked: Voxels of the masks, over all scans, (labels, thresholds).
     """
 
     dice: npt.NDArray[np.float64]
-    precision: npt.NDArray[np.float64]
+    found: npt.NDArray[np.int64]
+    masked: npt.NDArray[np.int64]
 
-    def at(self, threshold: float) -> tuple[float, float]:
-        """Dice and precision at one of the thresholds."""
-        index = int(np.argmin(np.abs(THRESHOLDS - threshold)))
-        return float(self.dice[index]), float(self.precision[index])
+    def dice_at(self, thresholds: Sequence[float]) -> list[float]:
+        """Dice of each label at its threshold, one of `THRESHOLDS`."""
+        return [float(row[index]) for row, index in zip(self.dice, map(_find_threshold, thresholds), strict=True)]
+
+    def precision_at(self, thresholds: Sequence[float]) -> float:
+        """Share of the masks' voxels that lie in the references, over all scans and labels; NaN without any."""
+        chosen = np.arange(len(self.dice)), [_find_threshold(threshold) for threshold in thresholds]
+        return _ratio(self.found[chosen].sum(), self.masked[chosen].sum())
 
 
 def score_thresholds(
-    validation: Sequence[KeptScan], probabilities: Iterable[Iterable[tuple[slice, npt.NDArray[np.float32]]]]
+    validation: Sequence[KeptScan],
+    probabilities: Iterable[Iterable[tuple[slice, npt.NDArray[np.float32]]]],
+    labels: Labels,
 ) -> ThresholdScores:
-    """Compare each scan's mask with its reference at each of `THRESHOLDS`.
+    """Compare each scan's masks with its references at each of `THRESHOLDS`.
 
     Args:
         validation: Scans with their references on their own grids.
-        probabilities: Of each scan, some slices at a time: which, and (slices, rows, columns) on the network's grid.
+        probabilities: Of each scan, some slices at a time: which, and (slices, rows, columns, labels) on the network's
+            grid.
+        labels: What label maps mean.
     """
-    counts = np.zeros((len(validation), len(THRESHOLDS), 3), np.int64)
-    for row, kept, batches in zip(counts, validation, probabilities, strict=True):
+    counts = np.zeros((len(validation), len(labels), len(THRESHOLDS), 3), np.int64)
+    for of_scan, kept, batches in zip(counts, validation, probabilities, strict=True):
         for chosen, probability in batches:
-            row += count_at_thresholds(restore_grid(probability, kept.geometry), kept.compared_reference[chosen])
+            strengths = find_strengths(probability, kept.geometry, labels)
+            references = labels.planes_of(kept.compared_reference[chosen])
+            for of_label, plane, drawn in zip(of_scan, strengths, references, strict=True):
+                of_label += count_at_thresholds(plane, drawn)
     dice = dice_of(*np.moveaxis(counts, -1, 0))
-    found, masked, _ = counts.sum(axis=0).T
-    precision = np.divide(found, masked, out=np.full(len(THRESHOLDS), np.nan), where=masked > 0)
-    return ThresholdScores(np.array([mean_of(column) for column in dice.T]), precision)
+    means = [[mean_of(column) for column in of_label.T] for of_label in np.moveaxis(dice, 1, 0)]
+    found, masked, _ = np.moveaxis(counts.sum(axis=0), -1, 0)
+    return ThresholdScores(np.array(means), found, masked)
+
+
+def find_strengths(probability: npt.NDArray[np.float32], geometry: Geometry, labels: Labels) -> npt.NDArray[np.float32]:
+    """What each label's threshold is compared with, on the scan's own grid.
+
+    That is its probability; where labels exclude each other, the largest of a voxel's labels has that of all labels
+    together, and the others 0.
+
+    Args:
+        probability: (slices, image_size, image_size, labels).
+        geometry: The one that brought the pixels there.
+        labels: What is segmented.
+
+    Returns:
+        (labels, slices, rows, columns).
+    """
+    planes = np.moveaxis(probability, -1, 0)
+    restored = [restore_grid(np.ascontiguousarray(plane), geometry) for plane in planes]
+    if not labels.exclude_each_other:
+        return restored[0][None] if len(restored) == 1 else np.stack(restored)
+    together, largest = np.sum(restored, axis=0), np.argmax(restored, axis=0)
+    return np.stack([np.where(largest == position, together, np.float32(0)) for position in range(len(labels))])
+
+
+def count_voxels(mask: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]) -> tuple[int, int, int]:
+    """Voxels in both, in the mask and in the reference."""
+    return int(np.count_nonzero(mask & reference)), int(np.count_nonzero(mask)), int(np.count_nonzero(reference))
 
 
 def count_at_thresholds(
@@ -174,6 +221,18 @@ def count_at_thresholds(
     return np.array(counted, np.int64)
 
 
+def choose_thresholds(dice: npt.NDArray[np.float64], labels: Labels) -> tuple[float, ...]:
+    """The best threshold of each label; where they exclude each other, the one that is best for their mean.
+
+    Args:
+        dice: Of each label and threshold, (labels, thresholds).
+        labels: What is segmented.
+    """
+    if not labels.exclude_each_other:
+        return tuple(choose_threshold(row) for row in dice)
+    return (choose_threshold(np.array([mean_of(column) for column in dice.T])),) * len(labels)
+
+
 def choose_threshold(dice: npt.NDArray[np.float64]) -> float:
     """The best threshold; among equals the one nearest to 0.5; 0.5 where nothing could be measured."""
     if np.isnan(dice).all():
@@ -183,7 +242,7 @@ def choose_threshold(dice: npt.NDArray[np.float64]) -> float:
 
 
 def mean_of(values: npt.NDArray[np.float64]) -> float:
-    """Mean over scans, NaN left out; NaN where there is none."""
+    """Mean, NaN left out; NaN where there is none."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
@@ -193,6 +252,10 @@ def _numbers(metrics: pa.Table, name: str) -> npt.NDArray[np.float64]:
 
 def _median(values: npt.NDArray[np.float64]) -> float:
     return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _find_threshold(threshold: float) -> int:
+    return int(np.argmin(np.abs(THRESHOLDS - threshold)))
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from raysegment.archive.names import show_name
 from raysegment.archive.split import SplitResult, require_split
 from raysegment.errors import RunError, TooManyFailuresError, UsageError
 from raysegment.options import TrainOptions
+from raysegment.scan import Labels
 
 MAX_BAD_SHARE = 0.1
 """Share of scans that may be unusable before the run gives up."""
@@ -26,6 +28,9 @@ FEW_PATIENTS = 5
 
 Errors = dict[str, tuple[str, str]]
 """(type, message) of scans left out, by scan_id."""
+
+OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+"""Words in the names of labels that tell a side of the body."""
 
 
 def select_referenced(found: pa.Table, source: str) -> pa.Table:
@@ -116,6 +121,29 @@ def check_channels(options: TrainOptions, num_channels: int | None) -> None:
         )
 
 
+def check_flip(options: TrainOptions, labels: Labels) -> None:
+    """Refuse to mirror slices where two labels are the left and the right one of the same thing.
+
+    Raises:
+        UsageError: Names both labels.
+    """
+    if not (options.augment and options.flip):
+        return
+    names = {name.lower(): name for name in labels.names}
+    for name in labels.names:
+        other = names.get(_name_other_side(name), name)
+        if other != name:
+            raise UsageError(
+                f"labels {name} and {other} are two sides: a slice flipped left to right would show one where it says "
+                "the other. Give --no-flip."
+            )
+
+
+def _name_other_side(name: str) -> str:
+    """The name in small letters, with left for right and right for left."""
+    return re.sub(r"[a-z]+", lambda word: OTHER_SIDE.get(word[0], word[0]), name.lower())
+
+
 def select_used(manifest: pa.Table, left_out: Errors) -> pa.Table:
     """Scans to train and validate on, without those that were left out when the run began."""
     is_used = pc.is_in(manifest["split"], pa.array(["train", "val"]))
@@ -183,10 +211,11 @@ def write_run_manifest(manifest: pa.Table, errors: Errors, folder: Path) -> None
     partial.replace(folder / "manifest.parquet")
 
 
-def hash_data(manifest: pa.Table) -> str:
-    """SHA-256 over scans, fingerprints and splits."""
+def hash_data(manifest: pa.Table, labels: Labels) -> str:
+    """SHA-256 over scans, fingerprints and splits, and over declared labels."""
     columns = (manifest[name].to_pylist() for name in ("scan_id", "fingerprint", "split"))
     lines = sorted("\0".join(map(str, row)) for row in zip(*columns, strict=True))
+    lines += [f"{name}\0{region}" for name, region in zip(labels.names, labels.regions, strict=False)]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -206,6 +235,11 @@ def describe_data(
         "split": split,
         "provenance": {"versions": record["versions"], "seed": options.seed},
     }
+
+
+def describe_labels(labels: Labels) -> dict[str, list[int] | None]:
+    """Names of labels and their values in references; None where these tell the region themselves."""
+    return {name: list(labels.regions[i]) if labels.are_declared else None for i, name in enumerate(labels.names)}
 
 
 def describe_split(split: SplitResult, found: pa.Table) -> str:

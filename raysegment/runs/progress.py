@@ -81,6 +81,10 @@ class ScanProgress:
         self._console.say(f"{self.done} of {self.total} scans, {speed}, {self.failed} failed{remaining}")
 
 
+OF_LABEL = "val_dice_"
+"""Begins the names of columns with the validation Dice of one label."""
+
+
 class EpochProgress:
     """Shows a training run: a bar within an epoch, a line for each.
 
@@ -100,9 +104,11 @@ class EpochProgress:
         """The line of one epoch, from its row of the history; `epochs` are those of the whole run."""
         self._console.hide_bar()
         mark = " *" if best_epoch == row["epoch"] else ""
+        apart = {key.removeprefix(OF_LABEL): value for key, value in row.items() if key.startswith(OF_LABEL)}
+        of_labels = f" ({', '.join(f'{name} {_show(value)}' for name, value in apart.items())})" if apart else ""
         self._console.say(
             f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  dice {_show(row['dice'])}  "
-            f"val_loss {row['val_loss']:.4f}  val_dice {_show(row['val_dice'])}{mark}  "
+            f"val_loss {row['val_loss']:.4f}  val_dice {_show(row['val_dice'])}{of_labels}{mark}  "
             f"{row['slices_per_second']:.1f} slices/s  waiting for data {row['data_wait_share']:.0%}  "
             f"{row['seconds']:.0f} s",
             **row,

@@ -9,6 +9,7 @@ import pytest
 
 from raysegment import TrainOptions
 from raysegment.archive.index import find_scans
+from raysegment.scan import Labels
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
@@ -23,7 +24,7 @@ def test_a_scan_on_which_the_reading_process_dies_is_left_out_alone(tmp_path, ph
     manifest = find_scans(str(tmp_path))
     split = pa.array(["train"] * manifest.num_rows, pa.string())
     manifest = manifest.set_column(manifest.schema.get_field_index("split"), "split", split)
-    kept, errors = keep_scans(manifest, TrainOptions(source="", out="", image_size=64), None)
+    kept, errors = keep_scans(manifest, TrainOptions(source="", out="", image_size=64), Labels(), None)
     assert kept["train"].scan_ids == ["PHANTOM_0001", "PHANTOM_0002"]
     assert [(scan_id, error[0]) for scan_id, error in errors.items()] == [("killer/s.hostile", "ReaderCrashedError")]
     assert kept["train"].fetch(1).pixels.shape[1:] == (64, 64, 3)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from raysegment.choices import changed_result
+from raysegment.errors import UsageError
 from raysegment.imaging.augment import Augmentation, augment_slice
 from raysegment.imaging.intensity import measure_intensity
 from raysegment.model.fit import FitTask, Fitter
@@ -20,8 +21,8 @@ from raysegment.pipeline import learn
 from raysegment.pipeline.finish import predict_batches
 from raysegment.pipeline.samples import KeptScan, keep_scan
 from raysegment.pipeline.score import score_thresholds
-from raysegment.pipeline.training_set import warn_of_lesions
-from raysegment.scan import Scan
+from raysegment.pipeline.training_set import check_flip, warn_of_lesions
+from raysegment.scan import Labels, Scan
 
 SIDE = 16
 
@@ -132,8 +133,8 @@ def test_validating_a_large_scan_holds_batches_of_it() -> None:
     kept = make_kept(slices=400, side=64, channels=3)
     options = TrainOptions(source="a", out="b", context_slices=2, batch_size=8)
     fitter = SimpleNamespace(
-        task=SimpleNamespace(options=options, num_workers=1, rank=0),
-        predict=lambda pixels: np.zeros(pixels.shape[:3], np.float32),
+        task=SimpleNamespace(options=options, labels=Labels(), num_workers=1, rank=0),
+        predict=lambda pixels: np.zeros((*pixels.shape[:3], 1), np.float32),
         slice_losses=lambda reference, probability: np.ones(len(reference), np.float32),
         sum_over_ranks=lambda values: values,
     )
@@ -157,12 +158,34 @@ def test_what_lesions_there_are_to_learn_from_is_said_before_the_first_epoch() -
     assert "--lesion-fraction 0.5 has no effect" in said
 
 
+@pytest.mark.parametrize(
+    ("names", "is_refused"),
+    [
+        (("Left-Hippocampus", "right-hippocampus"), True),
+        (("kidney_L", "kidney_R"), True),
+        (("tumour", "lh.cortex", "rh.cortex"), True),
+        (("left kidney", "liver"), False),
+        (("Anterior", "Posterior"), False),
+        (("bright", "cleft"), False),
+    ],
+)
+def test_slices_are_not_flipped_where_two_labels_are_two_sides(names: tuple[str, ...], is_refused: bool) -> None:
+    labels = Labels(names, tuple((value,) for value in range(1, len(names) + 1)))
+    for unflipped in ({"flip": False}, {"augment": False, "flip": False}, {"augment": False}):
+        check_flip(TrainOptions(source="a", out="b", **unflipped), labels)
+    if not is_refused:
+        check_flip(TrainOptions(source="a", out="b"), labels)
+        return
+    with pytest.raises(UsageError, match=r"are two sides: .* Give --no-flip"):
+        check_flip(TrainOptions(source="a", out="b"), labels)
+
+
 def test_choosing_the_threshold_on_a_large_scan_holds_batches_of_it() -> None:
     kept = make_kept(slices=400, side=64, channels=3)
 
     def choose() -> float:
-        batches = predict_batches(lambda pixels: np.full(pixels.shape[:3], 0.7, np.float32), kept, 2)
-        return float(score_thresholds([kept], [batches]).dice[0])
+        batches = predict_batches(lambda pixels: np.full((*pixels.shape[:3], 1), 0.7, np.float32), kept, 2)
+        return float(score_thresholds([kept], [batches], Labels()).dice[0, 0])
 
     choose()
     tracemalloc.start()

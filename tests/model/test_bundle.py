@@ -16,6 +16,7 @@ from raysegment.model.batch_norm import SynchronizedBatchNormalization
 from raysegment.model.bundle import BundleDescription, compute_model_id, load_bundle, save_bundle
 from raysegment.model.unet import build_network
 from raysegment.options import Postprocessing, Preprocessing
+from raysegment.scan import Labels
 
 
 def describe(**changes):
@@ -54,9 +55,40 @@ def test_a_bundle_reads_back_as_it_was_described(saved):
     bundle = load_bundle(saved)
     assert bundle.preprocessing == Preprocessing(image_size=16, normalization="minmax", channels=(0, 2))
     assert bundle.postprocessing == Postprocessing(threshold=0.35, min_component_voxels=9)
-    assert (bundle.threshold, bundle.grid_factor, bundle.num_channels) == (0.35, 4, 3)
+    assert (bundle.threshold, bundle.grid_factor, bundle.num_channels) == ((0.35,), 4, 3)
     assert bundle.labels.names == ("lesion",)
     assert bundle.scores == {"val_dice": 0.8125}
+
+
+def test_a_bundle_of_one_label_says_it_as_version_0_2_did(saved):
+    content = json.loads((saved / "model.json").read_text())
+    assert content["labels"] == ["lesion"]
+    assert content["postprocessing"]["threshold"] == 0.35
+
+
+NESTED = Labels(("WT", "ET"), ((1, 2, 4), (4,)), ((255, 0, 0), None), (None, "SCT:1"))
+APART = Labels(("Anterior", "Posterior"), ((1,), (2,)))
+
+
+@pytest.mark.parametrize(
+    ("labels", "threshold", "stored", "channels", "outputs"),
+    [
+        (NESTED, (0.4, 0.6), {"WT": 0.4, "ET": 0.6}, {"num_labels": 2}, "columns, labels)"),
+        (APART, (0.45, 0.45), 0.45, {"num_labels": 2, "head": "softmax"}, "columns, background, then labels)"),
+        (Labels(("liver",), ((6,),)), (0.3,), 0.3, {}, "columns, labels)"),
+    ],
+)
+def test_labels_and_their_thresholds_read_back(tmp_path, labels, threshold, stored, channels, outputs):
+    model = build_network(input_shape=(16, 16, 2), filters=2, depth=2, **channels)
+    chosen = describe(labels=labels, threshold=stored, postprocessing=Postprocessing(min_component_voxels=9))
+    bundle = save_bundle(tmp_path / "model", model, chosen)
+    assert (bundle.labels, bundle.threshold) == (labels, threshold)
+    assert bundle.postprocessing.min_component_voxels == 9
+    assert json.loads((tmp_path / "model" / "model.json").read_text())["postprocessing"]["threshold"] == stored
+    card = (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    assert outputs in " ".join(card.split())
+    for name, region in zip(labels.names, labels.regions, strict=True):
+        assert f"- {name}: {' + '.join(map(str, region))}" in card
 
 
 def test_a_run_that_holds_a_bundle_is_one(saved):

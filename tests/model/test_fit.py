@@ -12,6 +12,7 @@ import pytest
 from raysegment.model.fit import FitTask, Fitter, build_plain
 from raysegment.model.optimizer import make_rate
 from raysegment.options import TrainOptions
+from raysegment.scan import Labels
 
 RANK_SCRIPT = Path(__file__).with_name("fit_rank.py")
 
@@ -144,7 +145,7 @@ def test_half_precision_learns_and_leaves_a_float32_model(precision: str) -> Non
     fitter = make_fitter(precision=precision, learning_rate=0.01, warmup_epochs=0.0, epochs=50)
     losses = [fitter.train_epoch(batches()).loss for _ in range(12)]
     assert losses[-1] < losses[0]
-    model = build_plain(fitter.task.options, fitter.task.num_channels, fitter.model.get_weights())
+    model = build_plain(fitter.task.options, fitter.task.num_channels, fitter.model.get_weights(), Labels())
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
 
 
@@ -189,7 +190,7 @@ def test_dice_of_an_epoch_is_pooled_over_its_pixels() -> None:
     given = [next(steps) for steps in [batches()] for _ in range(4)]
     statistics = fitter.train_epoch(iter(given))
     pixels, reference = (np.concatenate(arrays) for arrays in zip(*given, strict=True))
-    mask, reference = fitter.predict(pixels) > 0.5, reference > 0
+    mask, reference = fitter.predict(pixels)[..., 0] > 0.5, reference > 0
     total = mask.sum() + reference.sum()
     assert statistics.dice == pytest.approx(2 * (mask & reference).sum() / total)
     assert statistics.num_slices == 16

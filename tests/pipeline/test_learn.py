@@ -17,6 +17,7 @@ from raysegment.pipeline.learn import (
     score_of,
 )
 from raysegment.pipeline.score import THRESHOLDS, choose_threshold, summarise_scores
+from raysegment.scan import Labels
 
 
 def options(**choices: object) -> TrainOptions:
@@ -58,9 +59,19 @@ def test_a_run_is_over_before_the_epoch_that_would_pass_its_time() -> None:
 def test_validation_dice_leaves_out_only_scans_whose_mask_and_reference_are_both_empty() -> None:
     # true positives, mask voxels, reference voxels, loss sum, slices
     scores = np.array([[10, 20, 20, 6.0, 3], [0, 5, 0, 2.0, 1], [0, 0, 7, 4.0, 2], [0, 0, 0, 1.0, 1]])
-    found = summarise_scores(scores)
+    found = summarise_scores(scores, Labels())
+    assert set(found) == {"val_loss", "val_dice"}
     assert found["val_dice"] == pytest.approx((0.5 + 0.0 + 0.0) / 3)
     assert found["val_loss"] == pytest.approx(13.0 / 7)
+
+
+def test_validation_dice_of_several_labels_is_the_mean_of_their_means() -> None:
+    labels = Labels(("a", "b"), ((1,), (2,)))
+    scores = np.array([[10, 20, 20, 0, 0, 0, 6.0, 3], [5, 5, 5, 0, 0, 4, 2.0, 1], [0, 0, 0, 0, 0, 0, 4.0, 2]])
+    found = summarise_scores(scores, labels)
+    assert (found["val_dice_a"], found["val_dice_b"]) == (0.75, 0.0)
+    assert found["val_dice"] == pytest.approx(0.375)
+    assert found["val_loss"] == pytest.approx(12.0 / 6)
 
 
 def row_of(val_dice: float, val_loss: float, minutes: float = 1.0) -> dict[str, float]:

@@ -6,7 +6,7 @@ from raysegment.imaging.phantom import make_phantom
 from raysegment.options import Preprocessing
 from raysegment.pipeline.samples import keep_scan, make_batch, pack_scan, score_scan, unpack_scan
 from raysegment.pipeline.views.slices import view_slice, view_slices
-from raysegment.scan import Scan
+from raysegment.scan import Labels, Scan
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,40 @@ def test_a_batch_is_in_plan_order_and_without_augmentation_only_normalized(kept)
 
 def test_validation_counts_are_those_of_the_scans_own_grid(kept) -> None:
     answers = iter(np.array_split(kept.reference.astype(np.float32), range(3, len(kept.reference), 3)))
-    score = score_scan(kept, lambda pixels: next(answers), lambda a, b: np.ones(len(a), np.float32), 0, 3)
-    assert score.reference_voxels == int(kept.grid_reference.sum())
+    score = score_scan(
+        kept,
+        lambda pixels: next(answers)[..., None],
+        lambda reference, probability: np.ones(len(reference), np.float32),
+        Labels(),
+        context_slices=0,
+        batch_size=3,
+    )
+    ((true_positives, mask_voxels, reference_voxels),) = score.counts
+    assert reference_voxels == int(kept.grid_reference.sum())
     assert score.num_slices == score.loss_sum == len(kept.pixels)
-    assert score.true_positives <= min(score.mask_voxels, score.reference_voxels)
-    assert 2 * score.true_positives / (score.mask_voxels + score.reference_voxels) > 0.9
+    assert true_positives <= min(mask_voxels, reference_voxels)
+    assert 2 * true_positives / (mask_voxels + reference_voxels) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("labels", "values"),
+    [(Labels(("a", "b"), ((1,), (2,))), (1, 2)), (Labels(("all", "b"), ((1, 300), (300,))), (1, 300))],
+)
+def test_each_label_is_validated_on_its_own(labels, values) -> None:
+    pixels, drawn = make_phantom(3)
+    label_map = np.where(drawn, values[0], 0).astype(np.min_scalar_type(max(values)))
+    middle = int(np.median(np.nonzero(drawn)[2]))
+    label_map[:, :, middle:][drawn[:, :, middle:]] = values[1]
+    kept = keep_scan("a", Scan(pixels), label_map, Preprocessing(image_size=64), num_channels=3, for_validation=True)
+    again = unpack_scan(pack_scan(kept))
+    assert again.reference.dtype == again.grid_reference.dtype == label_map.dtype
+    assert np.array_equal(again.reference, kept.reference)
+    planes = np.moveaxis(labels.planes_of(kept.reference), 0, -1).astype(np.float32)
+    given = np.concatenate([1 - planes.sum(-1, keepdims=True), planes], -1) if labels.exclude_each_other else planes
+    answers = iter(np.array_split(given, range(4, len(given), 4)))
+    losses = lambda reference, probability: reference.max(axis=(1, 2)).astype(np.float32)  # noqa: E731
+    score = score_scan(again, lambda _: next(answers), losses, labels, context_slices=0, batch_size=4)
+    assert score.counts[:, 2].tolist() == [int(plane.sum()) for plane in labels.planes_of(label_map)]
+    for true_positives, mask_voxels, reference_voxels in score.counts:
+        assert 2 * true_positives / (mask_voxels + reference_voxels) > 0.85
+    assert score.loss_sum == kept.reference.max(axis=(1, 2)).sum()

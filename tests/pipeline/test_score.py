@@ -13,16 +13,19 @@ from raysegment.archive.manifest import to_table
 from raysegment.archive.split import choose_scans
 from raysegment.errors import UsageError
 from raysegment.imaging.measure import count_overlap, dice_of, measure_mask
+from raysegment.imaging.postprocess import threshold_probability
 from raysegment.options import Preprocessing
 from raysegment.pipeline.samples import KeptScan, keep_scan
 from raysegment.pipeline.score import (
     RESAMPLES,
+    THRESHOLDS,
     bootstrap_interval,
-    choose_threshold,
+    choose_thresholds,
+    find_strengths,
     score_thresholds,
     summarise_metrics,
 )
-from raysegment.scan import Scan, ScanEntry
+from raysegment.scan import Labels, Scan, ScanEntry
 from raysegment.store.schema import METRICS_SCHEMA
 
 
@@ -157,17 +160,60 @@ def test_the_threshold_counts_scans_without_lesion_as_evaluation_does():
     found, noise = np.where(lesion, 0.6, 0.0), np.full((2, 16, 16), 0.3)
     scans = [kept_of(lesion), kept_of(clean), kept_of(clean)]
     answers = [np.float32(found), np.float32(noise), np.zeros((2, 16, 16), np.float32)]
-    scores = score_thresholds(scans, [[(slice(i, i + 1), answer[i : i + 1]) for i in (1, 0)] for answer in answers])
+    batches = [[(slice(i, i + 1), answer[i : i + 1, ..., None]) for i in (1, 0)] for answer in answers]
+    scores = score_thresholds(scans, batches, Labels())
     for threshold, dice, precision in ((0.2, (1 + 0) / 2, 16 / (16 + 512)), (0.5, 1.0, 1.0), (0.7, 0.0, math.nan)):
-        assert scores.at(threshold) == pytest.approx((dice, precision), nan_ok=True)
-    assert choose_threshold(scores.dice) == 0.5
+        assert scores.dice_at([threshold]) == pytest.approx([dice])
+        assert scores.precision_at([threshold]) == pytest.approx(precision, nan_ok=True)
+    assert choose_thresholds(scores.dice, Labels()) == (0.5,)
 
 
 def test_thresholds_of_scans_that_hold_nothing_have_no_scores():
     clean = np.zeros((2, 16, 16), np.bool_)
-    scores = score_thresholds([kept_of(clean)], [[(slice(0, 2), np.zeros((2, 16, 16), np.float32))]])
+    scores = score_thresholds([kept_of(clean)], [[(slice(0, 2), np.zeros((2, 16, 16, 1), np.float32))]], Labels())
     assert np.isnan(scores.dice).all()
-    assert choose_threshold(scores.dice) == 0.5
+    assert choose_thresholds(scores.dice, Labels()) == (0.5,)
+
+
+APART, NESTED = Labels(("a", "b"), ((1,), (2,))), Labels(("whole", "core"), ((1, 2), (2,)))
+
+
+def test_labels_that_exclude_each_other_share_the_threshold_that_is_best_for_their_mean():
+    label_map = np.zeros((2, 16, 16), np.uint8)
+    label_map[0, :4, :4], label_map[0, 4:8, :4] = 1, 2
+    # Both labels together reach 0.8 where there is one, 0.4 outside; the larger one is right.
+    probability = np.full((2, 16, 16, 2), 0.2, np.float32)
+    probability[label_map == 1], probability[label_map == 2] = (0.5, 0.3), (0.35, 0.45)
+    scores = score_thresholds([kept_of(label_map)], [[(slice(0, 2), probability)]], APART)
+    assert scores.dice_at([0.5, 0.5]) == [1.0, 1.0]
+    assert scores.dice_at([0.9, 0.9]) == [0.0, 0.0]
+    # Up to 0.4 all voxels belong to one of them; to the first where they are alike.
+    assert scores.dice_at([0.4, 0.4]) == pytest.approx([2 * 16 / (16 + 480 + 16), 1.0])
+    assert scores.precision_at([0.4, 0.4]) == pytest.approx(32 / 512)
+    assert choose_thresholds(scores.dice, APART) == (0.5, 0.5)
+
+
+def test_labels_that_overlap_have_thresholds_of_their_own():
+    label_map = np.zeros((1, 16, 16), np.uint16)
+    label_map[0, :8, :8], label_map[0, :4, :4] = 1, 2
+    probability = np.zeros((1, 16, 16, 2), np.float32)
+    probability[..., 0] = np.where(label_map[..., :] > 0, 0.9, 0.82)
+    probability[..., 1] = np.where(label_map[..., :] == 2, 0.2, 0.12)
+    scores = score_thresholds([kept_of(label_map)], [[(slice(0, 1), probability)]], NESTED)
+    assert choose_thresholds(scores.dice, NESTED) == pytest.approx((0.85, 0.2))
+    assert scores.dice_at((0.85, 0.2)) == [1.0, 1.0]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.sampled_from(THRESHOLDS.tolist()))
+def test_strengths_above_a_threshold_are_the_masks_of_the_rule(seed, num_labels, threshold):
+    random = np.random.default_rng(seed)
+    shares = random.dirichlet(np.ones(num_labels + 1), (2, 16, 16)).astype(np.float32)
+    labels = Labels(tuple("abcd"[:num_labels]), tuple((value,) for value in range(1, num_labels + 1)))
+    geometry = kept_of(np.zeros((2, 16, 16), np.uint8)).geometry
+    found = find_strengths(shares[..., 1:], geometry, labels) >= threshold
+    mask = threshold_probability(np.moveaxis(shares[..., 1:], -1, 0), labels, (threshold,) * num_labels)
+    for position, plane in enumerate(found):
+        np.testing.assert_array_equal(plane, labels.plane_of_mask(mask, position))
 
 
 def test_only_scans_with_a_reference_are_evaluated():

@@ -29,6 +29,7 @@ from raysegment.errors import (
 )
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.samples import KeptScan, keep_scan, pack_scan, unpack_scan
+from raysegment.scan import Labels, ReadSettings
 
 MAX_RETRIES = 3
 """Times that a data task or actor is started again after its process or node was lost."""
@@ -90,13 +91,14 @@ class KeptSet:
 
 
 def keep_scans(
-    manifest: pa.Table, options: TrainOptions, num_channels: int | None
+    manifest: pa.Table, options: TrainOptions, labels: Labels, num_channels: int | None
 ) -> tuple[dict[str, KeptSet], dict[str, tuple[str, str]]]:
     """Read, check and keep all scans of the splits, in parallel.
 
     Args:
         manifest: Rows whose `split` is set.
         options: The run's choices.
+        labels: What the values of references mean.
         num_channels: Channels that every scan must have.
 
     Returns:
@@ -105,10 +107,10 @@ def keep_scans(
     Raises:
         ClusterError: Reading failed for a reason that is no scan's.
     """
-    preprocessing = pick(Preprocessing, options)
+    preprocessing, settings = pick(Preprocessing, options), ReadSettings(labels=labels)
 
     def keep(batch: pa.Table) -> pa.Table:
-        return keep_rows(manifest.take(batch["item"]), preprocessing, num_channels)
+        return keep_rows(manifest.take(batch["item"]), settings, preprocessing, num_channels)
 
     context = DataContext.get_current().copy()
     # A scan whose reading process dies again and again is left out; it is its block's only one.
@@ -174,20 +176,22 @@ def make_set(references: list[Any], scan_ids: list[str], found: dict[str, KeptPl
     )
 
 
-def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int | None) -> pa.Table:
+def keep_rows(
+    batch: pa.Table, settings: ReadSettings, preprocessing: Preprocessing, num_channels: int | None
+) -> pa.Table:
     """Read and keep the scans of some manifest rows; a bad scan becomes a row with its error."""
     rows = []
     for manifest_row in batch.to_pylist():
         entry = entry_of(manifest_row)
         row: dict[str, Any] = {"scan_id": entry.scan_id}
         try:
-            decoded = open_decoder().read(entry, with_reference=True)
+            decoded = open_decoder(settings).read(entry, with_reference=True)
             if decoded.reference is None:
                 raise parse_scan_error(decoded.reference_error or NO_REFERENCE)
             kept = keep_scan(
                 entry.scan_id,
                 decoded.scan,
-                decoded.reference != 0,
+                decoded.reference,
                 preprocessing,
                 num_channels=num_channels,
                 for_validation=entry.split == "val",
@@ -203,9 +207,9 @@ def keep_rows(batch: pa.Table, preprocessing: Preprocessing, num_channels: int |
 
 
 @lru_cache(maxsize=1)
-def open_decoder() -> Decoder:
+def open_decoder(settings: ReadSettings) -> Decoder:
     """This process's decoder, kept alive for the next scan."""
-    return Decoder(READ_MEMORY_MB, READ_TIMEOUT_SECONDS)
+    return Decoder(READ_MEMORY_MB, READ_TIMEOUT_SECONDS, settings)
 
 
 @ray.remote(num_cpus=0.05, max_retries=3)

@@ -22,6 +22,7 @@ from raysegment.pipeline.training_set import (
     check_lesions,
     check_same_scans,
     describe_data,
+    describe_labels,
     most_common_channels,
     select_used,
     warn_of_lesions,
@@ -30,6 +31,7 @@ from raysegment.pipeline.training_set import (
 from raysegment.runs.closing import describe_left_out
 from raysegment.runs.console import Console
 from raysegment.runs.record import describe_choices, describe_machine, write_record
+from raysegment.scan import Labels
 from raysegment.store.place import Place
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ LOW_DICE = 0.1
 
 
 def train_in_session(
-    options: TrainOptions, manifest: pa.Table, place: Place, record: dict[str, Any], console: Console
+    options: TrainOptions, labels: Labels, manifest: pa.Table, place: Place, record: dict[str, Any], console: Console
 ) -> None:
     """Keep the scans, fit, write the bundle; what is learned on the way goes into the record."""
     from raysegment.cluster.training.kept import keep_scans
@@ -52,7 +54,7 @@ def train_in_session(
     num_channels = most_common_channels(manifest)
     done = find_checkpoints(folder / "checkpoints")
     left_out = record.get("errors", {}) if done else {}
-    kept, errors = keep_scans(select_used(manifest, left_out), options, num_channels)
+    kept, errors = keep_scans(select_used(manifest, left_out), options, labels, num_channels)
     if done:
         check_same_scans(errors)
     errors |= left_out
@@ -74,6 +76,7 @@ def train_in_session(
         **describe_machine(),
         **describe_choices(options),
         "seed": options.seed,
+        "labels": describe_labels(labels),
         "precision": options.precision,
         "seconds_prepare": time.monotonic() - start,
         "scans_total": len(train_set.scan_ids) + len(validation_set.scan_ids) + len(errors),
@@ -83,6 +86,7 @@ def train_in_session(
     write_record(place, record)
     task = WorkerTask(
         options=options,
+        labels=labels,
         folder=str(folder),
         train=train_set,
         validation=validation_set,
@@ -111,16 +115,25 @@ def describe_set(kept: KeptSet, purpose: str) -> str:
     )
 
 
-def describe_end(progress: Progress, scores: dict[str, float], folder: Path) -> str:
+def describe_end(progress: Progress, scores: Mapping[str, Any], folder: Path) -> str:
     """The result in one line."""
+    apart = ", ".join(f"{name} {dice:.4f}" for name, dice in scores.get("val_dice_of_labels", {}).items())
+    of_labels = f" ({apart})" if apart else ""
     return (
-        f"done: best epoch {progress.best_epoch} of {progress.epoch}, validation Dice {scores['val_dice']:.4f} at "
-        f"threshold {scores['threshold']:.2f} ({scores['val_dice_at_half']:.4f} at 0.5), precision "
-        f"{scores['val_precision']:.4f} over all voxels; bundle in {folder / 'model'}"
+        f"done: best epoch {progress.best_epoch} of {progress.epoch}, validation Dice {scores['val_dice']:.4f}"
+        f"{of_labels} at threshold {show_threshold(scores['threshold'])} ({scores['val_dice_at_half']:.4f} at 0.5), "
+        f"precision {scores['val_precision']:.4f} over all voxels; bundle in {folder / 'model'}"
     )
 
 
-def warn_of_low_dice(scores: Mapping[str, float]) -> list[str]:
+def show_threshold(threshold: float | Mapping[str, float]) -> str:
+    """One threshold, or that of each label."""
+    if not isinstance(threshold, Mapping):
+        return f"{threshold:.2f}"
+    return ", ".join(f"{name} {value:.2f}" for name, value in threshold.items())
+
+
+def warn_of_low_dice(scores: Mapping[str, Any]) -> list[str]:
     """A line where the network finds next to nothing of what is drawn, or next to all that it finds is not drawn."""
     if not scores["val_dice"] < LOW_DICE:
         return []

@@ -90,8 +90,14 @@ class SharePlan:
                 seed=self.options.seed,
                 epoch=epoch,
             )
-            row = {"shape": list(pixels.shape), "pixels": pixels.tobytes(), "reference": reference.tobytes()}
-            rows.append(row)
+            rows.append(
+                {
+                    "shape": list(pixels.shape),
+                    "pixels": pixels.tobytes(),
+                    "reference": reference.tobytes(),
+                    "reference_type": reference.dtype.str,
+                }
+            )
         return pa.Table.from_pylist(rows, schema=STEP_SCHEMA)
 
 
@@ -141,7 +147,12 @@ class StepMaker:
 
 
 STEP_SCHEMA = pa.schema(
-    [("shape", pa.list_(pa.int64())), ("pixels", pa.large_binary()), ("reference", pa.large_binary())]
+    [
+        ("shape", pa.list_(pa.int64())),
+        ("pixels", pa.large_binary()),
+        ("reference", pa.large_binary()),
+        ("reference_type", pa.string()),
+    ]
 )
 
 
@@ -149,7 +160,8 @@ def unpack_step(row: pa.Table) -> Batch:
     """Arrays of one step; they share memory with the row."""
     shape = tuple(row["shape"][0].as_py())
     pixels = np.frombuffer(row["pixels"].chunk(0)[0].as_buffer(), np.float32).reshape(shape)
-    reference = np.frombuffer(row["reference"].chunk(0)[0].as_buffer(), np.uint8).reshape(shape[:3])
+    label_type = np.dtype(row["reference_type"][0].as_py())
+    reference = np.frombuffer(row["reference"].chunk(0)[0].as_buffer(), label_type).reshape(shape[:3])
     return pixels, reference
 
 

@@ -26,6 +26,7 @@ from raysegment.pipeline.epoch_plan import deal_scans
 from raysegment.pipeline.learn import Progress, read_progress, run_epochs
 from raysegment.runs.console import Console
 from raysegment.runs.progress import EpochProgress
+from raysegment.scan import Labels
 from raysegment.store.place import report_full_disk
 
 THREADS_PER_MAKER = 4
@@ -41,6 +42,7 @@ class WorkerTask:
 
     Attributes:
         options: The run's choices, precision resolved.
+        labels: What is segmented.
         folder: The run, absolute.
         train: Scans to train on.
         validation: Scans to validate on.
@@ -50,6 +52,7 @@ class WorkerTask:
     """
 
     options: TrainOptions
+    labels: Labels
     folder: str
     train: KeptSet
     validation: KeptSet
@@ -255,6 +258,7 @@ def make_fitter(task: WorkerTask, plan: SharePlan) -> Any:
             options=task.options,
             num_channels=task.num_inputs,
             steps_per_epoch=plan.num_steps,
+            labels=task.labels,
             rank=plan.rank,
             num_workers=plan.num_workers,
             threads=task.threads,
@@ -280,9 +284,7 @@ def find_cause(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1] if lines else 'no message'}"[:500]
 
 
-def finish_on_worker(
-    task: WorkerTask, share: WorkerShare, progress: Progress, facts: dict[str, Any]
-) -> dict[str, float]:
+def finish_on_worker(task: WorkerTask, share: WorkerShare, progress: Progress, facts: dict[str, Any]) -> dict[str, Any]:
     """Write the bundle in a Ray task with as much hardware as a training worker had."""
     finish = ray.remote(num_cpus=share.cpus, num_gpus=1 if share.use_gpu else 0, max_retries=3)(write_bundle_of)
     try:
@@ -294,7 +296,7 @@ def finish_on_worker(
         raise RunError(f"the bundle could not be written: {cause}. The same command tries again.") from error
 
 
-def write_bundle_of(task: WorkerTask, progress: Progress, facts: dict[str, Any]) -> dict[str, float]:
+def write_bundle_of(task: WorkerTask, progress: Progress, facts: dict[str, Any]) -> dict[str, Any]:
     """The last step of training: best weights, threshold, bundle."""
     from raysegment.model.engines.tensorflow import set_threads
     from raysegment.pipeline.finish import write_bundle
@@ -302,4 +304,4 @@ def write_bundle_of(task: WorkerTask, progress: Progress, facts: dict[str, Any])
     set_threads(task.threads)
     validation = [task.validation.fetch(scan) for scan in range(len(task.validation.scan_ids))]
     with report_full_disk(task.folder):
-        return write_bundle(Path(task.folder), task.options, progress, validation, facts)
+        return write_bundle(Path(task.folder), task.options, task.labels, progress, validation, facts)
