@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,8 +21,9 @@ from raysegment.archive.formats import readers
 from raysegment.archive.read import read_scan
 from raysegment.archive.reference import read_reference, read_values
 from raysegment.errors import DecoderMemoryError, ScanError, UnreadableFileError
-from raysegment.scan import Labels, ReadSettings, Scan, ScanEntry
+from raysegment.scan import Labels, Pixels, ReadSettings, Scan, ScanEntry
 
+PIECE_BYTES = 16 * 2**20
 GRACE_SECONDS = 10
 """The child ends itself this long after the time limit, should the parent be gone."""
 
@@ -58,13 +60,14 @@ def _serve(answers: BinaryIO, request: dict[str, Any], memory_mb: int) -> None:
         message = f"{entry.scan_id!r} cannot be decoded ({type(error).__name__})."
         _send(answers, {"error_type": UnreadableFileError.__name__, "message": message})
     else:
-        pixels = np.ascontiguousarray(scan.pixels)
+        pixels = scan.pixels
         affine = None if scan.affine is None else scan.affine.tolist()
         _send(
             answers,
             {"shape": pixels.shape, "dtype": pixels.dtype.str, "spacing_mm": scan.spacing_mm, "affine": affine},
         )
-        _send_all(answers, pixels.reshape(-1).view(np.uint8).data)
+        for piece in _in_pieces(pixels):
+            _send_all(answers, piece)
 
 
 def _read(request: dict[str, Any], entry: ScanEntry, max_bytes: int) -> Scan:
@@ -91,6 +94,15 @@ def _settings_of(values: dict[str, Any]) -> ReadSettings:
         codes=tuple(labels["codes"]),
     )
     return ReadSettings(**values | {"labels": declared})
+
+
+def _in_pieces(pixels: Pixels) -> Iterator[memoryview]:
+    """The bytes of an array in order; one whose axes were turned is put in order a few slices at a time."""
+    step = len(pixels)
+    if not pixels.flags.c_contiguous:
+        step = max(1, PIECE_BYTES * step // max(1, pixels.nbytes))
+    for start in range(0, len(pixels), max(1, step)):
+        yield np.ascontiguousarray(pixels[start : start + step]).reshape(-1).view(np.uint8).data
 
 
 def _send(answers: BinaryIO, answer: dict[str, Any]) -> None:
