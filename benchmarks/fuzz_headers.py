@@ -1,4 +1,4 @@
-"""Damaged headers of TIFF, BigTIFF, PNG and JPEG: counts, times, memory, and whether anything but an error came.
+"""Damaged headers of TIFF, BigTIFF, PNG, JPEG and NIfTI: counts, times, memory, and whether anything but an error came.
 
     python benchmarks/fuzz_headers.py [--headers 20000] [--decodes 500] [--seed 0]
 
@@ -25,7 +25,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "archive"))
 
-from mutants import FORMATS, SUFFIXES, mutate
+from mutants import FORMATS, READERS, SUFFIXES, mutate
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.formats import HEAD_BYTES, get_reader, recognise
@@ -94,7 +94,7 @@ def read_header(kind: str, data: bytes) -> str:
     """What came of a header: `read`, or the type of its error."""
     signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
     try:
-        reader = get_reader(recognise(data[:HEAD_BYTES]) or ("tiff" if "tiff" in kind else "raster"))
+        reader = get_reader(recognise(data[:HEAD_BYTES]) or READERS[kind])
         reader.read_header(io.BytesIO(data), "a")
         return "read"
     except ScanError as error:

@@ -82,6 +82,7 @@ MILLIMETRES = {1: 1000.0, 3: 0.001}
 """Of a metre and of a micrometre; everything else is taken as millimetres."""
 
 SMALLEST_MM, LARGEST_MM = 1e-6, 1e6
+FARTHEST_MM = 1e9
 FLATTEST = 1e-4
 """Volume of the box that three axes of length 1 span, below which they lie in one plane."""
 
@@ -227,8 +228,8 @@ def _find_affine(fields: dict[str, tuple[Any, ...]], name: str) -> tuple[Affine 
     else:
         x, y, z = _pixdim(fields, name) * factor
         return None, (float(x), float(y), float(z)), None
-    affine[:3] *= factor
     _check_affine(affine, f"{show_name(name)}: the {source}")
+    affine[:3] *= factor
     return affine, spacing_of(affine), None
 
 
@@ -272,6 +273,8 @@ def _check_affine(affine: Affine, what: str) -> None:
     """Refuse an affine that puts voxels nowhere, or all of them into a plane."""
     if not np.isfinite(affine).all():
         raise AffineError(f"{what} holds NaN or infinity.")
+    if np.abs(affine).max() > FARTHEST_MM:
+        raise AffineError(f"{what} holds {np.abs(affine).max():.3g}; expected millimetres.")
     spacing = spacing_of(affine)
     if not all(SMALLEST_MM <= value <= LARGEST_MM for value in spacing):
         shown = " x ".join(f"{value:g}" for value in spacing)
@@ -286,8 +289,8 @@ def _find_disagreement(fields: dict[str, tuple[Any, ...]], affine: Affine, shape
         return None
     try:
         other = _qform(fields, "")
-        other[:3] *= MILLIMETRES.get(fields["units"][0] & 7, 1.0)
         _check_affine(other, "")
+        other[:3] *= MILLIMETRES.get(fields["units"][0] & 7, 1.0)
     except AffineError:
         return "its qform is broken; the sform is taken"
     apart = corner_distance(affine, other, shape)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 from functools import lru_cache
 
+import nibabel
 import numpy as np
 import tifffile
 from PIL import Image
 
-FORMATS = ("tiff", "bigtiff", "png", "jpeg")
-SUFFIXES = {"tiff": ".tif", "bigtiff": ".tif", "png": ".png", "jpeg": ".jpg"}
+READERS = {"tiff": "tiff", "bigtiff": "tiff", "png": "raster", "jpeg": "raster", "nifti": "nifti", "packed": "nifti"}
+FORMATS = tuple(READERS)
+SUFFIXES = {
+    "tiff": ".tif",
+    "bigtiff": ".tif",
+    "png": ".png",
+    "jpeg": ".jpg",
+    "nifti": ".nii",
+    "packed": ".nii.gz",
+}
+"""`nifti` is damaged as it is, `packed` before it is packed and half of the time afterwards."""
 HEAD_BYTES = 700
 ODD_NUMBERS = (
     0,
@@ -34,6 +45,7 @@ ODD_NUMBERS = (
     2**64 - 1,
 )
 TAG_TYPES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 18, 99)
+NIFTI_FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-30, 1e30, -1e30, 3e38, 1e300, 352.5, 2.0**31, 2.0**63, np.nan, np.inf, -np.inf)
 TEXTS = (
     b'{"shape": [99999999999, 4, 4]}',
     b'{"shape": [,,]}',
@@ -46,11 +58,13 @@ TEXTS = (
 )
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def originals(kind: str) -> tuple[bytes, ...]:
     """Whole files of one format, of the kinds that archives hold."""
     if kind in ("png", "jpeg"):
         return tuple(_images(kind))
+    if READERS[kind] == "nifti":
+        return tuple(_volumes())
     return tuple(_tiffs(big=kind == "bigtiff"))
 
 
@@ -61,9 +75,16 @@ def mutate(kind: str, random: np.random.Generator) -> bytes:
     damages = [_set_bytes, _set_number, _cut, _repeat, _insert]
     if kind in ("tiff", "bigtiff"):
         damages += [_change_tag, _change_tag, _change_tag, _change_tag, _lead_back, _describe]
+    if READERS[kind] == "nifti":
+        damages += [_change_field] * 8
     for _ in range(int(random.integers(1, 5))):
         damages[random.integers(len(damages))](data, random)
-    return bytes(data)
+    if kind != "packed":
+        return bytes(data)
+    packed = bytearray(gzip.compress(bytes(data), 1))
+    if random.integers(2):
+        (_set_bytes, _cut, _repeat, _insert)[random.integers(4)](packed, random)
+    return bytes(packed)
 
 
 def _tiffs(big: bool) -> list[bytes]:
@@ -109,6 +130,44 @@ def _images(kind: str) -> list[bytes]:
             grey.convert(mode).save(stream, kind.upper(), **choice)
             files.append(stream.getvalue())
     return files
+
+
+def _volumes() -> list[bytes]:
+    volume = np.arange(5 * 6 * 7, dtype=np.int16).reshape(5, 6, 7)
+    turned = np.array([[0, -0.8, 0.1, 4], [1.1, 0, 0, -9], [0, 0.1, 3, 30], [0, 0, 0, 1]])
+    files = []
+    for kind, header in ((nibabel.Nifti1Image, nibabel.Nifti1Header), (nibabel.Nifti2Image, nibabel.Nifti2Header)):
+        for order in "<>":
+            for pixels in (volume, volume.astype(np.float32), volume[None].repeat(2, 0), volume[0].astype(np.uint8)):
+                made = header(endianness=order)
+                made.set_data_dtype(pixels.dtype.newbyteorder(order))
+                made["descrip"] = b"MUSTERMANN^ERIKA"
+                image = kind(pixels, turned, made)
+                image.set_qform(turned, 1)
+                files.append(image.to_bytes())
+    return files
+
+
+def _change_field(data: bytearray, random: np.random.Generator) -> None:
+    """Set a number of a NIfTI header: sizes, types, spacing, offset, slope, codes, quaternion or matrix."""
+    order = "<" if data[:2] in (b"\x5c\x01", b"\x1c\x02") else ">"
+    is_first = b"\x5c" in data[:4]
+    whole = [(40 + 2 * i, "h") for i in range(8)] + [(70, "h"), (72, "h"), (252, "h"), (254, "h"), (123, "B")]
+    parts = [(76 + 4 * i, "f") for i in range(8)] + [(at, "f") for at in (108, 112, 116, *range(256, 328, 4))]
+    if not is_first:
+        whole = [(16 + 8 * i, "q") for i in range(8)] + [(12, "h"), (168, "q"), (344, "i"), (348, "i"), (500, "i")]
+        parts = [(104 + 8 * i, "d") for i in range(8)] + [(at, "d") for at in (176, 184, *range(352, 496, 8))]
+    fields = whole if random.integers(2) else parts
+    at, kind = fields[random.integers(len(fields))]
+    number: float = float(NIFTI_FLOATS[random.integers(len(NIFTI_FLOATS))])
+    if fields is whole:
+        limit = 256 ** struct.calcsize(kind)
+        number = int(ODD_NUMBERS[random.integers(len(ODD_NUMBERS))]) % limit
+        number -= limit if kind != "B" and number >= limit // 2 else 0
+    try:
+        struct.pack_into(order + kind, data, at, number)
+    except (struct.error, OverflowError):
+        return
 
 
 def _place(data: bytearray, random: np.random.Generator) -> int:

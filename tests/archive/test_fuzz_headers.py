@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mutants import FORMATS, SUFFIXES, mutate
+from mutants import FORMATS, READERS, SUFFIXES, mutate
+from volumes_made import entry_of_files
 
 from raysegment.archive.formats import HEAD_BYTES, get_reader, recognise
 from raysegment.archive.index import find_scans
+from raysegment.archive.read import read_scan
 from raysegment.errors import ScanError
 
 LIMIT_CPU_SECONDS = 1.0
@@ -23,7 +26,7 @@ LIMIT_CPU_SECONDS = 1.0
 @given(seed=st.integers(0, 2**32 - 1))
 def test_a_damaged_header_is_a_header_or_an_error_of_the_scan(kind, seed):
     data = mutate(kind, np.random.default_rng(seed))
-    reader = get_reader(recognise(data[:HEAD_BYTES]) or ("tiff" if "tiff" in kind else "raster"))
+    reader = get_reader(recognise(data[:HEAD_BYTES]) or READERS[kind])
     started = time.process_time()
     try:
         header = reader.read_header(io.BytesIO(data), "a")
@@ -41,3 +44,25 @@ def test_an_archive_of_damaged_files_is_indexed_file_by_file(tmp_path):
     table = find_scans(str(tmp_path))
     assert table.num_rows == 100 * len(FORMATS)
     assert all(row["problem"] or row["height"] for row in table.select(["problem", "height"]).to_pylist())
+
+
+@pytest.mark.parametrize("kind", ["nifti", "packed"])
+def test_damaged_volumes_are_read_or_are_errors_of_the_scan_that_quote_no_text(kind, tmp_path):
+    outcomes: Counter[str] = Counter()
+    for seed in range(300):
+        (tmp_path / f"{seed}{SUFFIXES[kind]}").write_bytes(mutate(kind, np.random.default_rng((1, seed))))
+        entry = entry_of_files(tmp_path, f"{seed}{SUFFIXES[kind]}")
+        try:
+            scan, error = read_scan(entry, max_bytes=2**26), None
+        except ScanError as caught:
+            error = caught
+        outcomes[type(error).__name__] += 1
+        if error is not None:
+            assert "MUSTERMANN" not in str(error)
+            assert str(seed) in str(error)
+            continue
+        assert scan.pixels.ndim == 4
+        assert min(scan.spacing_mm) > 0
+        assert scan.affine is None or np.linalg.matrix_rank(scan.affine) == 4
+    assert outcomes["NoneType"] > 10
+    assert len(outcomes) > 5

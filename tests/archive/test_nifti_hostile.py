@@ -119,7 +119,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], type[ScanError], str]] = {
     "singular sform": (lambda: patched(280, "12f", *[1, 2, 3, 4] * 3), AffineError, "sform is singular"),
     "sform of zeros": (lambda: patched(280, "12f", *[0] * 12), AffineError, "spacing of 0 x 0 x 0"),
     "sform of NaN": (lambda: patched(280, "f", float("nan")), AffineError, "NaN or infinity"),
-    "sform of 1e38": (lambda: patched(280, "12f", *[3e38] * 12), AffineError, "spacing of"),
+    "sform of 1e38": (lambda: patched(280, "12f", *[3e38] * 12), AffineError, "holds 3e.38"),
     "no spacing": (no_place, AffineError, "spacing of 0 x 1 x 2 mm"),
     "qform without spacing": (lambda: only_qform(x=(80, 0)), AffineError, "spacing of 0 x 1 x 2 mm"),
     "negative spacing": (lambda: only_qform(x=(80, -1)), AffineError, "spacing of -1 x 1 x 2 mm"),
