@@ -103,7 +103,7 @@ def segmented(tmp_path: Path) -> Path:
     mask = np.zeros((2, 3, 4), np.uint8)
     mask[1, 1, 1:3] = 1
     scan = {"scan_id": "one", "patient_id": "p", "status": "ok", "num_slices": 2}
-    metric = {"scan_id": "one", "label": "lesion", "voxels": 2, "num_components": 1}
+    metric = {"scan_id": "one", "patient_id": "p", "label": "lesion", "voxels": 2, "num_components": 1}
     failed = {"scan_id": "two", "status": "failed", "error_type": "EmptyFileError", "error_message": "no bytes"}
     rows = [ScanRows(scan, (metric,), encode_mask("one", mask, labels={"lesion": 1})), ScanRows(failed)]
     part = stage_part(place, "_staging/0001", rows)

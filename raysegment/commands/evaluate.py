@@ -76,11 +76,9 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
 
 
 def _read_metrics(place: Place, manifest: pa.Table) -> pa.Table:
-    """The metrics of the manifest's scans, with the patient that `scans` has for each."""
-    metrics, scans = read_rows(place, "metrics"), read_rows(place, "scans", ["scan_id", "patient_id"])
-    metrics = metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks()))
-    position = pc.index_in(metrics["scan_id"], value_set=scans["scan_id"].combine_chunks())
-    return metrics.append_column("patient_id", pc.take(scans["patient_id"], position))
+    """The metrics of the manifest's scans."""
+    metrics = read_rows(place, "metrics")
+    return metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks()))
 
 
 def _find_run_manifest(model: str) -> str | None:

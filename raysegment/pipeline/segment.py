@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.archive.orientation import plane_of
 from raysegment.errors import (
     NetworkFailedError,
     ScanError,
@@ -34,7 +35,7 @@ from raysegment.pipeline.blocks import ReadScan
 from raysegment.pipeline.slabs import Probability, Slabs, threshold_slabs
 from raysegment.pipeline.views.slices import view_slice
 from raysegment.pipeline.views.windows import Windows, find_windows, group_by_shape, skip_empty, whole_windows
-from raysegment.scan import Labels, Mask, Scan, Spacing
+from raysegment.scan import Labels, Mask, Scan, SliceAxis, Spacing
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows
 from raysegment.store.schema import STATUS_FAILED, STATUS_OK
@@ -190,7 +191,7 @@ class ScanSegmenter:
         )
         spacing_mm = work.scan.spacing_mm or settings.spacing_mm
         metrics = tuple(
-            {"scan_id": read.scan_id, "label": name}
+            {"scan_id": read.scan_id, "patient_id": read.patient_id, "label": name}
             | self._measure(read, mask, position, spacing_mm, raw.dice_at_half[position])
             | {"mean_probability": slabs.mean_inside(position, settings.labels.plane_of_mask(mask, position))}
             for position, name in enumerate(settings.labels.names)
@@ -308,11 +309,19 @@ def _build_row(
         "height": grid[1],
         "width": grid[2],
         "spacing_mm": None if spacing_mm is None else list(spacing_mm),
+        "slice_axis": None if read.scan is None else _name_slice_axis(read.scan, settings.preprocessing.slice_axis),
         "model_id": settings.model_id,
         "options_id": settings.options_id,
         "attempt": settings.attempt,
         **{f"seconds_{stage}": spent for stage, spent in seconds.items()},
     }
+
+
+def _name_slice_axis(scan: Scan, chosen: SliceAxis) -> str | None:
+    """What slices of a volume are; as it was chosen where the file does not say where in the world they lie."""
+    if scan.affine is not None:
+        return plane_of(scan.affine)
+    return None if scan.spacing_mm is None else chosen
 
 
 def _pad(batch: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:

@@ -193,6 +193,9 @@ class Place:
     def read_table(self, name: str) -> pa.Table:
         return pq.read_table(self.path(name), filesystem=self.filesystem, partitioning=None)
 
+    def read_schema(self, name: str) -> pa.Schema:
+        return pq.read_schema(self.path(name), filesystem=self.filesystem)
+
     def move(self, source: str, target: str) -> None:
         """Rename a file over another one; a server-side copy in a bucket."""
         if self.is_local:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pyarrow as pa
 
+SCHEMA_VERSION = 2
+"""Of the tables' columns, in run.json: 1, which older versions did not write, lacks what `ADDED_COLUMNS` names."""
+
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"
 MASK_ENCODING = "zlib"
@@ -22,6 +25,7 @@ SCANS_SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("spacing_mm", pa.list_(pa.float64())),
+        ("slice_axis", pa.string()),
         ("model_id", pa.string()),
         ("options_id", pa.string()),
         ("attempt", pa.int32()),
@@ -31,11 +35,13 @@ SCANS_SCHEMA = pa.schema(
         ("seconds_finish", pa.float64()),
     ]
 )
-"""One row per scan, ok or failed; a scan is done when its row is here. `attempt` counts the starts of the command."""
+"""One row per scan, ok or failed; a scan is done when its row is here. `attempt` counts the starts of the command;
+`slice_axis` is how a volume was cut, null for files of slices."""
 
 METRICS_SCHEMA = pa.schema(
     [
         ("scan_id", pa.string()),
+        ("patient_id", pa.string()),
         ("label", pa.string()),
         ("voxels", pa.int64()),
         ("volume_ml", pa.float64()),
@@ -92,6 +98,22 @@ MASKS_SCHEMA = pa.schema(
     ]
 )
 """One row per ok scan; `np.frombuffer(zlib.decompress(mask), dtype).reshape(shape)` is the mask."""
+
+ADDED_COLUMNS = {
+    "scans": ("slice_axis",),
+    "metrics": (
+        "patient_id",
+        "hd95_mm",
+        "mean_surface_distance_mm",
+        "surface_dice",
+        "surface_tolerance_mm",
+        "lesions_reference",
+        "lesions_found",
+        "lesions_missed",
+        "lesions_false",
+    ),
+}
+"""Columns that version 1 did not have."""
 
 SCHEMAS = {"masks": MASKS_SCHEMA, "metrics": METRICS_SCHEMA, "scans": SCANS_SCHEMA}
 """The tables in the order in which a part is published: a scan is done when it is in `scans`."""

@@ -48,7 +48,7 @@ def table_of(masks: list[np.ndarray], references: list[np.ndarray]) -> pa.Table:
         for index, (mask, reference) in enumerate(zip(masks, references, strict=True))
     ]
     table = pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
-    return table.append_column("patient_id", table["scan_id"])
+    return table.set_column(table.schema.get_field_index("patient_id"), "patient_id", table["scan_id"])
 
 
 def test_the_summary_agrees_with_scikit_learn():

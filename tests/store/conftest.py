@@ -22,7 +22,7 @@ def make_rows() -> MakeRows:
         if error_type is not None:
             return ScanRows(row | {"status": "failed", "error_type": error_type, "error_message": "bad"})
         mask = np.full((2, 3, 4), len(scan_id) % 2, np.uint8)
-        metric = {"scan_id": scan_id, "label": "lesion", "voxels": int(mask.sum())}
+        metric = {"scan_id": scan_id, "patient_id": "p", "label": "lesion", "voxels": int(mask.sum())}
         return ScanRows(row, (metric,), encode_mask(scan_id, mask, labels={"lesion": 1}))
 
     return make

@@ -35,11 +35,12 @@ from raysegment.runs.console import Console
 from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
-from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record
+from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record, write_record
 from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, read_rows, take_out
-from raysegment.store.schema import STATUS_OK
+from raysegment.store.schema import SCHEMA_VERSION, STATUS_OK
+from raysegment.store.upgrade import bring_up_tables, read_version
 
 RENAMED_COLUMNS = ["scan_id", "source", "fingerprint"]
 
@@ -123,9 +124,15 @@ def _run_in_folder(
     place.make_writable()
     with RunLock(place) as lock:
         record = identity.open(place) | {"options_id": identity.options_id}
+        version = read_version(place, record)
         console = Console(place, as_json=options.json)
         if removed := prepare_tables(place):
             console.say(describe_damage(removed))
+        if version < SCHEMA_VERSION:
+            bring_up_tables(place)
+            record["schema_version"] = SCHEMA_VERSION
+            if record.get("status"):
+                write_record(place, read_record(place) | {"schema_version": SCHEMA_VERSION})
         if not record.get("status"):
             identity.check_rows(place)
         renamed = find_renamed(options.source, manifest, found, read_rows(place, "scans", RENAMED_COLUMNS))

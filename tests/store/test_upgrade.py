@@ -1,0 +1,86 @@
+"""A folder of an older version goes on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysegment.errors import UsageError
+from raysegment.store.parts import stage_part
+from raysegment.store.place import Place
+from raysegment.store.publish import list_parts, prepare_tables, publish_part, read_rows
+from raysegment.store.schema import ADDED_COLUMNS, SCHEMA_VERSION, SCHEMAS
+from raysegment.store.upgrade import bring_up_tables, read_version
+
+
+@pytest.fixture
+def old(tmp_path, make_rows) -> Place:
+    """Two parts as version 0.2 wrote them, and one of today."""
+    place = Place(str(tmp_path))
+    prepare_tables(place)
+    for number, scan_ids in enumerate((["a", "b"], ["c"], ["d"])):
+        rows = [make_rows(scan_id, error_type="EmptyFileError" if scan_id == "b" else None) for scan_id in scan_ids]
+        name = stage_part(place, "_staging/1-x", rows).name
+        publish_part(place, "_staging/1-x", name)
+        for table, added in ADDED_COLUMNS.items() if number < 2 else ():
+            path = place.path(f"{table}/{name}")
+            pq.write_table(pq.read_table(path, partitioning=None).drop_columns(list(added)), path)
+    return place
+
+
+def test_all_parts_get_todays_columns_under_their_own_names(old):
+    names = {table: list_parts(old, table) for table in SCHEMAS}
+    before = {table: read_rows(old, table) for table in SCHEMAS}
+    assert bring_up_tables(old) == 4
+    assert prepare_tables(old) == []
+    assert {table: list_parts(old, table) for table in SCHEMAS} == names
+    for table, schema in SCHEMAS.items():
+        for name in names[table]:
+            assert pq.read_schema(old.path(f"{table}/{name}")).equals(schema)
+        new = read_rows(old, table).drop_columns(["patient_id"] if table == "metrics" else [])
+        assert new.equals(before[table].select(new.column_names))
+    assert len(pd.read_parquet(old.path("metrics"))) == 3
+
+
+def test_the_patient_of_a_metric_is_the_one_of_its_scan(old):
+    bring_up_tables(old)
+    metrics, scans = read_rows(old, "metrics"), read_rows(old, "scans")
+    known = dict(zip(scans["scan_id"].to_pylist(), scans["patient_id"].to_pylist(), strict=True))
+    assert metrics["patient_id"].to_pylist() == [known[scan_id] for scan_id in metrics["scan_id"].to_pylist()]
+    assert None not in known.values()
+
+
+def test_what_is_up_is_left_alone_and_a_dead_start_is_taken_up(old, monkeypatch):
+    moved, move = [], Place.move
+
+    def die_at_the_third(place, source, target):
+        if len(moved) == 2:
+            raise KeyboardInterrupt
+        moved.append(target)
+        move(place, source, target)
+
+    monkeypatch.setattr(Place, "move", die_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        bring_up_tables(old)
+    monkeypatch.undo()
+    assert prepare_tables(old) == []
+    assert bring_up_tables(old) == 2
+    assert bring_up_tables(old) == 0
+
+
+def test_a_newer_folder_is_refused(old):
+    assert read_version(old, {}) == 1
+    assert read_version(old, {"schema_version": SCHEMA_VERSION}) == SCHEMA_VERSION
+    with pytest.raises(UsageError, match=rf"schema_version 99; this raysegment writes {SCHEMA_VERSION}"):
+        read_version(old, {"schema_version": 99})
+
+
+def test_columns_were_only_ever_added():
+    for table, added in ADDED_COLUMNS.items():
+        assert set(added) < set(SCHEMAS[table].names)
+        assert all(SCHEMAS[table].field(name).nullable for name in added)
+    assert pa.types.is_floating(SCHEMAS["metrics"].field("hd95_mm").type)
+    assert np.issubdtype(SCHEMAS["metrics"].field("lesions_found").type.to_pandas_dtype(), np.integer)
