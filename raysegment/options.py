@@ -35,6 +35,14 @@ RESAMPLE_CHANNELS_HELP = (
     "not given"
 )
 SURFACE_TOLERANCE_HELP = "distance between the surfaces of mask and reference that surface Dice takes for agreement"
+CHANNEL_HELP = (
+    "files of one channel, NAME=GLOB below SOURCE with {scan} for what the files of a scan share, such as "
+    "`flair={scan}/*_flair.nii.gz`, once for each; as the layout tells if not given"
+)
+REFERENCE_HELP = (
+    "files of references, GLOB below SOURCE with {scan}, such as `{scan}/*_seg.nii.gz`; several are alternatives; "
+    "as the layout tells if not given"
+)
 SPLIT_FILE_HELP = 'JSON {"train": [name, …], "val": […], "test": […]}: patients, or scans that stand for their patient'
 
 
@@ -121,6 +129,8 @@ class IndexOptions(Checked):
     source: str = choice(MISSING, "folder or bucket with scans", positional=True)
     out: str | None = choice(None, "manifest to write, Parquet")
     labels: tuple[str, ...] | None = choice(None, LABELS_HELP)
+    channel: tuple[str, ...] | None = choice(None, CHANNEL_HELP)
+    reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP)
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
     fingerprint: Literal["stat", "content"] = choice(
@@ -152,6 +162,8 @@ class TrainOptions(Preprocessing, CommandOptions):
         maximum=1,
         only_with=("split_file", (None,)),
     )
+    channel: tuple[str, ...] | None = choice(None, CHANNEL_HELP, affects_result=True, added="0.3.0")
+    reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP, affects_result=True, added="0.3.0")
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP, affects_result=True, added="0.2.0")
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP, affects_result=True)
     label: str = choice("lesion", "name of the one region, where no labels are declared", affects_result=True)
@@ -337,6 +349,8 @@ class InferOptions(Postprocessing, CommandOptions):
         affects_result=True,
         added="0.3.0",
     )
+    channel: tuple[str, ...] | None = choice(None, CHANNEL_HELP)
+    reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP)
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
     fingerprint: Literal["stat", "content"] = choice(

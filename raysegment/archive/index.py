@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,8 @@ from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.fingerprint import fingerprint_files, renew_fingerprints
 from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.grouping.folders import name_of_source
-from raysegment.archive.grouping.layouts import group_files
+from raysegment.archive.grouping.globs import parse_channels, parse_references
+from raysegment.archive.grouping.layouts import Naming, group_files
 from raysegment.archive.grouping.patients import assign_patients, match_patients
 from raysegment.archive.grouping.ways import join_ways
 from raysegment.archive.headers import examine_drafts
@@ -69,14 +71,18 @@ def find_scans(
     *,
     patient_pattern: str | None = None,
     scan_pattern: str | None = None,
+    channels: Sequence[str] | None = None,
+    references: Sequence[str] | None = None,
     fingerprint: str = "stat",
 ) -> pa.Table:
-    """Find the scans of a source; `layout` has the rules.
+    """Find the scans of a source; `grouping/layouts` has the rules.
 
     Args:
         source: Folder, manifest (Parquet or CSV, which is then only read), or `s3://` or `gs://` URI.
         patient_pattern: Regular expression whose first group, found in the scan_id, is the patient.
         scan_pattern: Regular expression whose first group, found in an image's path below the source, is the scan.
+        channels: Globs of channels, such as `flair={scan}/*_flair.nii.gz`; several for one name are alternatives.
+        references: Globs of references, such as `{scan}/*_seg.nii.gz`.
         fingerprint: `stat` hashes name, size and time of a scan's files, `content` their bytes. What a manifest says is
             kept, unless it was made of size and time and local files have changed since.
 
@@ -84,15 +90,18 @@ def find_scans(
         A table with the columns of MANIFEST_SCHEMA, ordered by path.
 
     Raises:
-        UsageError: The source is missing or holds no scan, or the pattern does not fit.
+        UsageError: The source is missing or holds no scan, or a pattern or glob does not fit.
     """
-    scans = _compile_pattern("--scan-pattern", scan_pattern, "scan")
+    naming = Naming(
+        _compile_pattern("--scan-pattern", scan_pattern, "scan"), parse_channels(channels), parse_references(references)
+    )
     patients = _compile_pattern("--patient-pattern", patient_pattern, "patient")
     if not is_manifest(source):
-        return _find_in_archive(source, scans, patients, fingerprint)
-    if scans is not None:
+        return _find_in_archive(source, naming, patients, fingerprint)
+    given = {"--scan-pattern": scan_pattern, "--channel": channels, "--reference": references}
+    if option := next((name for name, value in given.items() if value), None):
         raise UsageError(
-            f"{show_name(source)} is a manifest, which says what a scan is; --scan-pattern belongs to folders. "
+            f"{show_name(source)} is a manifest, which says what a scan is; {option} belongs to folders. "
             "Give it to `raysegment index` when the manifest is made."
         )
     table = renew_fingerprints(read_manifest(source), fingerprint)
@@ -135,7 +144,7 @@ def summarise(table: pa.Table) -> IndexSummary:
 
 
 def _find_in_archive(
-    source: str, scan_pattern: re.Pattern[str] | None, patient_pattern: re.Pattern[str] | None, fingerprint: str
+    source: str, naming: Naming, patient_pattern: re.Pattern[str] | None, fingerprint: str
 ) -> pa.Table:
     """Walk, draft, look into each, name the patients, hash: the manifest of a folder or bucket."""
     source = absolute_source(source)
@@ -145,7 +154,7 @@ def _find_in_archive(
         [folder for folder in folders if not folder.is_own],
         name_of_source(source),
         lambda folder: channels_of_dataset(read_dataset(source, folder)),
-        scan_pattern,
+        naming,
     )
     drafts = join_ways(drafts)
     if not any(draft.files for draft in drafts):

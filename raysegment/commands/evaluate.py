@@ -52,6 +52,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         options.source,
         patient_pattern=options.patient_pattern,
         scan_pattern=options.scan_pattern,
+        channels=options.channel,
+        references=options.reference,
         fingerprint=options.fingerprint,
     )
     manifest, split_origin = choose_scans(

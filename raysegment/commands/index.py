@@ -45,6 +45,8 @@ def index(options: IndexOptions) -> IndexResult:
         options.source,
         patient_pattern=options.patient_pattern,
         scan_pattern=options.scan_pattern,
+        channels=options.channel,
+        references=options.reference,
         fingerprint=options.fingerprint,
     )
     if options.out is not None:

@@ -29,6 +29,8 @@ def infer(options: InferOptions) -> InferResult:
         options.source,
         patient_pattern=options.patient_pattern,
         scan_pattern=options.scan_pattern,
+        channels=options.channel,
+        references=options.reference,
         fingerprint=options.fingerprint,
     )
     manifest = found.slice(0, options.limit) if options.limit else found

@@ -61,6 +61,8 @@ def find_manifest(chosen: Mapping[str, Any]) -> pa.Table | None:
             chosen["source"],
             patient_pattern=chosen.get("patient_pattern"),
             scan_pattern=chosen.get("scan_pattern"),
+            channels=chosen.get("channel"),
+            references=chosen.get("reference"),
         )
     except (KeyError, RaysegmentError):
         return None

@@ -79,7 +79,13 @@ def train(options: TrainOptions) -> TrainResult:
     check_temp_dir(options.address, options.temp_dir)
     labels = find_labels(options.source, options.labels, options.label)
     check_flip(options, labels)
-    found = find_scans(options.source, patient_pattern=options.patient_pattern, scan_pattern=options.scan_pattern)
+    found = find_scans(
+        options.source,
+        patient_pattern=options.patient_pattern,
+        scan_pattern=options.scan_pattern,
+        channels=options.channel,
+        references=options.reference,
+    )
     split = assign_splits(
         select_referenced(found, options.source),
         split_file=options.split_file,

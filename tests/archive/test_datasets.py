@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from raysegment.archive.dataset_json import channels_of_dataset
-from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.grouping.folders import Draft
-from raysegment.archive.grouping.layouts import group_files
+from raysegment.archive.grouping.layouts import Naming, group_files
 from raysegment.archive.grouping.patients import assign_patients
 from raysegment.archive.index import find_scans
 from raysegment.archive.split import assign_splits
@@ -19,13 +18,15 @@ from raysegment.archive.walk import Folder, FoundFile
 from raysegment.errors import UsageError
 
 
-def group(*paths: str, channels: tuple[str, ...] = (), source_name: str = "source") -> dict[str, Draft]:
+def group(
+    *paths: str, channels: tuple[str, ...] = (), source_name: str = "source", naming: Naming | None = None
+) -> dict[str, Draft]:
     """Scans by scan_id, as the layouts' rules have them."""
     folders: dict[str, Folder] = {}
     for path in paths:
         folder, _, name = path.rpartition("/")
         folders.setdefault(folder, Folder(folder)).files.append(FoundFile(name, 1, 1))
-    drafts, _ = group_files(list(folders.values()), source_name, lambda _: channels)
+    drafts, _ = group_files(list(folders.values()), source_name, lambda _: channels, naming or Naming())
     return {draft.scan_id: draft for draft in drafts}
 
 
@@ -143,6 +144,86 @@ def test_volumes_outside_of_datasets_are_scans_of_their_own():
     }
 
 
+FOUR = ("flair", "t1", "t1ce", "t2")
+
+
+def test_brats_of_both_styles_has_the_same_four_channels():
+    old = [f"HGG/B_001/B_001_{word}.nii.gz" for word in (*FOUR, "seg")]
+    new = [f"BraTS-GLI-00005-001/BraTS-GLI-00005-001-{word}.nii.gz" for word in ("t1n", "t2f", "t1c", "t2w", "seg")]
+    drafts = group(*old, *new)
+    assert references(drafts) == {"HGG/B_001/B_001": [old[-1]], "BraTS-GLI-00005-001/BraTS-GLI-00005-001": [new[-1]]}
+    assert {draft.channel_names for draft in drafts.values()} == {FOUR}
+    assert drafts["HGG/B_001/B_001"].file_names == old[:-1]
+    first = drafts["BraTS-GLI-00005-001/BraTS-GLI-00005-001"]
+    assert [name[-10:-7] for name in first.file_names] == ["t2f", "t1n", "t1c", "t2w"]
+
+
+def test_visits_of_a_patient_of_brats_are_of_that_patient():
+    paths = [f"BraTS-GLI-00005-00{visit}-{word}.nii" for visit in range(2) for word in ("t1n", "t2f", "t1c", "t2w")]
+    assert assign_patients(list(group(*paths).values())) == (["BraTS-GLI-00005"] * 2, 0)
+
+
+def test_a_case_of_brats_that_lacks_a_channel_is_a_problem():
+    drafts = group(*(f"a/a_{word}.nii" for word in FOUR), "b/b_t1.nii", "b/b_seg.nii")
+    assert drafts["b/b"].file_names == ["", "b/b_t1.nii", "", ""]
+    assert drafts["b/b"].problem.startswith("there is no file for channel flair; there is no file for channel t1ce")
+
+
+def test_names_alone_that_end_like_contrasts_make_no_brats():
+    assert list(group("p/x_t1.nii", "p/x_t2.nii")) == ["p/x_t1.nii", "p/x_t2.nii"]
+
+
+def test_a_session_of_bids_is_a_scan_with_the_contrasts_that_all_have():
+    drafts = group(
+        "sub-01/ses-1/anat/sub-01_ses-1_T1w.nii.gz",
+        "sub-01/ses-1/anat/sub-01_ses-1_FLAIR.nii.gz",
+        "sub-01/ses-2/anat/sub-01_ses-2_T1w.nii.gz",
+        "sub-01/ses-2/anat/sub-01_ses-2_FLAIR.nii.gz",
+        "sub-02/anat/sub-02_T1w.nii.gz",
+        "sub-02/anat/sub-02_FLAIR.nii.gz",
+        "sub-02/anat/sub-02_T2w.nii.gz",
+        "sub-02/func/sub-02_task-rest_bold.nii.gz",
+        "derivatives/manual/sub-02/anat/sub-02_space-T1w_label-lesion_mask.nii.gz",
+        "derivatives/manual/sub-02/anat/sub-02_desc-brain_mask.nii.gz",
+        "derivatives/fmriprep/sub-02/anat/sub-02_desc-preproc_T1w.nii.gz",
+        "derivatives/manual/sub-01/ses-2/anat/sub-01_ses-2_FLAIR_dseg.nii.gz",
+    )
+    assert references(drafts) == {
+        "sub-01/ses-1/anat/sub-01_ses-1": [],
+        "sub-01/ses-2/anat/sub-01_ses-2": ["derivatives/manual/sub-01/ses-2/anat/sub-01_ses-2_FLAIR_dseg.nii.gz"],
+        "sub-02/anat/sub-02": ["derivatives/manual/sub-02/anat/sub-02_space-T1w_label-lesion_mask.nii.gz"],
+        "sub-02/func/sub-02_task-rest_bold.nii.gz": [],
+    }
+    assert drafts["sub-02/anat/sub-02"].channel_names == ("FLAIR", "T1w")
+    assert drafts["sub-02/anat/sub-02"].file_names == [f"sub-02/anat/sub-02_{name}.nii.gz" for name in ("FLAIR", "T1w")]
+    assert drafts["sub-01/ses-1/anat/sub-01_ses-1"].patient == "sub-01"
+
+
+def test_several_masks_of_a_session_are_noted_and_none_is_taken():
+    (draft,) = group(
+        "sub-1/anat/sub-1_T1w.nii", "sub-1/anat/sub-1_label-L_mask.nii", "derivatives/b/sub-1/sub-1_label-R_mask.nii"
+    ).values()
+    assert draft.references == []
+    assert draft.note.startswith(
+        "2 masks fit it, derivatives/b/sub-1/sub-1_label-R_mask.nii and sub-1/anat/sub-1_label"
+    )
+
+
+def test_sessions_of_bids_without_a_common_contrast_are_scans_file_by_file():
+    drafts = group(
+        "sub-1/anat/sub-1_T1w.nii",
+        "sub-1/anat/sub-1_acq-high_T1w.nii",
+        "sub-2/anat/sub-2_T2w.nii",
+        "derivatives/m/sub-1/anat/sub-1_T1w_label-SC_seg.nii",
+    )
+    assert references(drafts) == {
+        "sub-1/anat/sub-1_T1w.nii": ["derivatives/m/sub-1/anat/sub-1_T1w_label-SC_seg.nii"],
+        "sub-1/anat/sub-1_acq-high_T1w.nii": [],
+        "sub-2/anat/sub-2_T2w.nii": [],
+    }
+    assert [draft.patient for draft in drafts.values()] == ["sub-1", "sub-1", "sub-2"]
+
+
 @pytest.mark.parametrize(
     ("dataset", "names"),
     [
@@ -166,8 +247,6 @@ def test_the_hippocampus_joins_with_its_splits():
     folder = Path(os.environ.get("RAYSEGMENT_DATA", "missing"))
     if not (folder / "hippocampus").is_dir():
         pytest.skip("RAYSEGMENT_DATA names no folder that holds hippocampus/")
-    if ".nii.gz" not in readers_by_extension():
-        pytest.skip("there is no reader of NIfTI yet")
     table = find_scans(str(folder / "hippocampus"))
     assert table.num_rows == 200
     assert set(table["channel_names"].combine_chunks().flatten().to_pylist()) == {"MRI"}

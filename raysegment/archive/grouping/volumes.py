@@ -28,15 +28,19 @@ class Taken:
     lone_masks: int = 0
 
 
-def list_volumes(folders: Iterable[Folder]) -> list[LocatedFile]:
-    """All volumes with their paths below the source, ordered by path."""
+def list_files(folders: Iterable[Folder]) -> list[LocatedFile]:
+    """All files with their paths below the source, ordered by path."""
     found = [
         (f"{folder.path}/{file.name}" if folder.path else file.name, file)
         for folder in folders
         for file in folder.files
-        if extension_of(file.name) in VOLUME_EXTENSIONS
     ]
     return sorted(found, key=lambda item: item[0])
+
+
+def list_volumes(folders: Iterable[Folder]) -> list[LocatedFile]:
+    """All volumes with their paths below the source, ordered by path."""
+    return [item for item in list_files(folders) if extension_of(item[0]) in VOLUME_EXTENSIONS]
 
 
 def leave_out(folders: Iterable[Folder], paths: set[str]) -> list[Folder]:

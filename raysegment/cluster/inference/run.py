@@ -119,6 +119,8 @@ def _run_in_folder(
         model_id=bundle.model_id,
         scan_pattern=options.scan_pattern,
         patient_pattern=options.patient_pattern,
+        channel=" ".join(options.channel or ()) or None,
+        reference=" ".join(options.reference or ()) or None,
     )
     identity.open(place)
     place.make_writable()
