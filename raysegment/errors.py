@@ -18,7 +18,7 @@ RaysegmentError                 exit 1: the run failed
 └── ScanError                   one scan is bad; the run goes on
     ├── content: UnknownFormatError, TruncatedFileError, EmptyFileError, OversizedScanError,
     │   NonFinitePixelsError, ChannelMismatchError, MissingChannelError, AffineError, SliceMismatchError,
-    │   UnreadableFileError,
+    │   UnknownSpacingError, UnreadableFileError,
     │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, ReaderCrashedError, WorkerCrashedError
     ├── reference: GridMismatchError, ReferenceValuesError, UnreadableReferenceError
     └── access: AccessError     permission, I/O, time-out; every later run tries it again
@@ -167,6 +167,10 @@ class WorkerCrashedError(ScanError):
 
 class GridMismatchError(ScanError):
     """Reference and scan, or two channels of a scan, do not share one grid."""
+
+
+class UnknownSpacingError(ScanError):
+    """The size of the voxels is needed, and the format has none."""
 
 
 class ReferenceValuesError(ScanError):

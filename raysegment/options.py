@@ -43,6 +43,7 @@ REFERENCE_HELP = (
     "files of references, GLOB below SOURCE with {scan}, such as `{scan}/*_seg.nii.gz`; several are alternatives; "
     "as the layout tells if not given"
 )
+SPACING_HELP = "voxel spacing where the format has none: slices,rows,columns, such as 5,1,1"
 SPLIT_FILE_HELP = 'JSON {"train": [name, …], "val": […], "test": […]}: patients, or scans that stand for their patient'
 
 
@@ -78,6 +79,15 @@ class Preprocessing(Checked):
         "auto",
         "which way volumes are cut into slices; auto: along the thickest spacing, else axial",
         affects_result=True,
+        added="0.3.0",
+    )
+    pixel_mm: float | None = choice(
+        None,
+        "resample slices to square pixels of this size, instead of scaling them to --image-size; larger ones are then "
+        "seen in tiles of --image-size that overlap, smaller ones padded",
+        unit="mm",
+        affects_result=True,
+        minimum=0.01,
         added="0.3.0",
     )
     rules: Rules = choice(
@@ -166,6 +176,9 @@ class TrainOptions(Preprocessing, CommandOptions):
     reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP, affects_result=True, added="0.3.0")
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP, affects_result=True, added="0.2.0")
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP, affects_result=True)
+    spacing_mm: tuple[float, ...] | None = choice(
+        None, f"{SPACING_HELP}; needed for --pixel-mm", unit="mm", affects_result=True, added="0.3.0"
+    )
     label: str = choice("lesion", "name of the one region, where no labels are declared", affects_result=True)
     labels: tuple[str, ...] | None = choice(None, LABELS_HELP, affects_result=True, added="0.3.0")
     resample_channels: bool = choice(False, RESAMPLE_CHANNELS_HELP, affects_result=True, added="0.3.0")
@@ -331,6 +344,9 @@ class TrainOptions(Preprocessing, CommandOptions):
             )
         check_shares(self.batch_size, self.workers)
         check_learning(self)
+        check_spacing(self.spacing_mm)
+        if self.spacing_mm is not None and self.pixel_mm is None:
+            raise UsageError("--spacing-mm does nothing without --pixel-mm; leave it out.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,7 +374,7 @@ class InferOptions(Postprocessing, CommandOptions):
     )
     spacing_mm: tuple[float, ...] | None = choice(
         None,
-        "voxel spacing where the format has none: slices,rows,columns, such as 5,1,1",
+        SPACING_HELP,
         unit="mm",
         affects_result=True,
     )
@@ -396,8 +412,7 @@ class InferOptions(Postprocessing, CommandOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.spacing_mm is not None and (len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0):
-            raise UsageError(f"--spacing-mm {self.spacing_mm} must be three positive numbers: slices,rows,columns.")
+        check_spacing(self.spacing_mm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -479,6 +494,16 @@ def check_divisible(image_size: int, factor: int) -> None:
         below = image_size // factor * factor
         sizes = f"{below} or {below + factor}" if below else str(factor)
         raise UsageError(f"--image-size {image_size} must divide by {factor} (2^depth); the nearest are {sizes}.")
+
+
+def check_spacing(spacing_mm: tuple[float, ...] | None) -> None:
+    """Refuse what is no distance of voxels.
+
+    Raises:
+        UsageError: Says what is expected.
+    """
+    if spacing_mm is not None and (len(spacing_mm) != 3 or not min(spacing_mm) > 0):
+        raise UsageError(f"--spacing-mm {spacing_mm} must be three positive numbers: slices,rows,columns.")
 
 
 def check_learning(options: TrainOptions) -> None:

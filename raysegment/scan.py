@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -211,3 +212,20 @@ class ReadSettings:
 
 READ_AS_STORED = ReadSettings()
 """For files of slices whose labels nobody declared."""
+
+
+def as_spacing(numbers: tuple[float, ...] | None) -> Spacing | None:
+    """The three numbers of --spacing-mm."""
+    return None if numbers is None else (numbers[0], numbers[1], numbers[2])
+
+
+def voxel_volume_mm3(spacing_mm: Spacing | None, affine: npt.NDArray[np.float64] | None = None) -> float:
+    """What one voxel takes up in cubic millimetres; NaN where nobody knows.
+
+    Args:
+        spacing_mm: Distance of voxel centres; their product is the volume where axes are at right angles.
+        affine: 4x4, index to millimetres, or None; where there is one its determinant holds for sheared axes too.
+    """
+    if affine is not None:
+        return float(abs(np.linalg.det(affine[:3, :3])))
+    return math.nan if spacing_mm is None else math.prod(spacing_mm)

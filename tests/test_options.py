@@ -79,6 +79,16 @@ def test_fractions_above_one_are_refused():
         train(train_fraction=0.9, val_fraction=0.2)
 
 
+def test_a_spacing_given_to_train_is_for_the_size_of_pixels():
+    chosen = train(pixel_mm=0.5, spacing_mm=(5.0, 1.0, 1.0))
+    assert changed_result(chosen)["pixel_mm"] == 0.5
+    assert {"pixel_mm", "spacing_mm"}.isdisjoint(changed_result(train()))
+    with pytest.raises(UsageError, match="--spacing-mm does nothing without --pixel-mm"):
+        train(spacing_mm=(5.0, 1.0, 1.0))
+    with pytest.raises(UsageError, match="--pixel-mm is 0"):
+        train(pixel_mm=0.0)
+
+
 @pytest.mark.parametrize("spacing", ["1,1", "0,1,1", "1,1,-1"])
 def test_a_spacing_must_be_three_positive_numbers(spacing):
     with pytest.raises(UsageError, match="slices,rows,columns"):

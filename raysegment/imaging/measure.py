@@ -12,7 +12,7 @@ from raysegment.errors import GridMismatchError
 from raysegment.imaging.lesions import count_lesions
 from raysegment.imaging.postprocess import label_components, occupied_window
 from raysegment.imaging.surface import compare_surfaces
-from raysegment.scan import Mask, Spacing
+from raysegment.scan import Mask, Spacing, voxel_volume_mm3
 
 REFERENCE_COLUMNS = (
     "reference_voxels",
@@ -53,6 +53,7 @@ def measure_mask(
     reference: Plane | None,
     spacing_mm: Spacing | None,
     *,
+    affine: npt.NDArray[np.float64] | None = None,
     dice_at_half: float = math.nan,
     surface_tolerance_mm: float = 1.0,
 ) -> dict[str, Any]:
@@ -62,6 +63,7 @@ def measure_mask(
         mask: Predicted, (slices, rows, columns); not 0 is the label.
         reference: Drawn by a person, bool, same grid, or None.
         spacing_mm: Voxel spacing (slices, rows, columns), or None where it is unknown.
+        affine: 4x4, index to millimetres; the volume of sheared voxels needs it. None where the format has none.
         dice_at_half: Of the mask at threshold 0.5 before cleaning; NaN where that is unknown.
         surface_tolerance_mm: Distance that `surface_dice` takes for agreement.
 
@@ -74,7 +76,7 @@ def measure_mask(
     """
     if reference is not None and reference.shape != mask.shape:
         raise GridMismatchError(f"mask is {mask.shape}, reference is {reference.shape}; both must share one grid.")
-    row = _measure_alone(mask, spacing_mm)
+    row = _measure_alone(mask, voxel_volume_mm3(spacing_mm, affine))
     if reference is None:
         return row | dict.fromkeys(REFERENCE_COLUMNS)
     surfaces = compare_surfaces(mask, reference, spacing_mm, surface_tolerance_mm)
@@ -133,7 +135,7 @@ def count_overlap(mask: npt.NDArray[np.generic], reference: Plane) -> Counts:
     return np.array(counts, np.int64).reshape(-1, 3)
 
 
-def _measure_alone(mask: Mask | Plane, spacing_mm: Spacing | None) -> dict[str, Any]:
+def _measure_alone(mask: Mask | Plane, voxel_mm3: float) -> dict[str, Any]:
     window = occupied_window(mask)
     voxels, num_components = 0, 0
     if window is not None:
@@ -142,7 +144,7 @@ def _measure_alone(mask: Mask | Plane, spacing_mm: Spacing | None) -> dict[str, 
         num_components = label_components(inside)[1]
     return {
         "voxels": voxels,
-        "volume_ml": math.nan if spacing_mm is None else voxels * math.prod(spacing_mm) / 1000,
+        "volume_ml": voxels * voxel_mm3 / 1000,
         "num_components": num_components,
         "mask_is_empty": voxels == 0,
     }

@@ -16,6 +16,7 @@ from raysegment.options import Postprocessing, Preprocessing, TrainOptions
 from raysegment.pipeline.learn import Progress, load_best
 from raysegment.pipeline.samples import KeptScan, iterate_batches
 from raysegment.pipeline.score import ThresholdScores, choose_thresholds, mean_of, score_thresholds
+from raysegment.pipeline.views.tiles import predict_slices
 from raysegment.scan import Labels
 
 SLICES_AT_ONCE = 16
@@ -115,7 +116,7 @@ def predict_batches(
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
     """A scan's probabilities on the network's grid, (slices, rows, columns, labels), some slices at a time."""
     for chosen, pixels in iterate_batches(kept, context_slices, SLICES_AT_ONCE):
-        yield chosen, predict(pixels)
+        yield chosen, predict_slices(predict, pixels, kept.geometry)
 
 
 def count_inputs(options: TrainOptions, num_channels: int) -> int:

@@ -16,8 +16,10 @@ from raysegment.imaging.geometry import Geometry, resize_reference
 from raysegment.imaging.preprocess import Intensity, normalize, prepare_scan
 from raysegment.options import Preprocessing
 from raysegment.pipeline.score import count_voxels, find_strengths
+from raysegment.pipeline.views.patches import draw_patch
 from raysegment.pipeline.views.slices import view_slice, view_slices
-from raysegment.scan import LabelMap, Labels, Pixels, Scan
+from raysegment.pipeline.views.tiles import count_slices_at_once, predict_slices
+from raysegment.scan import LabelMap, Labels, Pixels, Scan, Spacing
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,8 +28,8 @@ class KeptScan:
 
     Attributes:
         scan_id: As in the manifest.
-        pixels: (slices, image_size, image_size, channels), type as stored.
-        reference: Label map, (slices, image_size, image_size).
+        pixels: (slices, grid_rows, grid_columns, channels) of the geometry, type as stored.
+        reference: Label map, (slices, grid_rows, grid_columns).
         grid_reference: Label map on the scan's own grid; None for scans to train on.
         intensity: Normalization of the whole scan.
         geometry: The way back to the scan's own grid.
@@ -77,6 +79,7 @@ def keep_scan(
     *,
     num_channels: int | None,
     for_validation: bool,
+    spacing_mm: Spacing | None = None,
 ) -> KeptScan:
     """Bring a scan and its reference to the network's grid.
 
@@ -87,6 +90,7 @@ def keep_scan(
         preprocessing: The run's choices.
         num_channels: Channels that every scan of the run has; None where that is not known.
         for_validation: Keep the reference on the scan's own grid too.
+        spacing_mm: (slices, rows, columns) where the scan's format has none.
 
     Raises:
         ScanError: The scan does not fit the others, or its pixels are unusable.
@@ -97,7 +101,7 @@ def keep_scan(
         )
     if not scan.num_slices:
         raise EmptyFileError("the scan has no slices.")
-    prepared = prepare_scan(scan.pixels, preprocessing)
+    prepared = prepare_scan(scan.pixels, preprocessing, scan.spacing_mm or spacing_mm)
     label_map = cast(LabelMap, reference.view(np.uint8) if reference.dtype == np.bool_ else reference)
     return KeptScan(
         scan_id=scan_id,
@@ -162,24 +166,21 @@ def make_batch(
     samples = []
     for scan_index, slice_index, occurrence in rows:
         kept = find_scan(scan_index)
-        pixels = view_slice(kept.pixels, slice_index, context_slices)
         reference = kept.reference[slice_index]
+        numbers = {
+            "seed": seed,
+            "epoch": epoch,
+            "scan_index": scan_index,
+            "slice_index": slice_index,
+            "occurrence": occurrence,
+        }
+        patch = draw_patch(reference, kept.geometry.image_size, **numbers)
         if augmentation is None:
-            samples.append((normalize(pixels, kept.intensity), reference))
+            pixels = view_slice(kept.pixels, slice_index, context_slices, patch.window)
+            samples.append((normalize(pixels, kept.intensity), reference[patch.window]))
         else:
-            samples.append(
-                augment_slice(
-                    pixels,
-                    reference,
-                    kept.intensity,
-                    augmentation,
-                    seed=seed,
-                    epoch=epoch,
-                    scan_index=scan_index,
-                    slice_index=slice_index,
-                    occurrence=occurrence,
-                )
-            )
+            pixels = view_slice(kept.pixels, slice_index, context_slices)
+            samples.append(augment_slice(pixels, reference, kept.intensity, augmentation, patch=patch, **numbers))
     return np.stack([sample[0] for sample in samples]), np.stack([sample[1] for sample in samples])
 
 
@@ -205,7 +206,7 @@ def score_scan(
     """
     counts, loss_sum = np.zeros((len(labels), 3), np.int64), 0.0
     for chosen, pixels in iterate_batches(kept, context_slices, batch_size):
-        given = predict(pixels)
+        given = predict_slices(predict, pixels, kept.geometry)
         loss_sum += float(np.sum(slice_losses(kept.reference[chosen], given), dtype=np.float64))
         probability = given[..., 1:] if labels.exclude_each_other else given
         strengths = find_strengths(probability, kept.geometry, labels)
@@ -217,12 +218,13 @@ def score_scan(
 def iterate_batches(
     kept: KeptScan, context_slices: int, batch_size: int
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """A scan's slices as the network sees them, float32 with their neighbours, so many at a time.
+    """A scan's slices on the network's grid, float32 with their neighbours, so many at a time as fill a batch.
 
     Returns:
         Which slices they are, and their normalized pixels, (slices, rows, columns, channels).
     """
-    for start in range(0, len(kept.pixels), batch_size):
-        chosen = slice(start, min(start + batch_size, len(kept.pixels)))
+    step = count_slices_at_once(batch_size, kept.geometry)
+    for start in range(0, len(kept.pixels), step):
+        chosen = slice(start, min(start + step, len(kept.pixels)))
         views = view_slices(kept.pixels, range(chosen.start, chosen.stop), context_slices)
         yield chosen, normalize(views, kept.intensity)

@@ -34,7 +34,8 @@ from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
 from raysegment.pipeline.slabs import Probability, Slabs, threshold_slabs
 from raysegment.pipeline.views.slices import view_slice
-from raysegment.pipeline.views.windows import Windows, find_windows, group_by_shape, skip_empty, whole_windows
+from raysegment.pipeline.views.tiles import View, add_view, cut_views, group_by_shape
+from raysegment.pipeline.views.windows import Windows, find_windows, skip_empty, whole_windows
 from raysegment.scan import Labels, Mask, Scan, SliceAxis, Spacing
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows
@@ -96,14 +97,14 @@ class Work:
     """One scan on its way to a mask.
 
     Attributes:
-        windows: What the network sees of each slice.
-        probability: (labels, slices, image_size, image_size); 0 where the network saw nothing.
+        views: What the network sees of each slice.
+        probability: (labels, slices, grid_rows, grid_columns); 0 where the network saw nothing.
     """
 
     read: ReadScan
     scan: Scan
     prepared: PreparedScan
-    windows: Windows
+    views: list[View]
     probability: Probability
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -137,7 +138,7 @@ class ScanSegmenter:
                 yield work
             elif len(work.prepared.pixels) <= POOLED_SLICES:
                 pooled.append(work)
-                if sum(len(item.windows) for item in pooled) >= 4 * self.settings.batch_size:
+                if sum(len(item.views) for item in pooled) >= 4 * self.settings.batch_size:
                     yield from self._segment_pooled(pooled)
                     pooled = []
             else:
@@ -156,14 +157,14 @@ class ScanSegmenter:
         if self.settings.needs_reference and read.reference is None:
             raise _reference_error_of(read)
         check_channels(read.scan.pixels, self.settings.num_channels)
-        prepared = prepare_scan(read.scan.pixels, self.settings.preprocessing)
-        size = prepared.pixels.shape[1]
+        spacing_mm = read.scan.spacing_mm or self.settings.spacing_mm
+        prepared = prepare_scan(read.scan.pixels, self.settings.preprocessing, spacing_mm)
         work = Work(
             read=read,
             scan=read.scan,
             prepared=prepared,
-            windows=self._find_windows(read.scan, prepared),
-            probability=np.zeros((len(self.settings.labels), len(prepared.pixels), size, size), np.float32),
+            views=cut_views(self._find_windows(read.scan, prepared), prepared.geometry),
+            probability=np.zeros((len(self.settings.labels), *prepared.pixels.shape[:3]), np.float32),
         )
         work.seconds = {"read": read.seconds_read, "prepare": time.perf_counter() - started, "predict": 0.0}
         return work
@@ -171,10 +172,10 @@ class ScanSegmenter:
     def predict_alone(self, work: Work) -> None:
         """Fill the probabilities of one scan from batches of its own."""
         size = self.settings.batch_size
-        for group in group_by_shape(work.windows):
+        for group in group_by_shape(work.views):
             for start in range(0, len(group), size):
-                positions = group[start : start + size]
-                self._scatter(work, positions, self._timed_predict([work], self._gather(work, positions)))
+                views = group[start : start + size]
+                self._scatter(work, views, self._timed_predict([work], self._gather(work, views)))
 
     def finish(self, work: Work) -> ScanRows:
         """From probabilities to the rows of the tables."""
@@ -213,6 +214,7 @@ class ScanSegmenter:
             plane,
             reference,
             spacing_mm,
+            affine=None if read.scan is None else read.scan.affine,
             dice_at_half=dice_at_half,
             surface_tolerance_mm=self.settings.surface_tolerance_mm,
         )
@@ -220,13 +222,13 @@ class ScanSegmenter:
     def _segment_pooled(self, pooled: list[Work]) -> Iterator[ScanRows]:
         """Fill full batches with slices of many small scans; the last one is padded to the same size."""
         size = self.settings.batch_size
-        slices = [(work, position) for work in pooled for position in work.windows]
-        for start in range(0, len(slices), size):
-            group = slices[start : start + size]
-            batch = np.concatenate([self._gather(work, [position]) for work, position in group])
+        views = [(work, view) for work in pooled for view in work.views]
+        for start in range(0, len(views), size):
+            group = views[start : start + size]
+            batch = np.concatenate([self._gather(work, [view]) for work, view in group])
             found = self._timed_predict([work for work, _ in group], _pad(batch, size))
-            for (work, position), probability in zip(group, found, strict=False):
-                self._scatter(work, [position], probability[None])
+            for (work, view), probability in zip(group, found, strict=False):
+                self._scatter(work, [view], probability[None])
         for work in pooled:
             yield self._attempt_finish(work, None)
 
@@ -241,16 +243,16 @@ class ScanSegmenter:
             windows = find_windows(chosen, prepared, context_slices=reach, grid_factor=self.settings.grid_factor)
         return skip_empty(windows, prepared, reach)
 
-    def _gather(self, work: Work, positions: Sequence[int]) -> npt.NDArray[np.float32]:
+    def _gather(self, work: Work, views: Sequence[View]) -> npt.NDArray[np.float32]:
         """Normalized slices with their neighbours as channels, through windows of one shape."""
         pixels, reach = work.prepared.pixels, self.settings.preprocessing.context_slices
-        views = [view_slice(pixels, position, reach, work.windows[position].window) for position in positions]
-        return normalize(np.stack(views), work.prepared.intensity)
+        seen = [view_slice(pixels, view.position, reach, view.window.window) for view in views]
+        return normalize(np.stack(seen), work.prepared.intensity)
 
-    def _scatter(self, work: Work, positions: Sequence[int], found: npt.NDArray[np.float32]) -> None:
-        for position, probability in zip(positions, found, strict=True):
-            rows, columns = work.windows[position].window
-            work.probability[:, position, rows, columns] = np.moveaxis(probability, -1, 0)
+    def _scatter(self, work: Work, views: Sequence[View], found: npt.NDArray[np.float32]) -> None:
+        for view, probability in zip(views, found, strict=True):
+            planes = np.moveaxis(work.probability[:, view.position], 0, -1)
+            add_view(planes, probability, view.window, work.prepared.geometry)
 
     def _timed_predict(self, works: list[Work], batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Run the network; its failure is no scan's fault and ends this worker."""

@@ -138,3 +138,11 @@ def test_pooled_counts_give_pooled_overlap():
     assert overlap_of(30, 10, 20, 40) == pytest.approx(
         {"dice": 60 / 90, "iou": 0.5, "accuracy": 0.7, "precision": 0.75, "recall": 0.6, "f1": 60 / 90}
     )
+
+
+def test_the_volume_of_sheared_voxels_is_that_of_their_affine():
+    mask = np.zeros((3, 10, 10), np.uint8)
+    mask[1, 2:7, 3:5] = 1
+    sheared = np.array([[0, 0, 1, 4], [3, 1, 0, 5], [4, 0, 0, 6], [0, 0, 0, 1]], np.float64)
+    assert measure_mask(mask, None, (5.0, 1.0, 1.0))["volume_ml"] == pytest.approx(10 * 5 / 1000)
+    assert measure_mask(mask, None, (5.0, 1.0, 1.0), affine=sheared)["volume_ml"] == pytest.approx(10 * 4 / 1000)

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from raysegment.errors import ChannelMismatchError
+from raysegment.errors import ChannelMismatchError, UnknownSpacingError
+from raysegment.imaging.augment import Augmentation
 from raysegment.imaging.phantom import make_phantom
 from raysegment.options import Preprocessing
 from raysegment.pipeline.samples import keep_scan, make_batch, pack_scan, score_scan, unpack_scan
@@ -84,3 +85,53 @@ def test_each_label_is_validated_on_its_own(labels, values) -> None:
     for true_positives, mask_voxels, reference_voxels in score.counts:
         assert 2 * true_positives / (mask_voxels + reference_voxels) > 0.85
     assert score.loss_sum == kept.reference.max(axis=(1, 2)).sum()
+
+
+PHYSICAL = Preprocessing(image_size=64, pixel_mm=1.0)
+
+
+@pytest.fixture(scope="module")
+def large():
+    pixels, reference = make_phantom(3, image_size=128)
+    scan = Scan(pixels, (5.0, 1.0, 0.7))
+    return keep_scan("a", scan, reference, PHYSICAL, num_channels=3, for_validation=True)
+
+
+@pytest.mark.parametrize("augmentation", [None, Augmentation()])
+@pytest.mark.parametrize("context", [0, 1])
+def test_of_a_large_slice_a_patch_is_seen_that_its_numbers_choose(large, augmentation, context) -> None:
+    assert large.pixels.shape[1:3] == (128, 90)
+    lesion = int(np.flatnonzero(large.has_lesion)[0])
+    rows = [(0, lesion, number) for number in range(12)]
+    drawn = [make_batch(rows, lambda _: large, augmentation, context_slices=context, seed=1, epoch=2) for _ in range(2)]
+    pixels, reference = drawn[0]
+    assert pixels.shape == (12, 64, 64, 3 * (2 * context + 1))
+    assert reference.shape == (12, 64, 64)
+    assert np.mean(reference.any(axis=(1, 2))) >= 0.5
+    assert all(np.array_equal(first, second) for first, second in zip(*drawn, strict=True))
+    assert len({plane.tobytes() for plane in pixels}) > 6
+
+
+def test_validation_of_a_large_scan_goes_through_tiles(large) -> None:
+    seen = []
+
+    def predict(pixels: np.ndarray) -> np.ndarray:
+        seen.append(pixels.shape)
+        return np.ones((*pixels.shape[:3], 1), np.float32)
+
+    losses = lambda reference, probability: np.ones(len(reference), np.float32)  # noqa: E731
+    score = score_scan(large, predict, losses, Labels(), context_slices=0, batch_size=16)
+    assert {shape[1:3] for shape in seen} == {(64, 64)}
+    assert all(shape[0] <= 16 for shape in seen)
+    assert score.num_slices == len(large.pixels)
+    assert score.counts[0, 1] == large.grid_reference.size
+
+
+def test_training_needs_the_size_of_pixels_that_are_to_have_one() -> None:
+    pixels, reference = make_phantom(3)
+    with pytest.raises(UnknownSpacingError, match="--pixel-mm 1 needs it; give --spacing-mm"):
+        keep_scan("a", Scan(pixels), reference, PHYSICAL, num_channels=3, for_validation=False)
+    kept = keep_scan(
+        "a", Scan(pixels), reference, PHYSICAL, num_channels=3, for_validation=False, spacing_mm=(5.0, 0.1, 0.1)
+    )
+    assert kept.pixels.shape[1:3] == (64, 64)

@@ -350,3 +350,66 @@ def test_references_may_number_the_models_labels_otherwise():
     rows = segment([read_of("a", pixels, reference=reference)], chosen, both_channels)["a"]
     assert [metric["dice"] for metric in rows.metrics] == [1.0, 1.0]
     assert set(np.unique(decode_mask(rows.mask)).tolist()) == {0, 1, 2}
+
+
+PHYSICAL = Preprocessing(image_size=32, normalization="scale", pixel_mm=1.0)
+
+
+def test_slices_larger_than_the_network_sees_are_tiled_and_their_masks_whole():
+    pixels, reference = bright_square(size=100)
+    watcher = Watcher()
+    read = read_of("a", pixels, reference=reference, spacing_mm=(5.0, 1.0, 0.5))
+    rows = segment([read], settings_with(preprocessing=PHYSICAL), watcher)["a"]
+    assert {shape[1:3] for shape in watcher.shapes} == {(32, 32)}
+    assert decode_mask(rows.mask).shape == (6, 100, 100)
+    assert rows.metrics[0]["dice"] > 0.95
+
+
+def test_pixels_of_their_own_size_give_the_mask_of_an_untiled_network_across_all_borders():
+    pixels, reference = make_phantom(2, image_size=128, slices=6)
+    read = read_of("a", pixels, reference=reference, spacing_mm=(5.0, 1.0, 1.0))
+    whole = segment([read], settings_with(preprocessing=Preprocessing(image_size=128, normalization="zscore")))["a"]
+    tiles = Preprocessing(image_size=32, normalization="zscore", pixel_mm=1.0)
+    for foreground_box in (True, False):
+        tiled = segment([read], settings_with(preprocessing=tiles, foreground_box=foreground_box))["a"]
+        different = np.count_nonzero(decode_mask(tiled.mask) != decode_mask(whole.mask))
+        assert different <= 2
+
+
+def test_tiled_masks_do_not_depend_on_what_shares_their_batches():
+    scans = {f"s{n}": make_phantom(n, image_size=64, slices=n)[0] for n in (1, 3, 4, 5, 9)}
+    reads = [read_of(name, pixels, spacing_mm=(5.0, 0.9, 1.3)) for name, pixels in scans.items()]
+    choices = Preprocessing(image_size=32, normalization="zscore", pixel_mm=1.0)
+    together = segment(reads, settings_with(preprocessing=choices))
+    assert sum(rows.metrics[0]["voxels"] for rows in together.values()) > 1000
+    for batch_size in (1, 5):
+        for read in reads:
+            alone = segment([read], settings_with(preprocessing=choices, batch_size=batch_size))[read.scan_id]
+            assert alone.mask["mask"] == together[read.scan_id].mask["mask"]
+            np.testing.assert_equal(alone.metrics, together[read.scan_id].metrics)
+
+
+def test_a_scan_whose_pixels_have_no_known_size_fails_alone():
+    pixels, _ = bright_square()
+    reads = [read_of("unknown", pixels), read_of("known", pixels, spacing_mm=(5.0, 1.0, 1.0))]
+    rows = segment(reads, settings_with(preprocessing=PHYSICAL))
+    assert rows["unknown"].scan["error_type"] == "UnknownSpacingError"
+    assert "--spacing-mm" in rows["unknown"].scan["error_message"]
+    assert rows["known"].scan["status"] == "ok"
+    given = segment(reads[:1], settings_with(preprocessing=PHYSICAL, spacing_mm=(5.0, 1.0, 1.0)))["unknown"]
+    assert given.mask["mask"] == rows["known"].mask["mask"]
+
+
+def test_a_scan_that_would_be_too_large_to_hold_fails_alone():
+    read = read_of("a", bright_square()[0], spacing_mm=(5.0, 1.0, 200.0))
+    rows = segment([read], settings_with(preprocessing=PHYSICAL))["a"]
+    assert rows.scan["error_type"] == "OversizedScanError"
+    assert "64x12800 pixels" in rows.scan["error_message"]
+
+
+def test_volumes_follow_the_affine_where_there_is_one():
+    pixels, _ = bright_square()
+    affine = np.array([[0, 0, 0.5, 0], [3, 1, 0, 0], [4, 0, 0, 0], [0, 0, 0, 1]], np.float64)
+    read = ReadScan("a", "p", "/archive", "f", Scan(pixels, (5.0, 1.0, 0.5), affine))
+    metric = segment([read], settings_with())["a"].metrics[0]
+    assert metric["volume_ml"] == pytest.approx(metric["voxels"] * 4 * 0.5 / 1000)

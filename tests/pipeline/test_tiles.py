@@ -16,6 +16,7 @@ from raysegment.pipeline.views.tiles import (
     add_view,
     count_slices_at_once,
     cut_views,
+    group_by_shape,
     list_tiles,
     predict_slices,
     tile_starts,
@@ -119,6 +120,11 @@ def test_a_box_moves_with_a_tiled_scan():
     geometry = fit_physical_geometry(100, 20, 64, pixel_size_mm=(2.0, 1.0), pixel_mm=1.0)
     assert (geometry.grid_rows, geometry.grid_columns) == (200, 64)
     assert move_box(Box(10, 100, 0, 20), geometry) == Box(20, 200, 22, 42)
+
+
+def test_views_are_grouped_by_shape_whatever_their_place():
+    views = [View(0, Box(0, 64, 0, 64)), View(2, Box(0, 128, 0, 64)), View(3, Box(8, 72, 8, 72))]
+    assert group_by_shape(views) == [[views[1]], [views[0], views[2]]]
 
 
 @pytest.mark.parametrize("labels", [1, 3])

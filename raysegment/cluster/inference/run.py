@@ -36,6 +36,7 @@ from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
 from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record, write_record
+from raysegment.scan import as_spacing
 from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, read_rows, take_out
@@ -250,7 +251,6 @@ class InferenceRun:
 
     def _worker_settings(self, staging: str, attempt: int) -> WorkerSettings:
         options, bundle = self.options, self.bundle
-        spacing_mm = options.spacing_mm
         segment = SegmentSettings(
             preprocessing=bundle.preprocessing,
             postprocessing=Postprocessing(
@@ -263,7 +263,7 @@ class InferenceRun:
             reference_labels=parse_labels(options.labels) if options.labels else bundle.labels,
             num_channels=bundle.num_channels,
             grid_factor=bundle.grid_factor,
-            spacing_mm=None if spacing_mm is None else (spacing_mm[0], spacing_mm[1], spacing_mm[2]),
+            spacing_mm=as_spacing(options.spacing_mm),
             surface_tolerance_mm=options.surface_tolerance_mm,
             foreground_box=options.foreground_box,
             sees_whole_slices=bundle.network.get("norm") == "group",

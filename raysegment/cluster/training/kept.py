@@ -29,7 +29,7 @@ from raysegment.errors import (
 )
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.samples import KeptScan, keep_scan, pack_scan, unpack_scan
-from raysegment.scan import Labels, ReadSettings
+from raysegment.scan import Labels, ReadSettings, Spacing, as_spacing
 
 MAX_RETRIES = 3
 """Times that a data task or actor is started again after its process or node was lost."""
@@ -107,10 +107,12 @@ def keep_scans(
     Raises:
         ClusterError: Reading failed for a reason that is no scan's.
     """
-    preprocessing, settings = pick(Preprocessing, options), ReadSettings(labels=labels)
+    preprocessing = pick(Preprocessing, options)
+    settings = ReadSettings(labels=labels, slice_axis=options.slice_axis, resample_channels=options.resample_channels)
 
     def keep(batch: pa.Table) -> pa.Table:
-        return keep_rows(manifest.take(batch["item"]), settings, preprocessing, num_channels)
+        table, spacing_mm = manifest.take(batch["item"]), as_spacing(options.spacing_mm)
+        return keep_rows(table, settings, preprocessing, num_channels, spacing_mm)
 
     context = DataContext.get_current().copy()
     # A scan whose reading process dies again and again is left out; it is its block's only one.
@@ -177,7 +179,11 @@ def make_set(references: list[Any], scan_ids: list[str], found: dict[str, KeptPl
 
 
 def keep_rows(
-    batch: pa.Table, settings: ReadSettings, preprocessing: Preprocessing, num_channels: int | None
+    batch: pa.Table,
+    settings: ReadSettings,
+    preprocessing: Preprocessing,
+    num_channels: int | None,
+    spacing_mm: Spacing | None = None,
 ) -> pa.Table:
     """Read and keep the scans of some manifest rows; a bad scan becomes a row with its error."""
     rows = []
@@ -195,6 +201,7 @@ def keep_rows(
                 preprocessing,
                 num_channels=num_channels,
                 for_validation=entry.split == "val",
+                spacing_mm=spacing_mm,
             )
             row |= {"channels": decoded.scan.pixels.shape[-1], **pack_scan(kept)}
         except ScanError as error:

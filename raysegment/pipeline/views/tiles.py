@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -125,6 +125,14 @@ def predict_slices(predict: Callable[[Values], Values], pixels: Values, geometry
 def count_slices_at_once(batch_size: int, geometry: Geometry) -> int:
     """Slices whose tiles fill a batch, and at least one."""
     return max(1, batch_size // len(list_tiles(geometry)))
+
+
+def group_by_shape(views: Sequence[View]) -> list[list[View]]:
+    """Views of the same shape together, the largest shape first."""
+    groups: dict[tuple[int, int], list[View]] = {}
+    for view in views:
+        groups.setdefault((view.window.rows, view.window.columns), []).append(view)
+    return [groups[shape] for shape in sorted(groups, reverse=True)]
 
 
 def _meet(first: Box, second: Box) -> bool:

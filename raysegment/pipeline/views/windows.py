@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import numpy as np
 
 from raysegment.imaging.foreground import slice_boxes
@@ -116,14 +114,6 @@ def move_box(box: Box, geometry: Geometry) -> Box:
         max(0, target.column_start + int(np.floor(box.column_start * column_scale))),
         min(geometry.grid_columns, target.column_start + int(np.ceil(box.column_stop * column_scale))),
     )
-
-
-def group_by_shape(windows: Windows) -> list[list[int]]:
-    """Positions of the slices whose windows have the same shape, the largest shape first."""
-    groups: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
-    for position, window in windows.items():
-        groups[window.rows, window.columns].append(position)
-    return [groups[shape] for shape in sorted(groups, reverse=True)]
 
 
 def _join_neighbours(boxes: list[Box | None], reach: int) -> list[Box | None]:
