@@ -28,49 +28,110 @@ PLATEAU = 0.001
 
 CONFUSION = ("true_negatives", "false_positives", "false_negatives", "true_positives")
 
+MEANS = (
+    "dice_mean",
+    "dice_median",
+    "dice_mean_at_half",
+    "iou_mean",
+    "iou_median",
+    "lesion_slice_dice_mean",
+    "hd95_mm_mean",
+    "hd95_mm_median",
+    "mean_surface_distance_mm_mean",
+    "surface_dice_mean",
+    "surface_tolerance_mm",
+)
+"""Numbers of a summary that are means over labels."""
+
+SUMS = (
+    "clean_slices",
+    "clean_slices_with_mask",
+    "lesions_reference",
+    "lesions_found",
+    "lesions_missed",
+    "lesions_false",
+)
+"""Columns of the metrics of which a summary has the sum."""
+
+COUNTS = (*SUMS, "hd95_undefined")
+"""Numbers of a summary that are sums over labels. `hd95_undefined`: scans where only one of mask and reference is
+empty, which have no distance."""
+
 
 def summarise_metrics(
     metrics: pa.Table, *, scans_failed: int, threshold: float | dict[str, float], training_patients: int
 ) -> dict[str, Any]:
     """The summary of an evaluation.
 
-    Means and medians are over scans, the interval resamples patients; accuracy, precision, recall and f1 are pooled
-    over all voxels.
+    Of each label means and medians are over scans, the interval resamples patients; accuracy, precision, recall and f1
+    are pooled over all voxels. Of several labels together means and medians are the means of the labels' own, counts
+    their sums, and what is pooled comes from these.
 
     Args:
-        metrics: Rows of the metrics table that have a reference, with the `patient_id` that `scans` has.
+        metrics: Rows of the metrics table that have a reference.
         scans_failed: Scans that are not among them because they failed.
-        threshold: Probability from which a voxel belongs to the mask.
+        threshold: Probability from which a voxel belongs to the mask; by name where labels have their own.
         training_patients: Patients among them that the model was trained on.
 
     Returns:
-        The keys of summary.json; what has no value is NaN.
+        The keys of summary.json; what has no value is NaN. `labels` has the same for each label.
     """
-    columns = {name: _numbers(metrics, name) for name in ("dice", "iou", "dice_at_half")}
-    counts = {name: int(_numbers(metrics, name).sum()) for name in CONFUSION}
+    names = metrics["label"].unique().to_pylist()
+    labels = {name: _summarise_label(metrics.filter(pc.equal(metrics["label"], name))) for name in names}
+    for name, numbers in labels.items():
+        numbers["threshold"] = threshold[name] if isinstance(threshold, dict) else threshold
+    every = list(labels.values()) or [_summarise_label(metrics)]
+    counts = {name: sum(numbers["confusion"][name] for numbers in every) for name in CONFUSION}
+    return {
+        "scans": pc.count_distinct(metrics["scan_id"]).as_py(),
+        "scans_failed": scans_failed,
+        "patients": pc.count_distinct(metrics["patient_id"]).as_py(),
+        **{name: mean_of(np.array([numbers[name] for numbers in every])) for name in MEANS},
+        **{name: sum(numbers[name] for numbers in every) for name in COUNTS},
+        "dice_ci95": list(
+            bootstrap_interval(
+                _numbers(metrics, "dice"), metrics["patient_id"].to_pylist(), labels=metrics["label"].to_pylist()
+            )
+        ),
+        **_pool(counts),
+        "threshold": threshold,
+        "empty_policy": describe_empty(metrics),
+        "training_patients_included": training_patients,
+        "labels": labels,
+    }
+
+
+def _summarise_label(metrics: pa.Table) -> dict[str, Any]:
+    """`MEANS`, `COUNTS`, interval and pooled numbers of one label."""
+    dice, iou, hd95 = (_numbers(metrics, name) for name in ("dice", "iou", "hd95_mm"))
+    one_empty = pc.not_equal(metrics["reference_is_empty"], metrics["mask_is_empty"])
+    return {
+        "dice_mean": mean_of(dice),
+        "dice_median": _median(dice),
+        "dice_ci95": list(bootstrap_interval(dice, metrics["patient_id"].to_pylist())),
+        "dice_mean_at_half": mean_of(_numbers(metrics, "dice_at_half")),
+        "iou_mean": mean_of(iou),
+        "iou_median": _median(iou),
+        "lesion_slice_dice_mean": _ratio(
+            _numbers(metrics, "lesion_slice_dice_sum").sum(), _numbers(metrics, "lesion_slices").sum()
+        ),
+        "hd95_mm_mean": mean_of(hd95),
+        "hd95_mm_median": _median(hd95),
+        "hd95_undefined": _count(one_empty),
+        "mean_surface_distance_mm_mean": mean_of(_numbers(metrics, "mean_surface_distance_mm")),
+        "surface_dice_mean": mean_of(_numbers(metrics, "surface_dice")),
+        "surface_tolerance_mm": mean_of(_numbers(metrics, "surface_tolerance_mm")),
+        **{name: int(np.nansum(_numbers(metrics, name))) for name in SUMS},
+        **_pool({name: int(_numbers(metrics, name).sum()) for name in CONFUSION}),
+    }
+
+
+def _pool(counts: dict[str, int]) -> dict[str, Any]:
+    """Overlap from counts of voxels of all scans, and the counts."""
     pooled = overlap_of(
         counts["true_positives"], counts["false_positives"], counts["false_negatives"], counts["true_negatives"]
     )
-    lesion_slices = _numbers(metrics, "lesion_slices").sum()
-    return {
-        "scans": metrics.num_rows,
-        "scans_failed": scans_failed,
-        "patients": pc.count_distinct(metrics["patient_id"]).as_py(),
-        "dice_mean": mean_of(columns["dice"]),
-        "dice_median": _median(columns["dice"]),
-        "dice_ci95": list(bootstrap_interval(columns["dice"], metrics["patient_id"].to_pylist())),
-        "iou_mean": mean_of(columns["iou"]),
-        "iou_median": _median(columns["iou"]),
-        "lesion_slice_dice_mean": _ratio(_numbers(metrics, "lesion_slice_dice_sum").sum(), lesion_slices),
-        "clean_slices": int(_numbers(metrics, "clean_slices").sum()),
-        "clean_slices_with_mask": int(_numbers(metrics, "clean_slices_with_mask").sum()),
-        **{name: pooled[name] for name in ("accuracy", "precision", "recall", "f1")},
-        "confusion": counts,
-        "threshold": threshold,
-        "dice_mean_at_half": mean_of(columns["dice_at_half"]),
-        "empty_policy": describe_empty(metrics),
-        "training_patients_included": training_patients,
-    }
+    return {name: pooled[name] for name in ("accuracy", "precision", "recall", "f1")} | {"confusion": counts}
 
 
 def describe_empty(metrics: pa.Table) -> str:
@@ -78,38 +139,48 @@ def describe_empty(metrics: pa.Table) -> str:
     no_lesion, no_mask = metrics["reference_is_empty"], metrics["mask_is_empty"]
     both = _count(pc.and_(no_lesion, no_mask))
     alone = _count(no_lesion) - both, _count(no_mask) - both
+    scans = "scans" if len(metrics["label"].unique()) < 2 else "scans of a label"
     return (
-        f"dice and iou are per scan; {both} scans with empty reference and empty mask are left out of means, "
+        f"dice and iou are per scan; {both} {scans} with empty reference and empty mask are left out of means, "
         f"{alone[0]} with empty reference only and {alone[1]} with empty mask only count as 0"
     )
 
 
 def bootstrap_interval(
-    values: npt.NDArray[np.float64], patients: Sequence[str], *, seed: int = 0
+    values: npt.NDArray[np.float64], patients: Sequence[str], *, labels: Sequence[str] = (), seed: int = 0
 ) -> tuple[float, float]:
     """95 % percentile bootstrap interval of the mean over scans; NaN where there is no scan.
+
+    With several labels it is that of the mean of the labels' means.
 
     Patients are drawn, each with all of its scans, because scans of one patient are alike: Efron (1979),
     doi:10.1214/aos/1176344552, and for clusters Field and Welsh (2007), J. R. Statist. Soc. B 69, 369.
 
     Args:
-        values: One of each scan; NaN is left out.
-        patients: The patient of each scan.
+        values: One of each scan, or of each scan and label; NaN is left out.
+        patients: The patient of each value.
+        labels: The label of each value; one if not given.
         seed: Of the drawing.
     """
     known = ~np.isnan(values)
     if not known.any():
         return float("nan"), float("nan")
-    _, patient = np.unique(np.asarray(patients)[known], return_inverse=True)
-    sums, counts = np.bincount(patient, values[known]), np.bincount(patient)
+    names, patient = np.unique(np.asarray(patients)[known], return_inverse=True)
+    label = np.unique(np.asarray(labels)[known], return_inverse=True)[1] if labels else np.zeros_like(patient)
+    sums, counts = np.zeros((2, label.max() + 1, len(names)))
+    np.add.at(sums, (label, patient), values[known])
+    np.add.at(counts, (label, patient), 1)
     random = np.random.default_rng(seed)
-    resamples = RESAMPLES if len(sums) <= RESAMPLES else RESAMPLES // 10
-    rows = max(1, DRAWS_AT_ONCE // len(sums))
+    resamples = RESAMPLES if len(names) <= RESAMPLES else RESAMPLES // 10
+    rows = max(1, DRAWS_AT_ONCE // len(names))
     means = []
     for start in range(0, resamples, rows):
-        drawn = random.integers(0, len(sums), (min(rows, resamples - start), len(sums)))
-        means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    low, high = np.percentile(np.concatenate(means), (2.5, 97.5))
+        drawn = random.integers(0, len(names), (min(rows, resamples - start), len(names)))
+        totals = np.stack([of_label[drawn].sum(axis=1) for of_label in counts])
+        found = np.stack([of_label[drawn].sum(axis=1) for of_label in sums])
+        # A label that no drawn patient has is not in that resample's mean.
+        means.append(np.nanmean(np.divide(found, totals, out=np.full(found.shape, np.nan), where=totals > 0), axis=0))
+    low, high = np.nanpercentile(np.concatenate(means), (2.5, 97.5))
     return float(low), float(high)
 
 

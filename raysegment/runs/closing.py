@@ -90,20 +90,54 @@ def describe_summary(summary: Mapping[str, Any], out: str) -> list[str]:
         summary: What summary.json holds.
         out: The output folder.
     """
-    low, high = summary["dice_ci95"]
+    labels = dict(summary.get("labels") or {})
     known = summary["training_patients_included"]
     split = [f"{summary['split']} split, by {summary['split_origin']}"] if summary.get("split") else []
     warning = [f"warning: {known} of these patients were trained on; the numbers flatter the model"] if known else []
     return [
         *warning,
         *split,
-        f"Dice per scan: mean {_show(summary['dice_mean'])} (95 % interval {_show(low)} to {_show(high)}), median "
-        f"{_show(summary['dice_median'])}, at threshold {summary['threshold']:.2f}; {summary['scans']} scans of "
-        f"{summary['patients']} patients, whom the interval resamples",
+        f"Dice per scan: {_show_dice(summary)}, at threshold {_show_threshold(summary['threshold'])}; "
+        f"{summary['scans']} scans of {summary['patients']} patients, whom the interval resamples",
         f"IoU mean {_show(summary['iou_mean'])}, lesion-slice Dice {_show(summary['lesion_slice_dice_mean'])}; "
         f"over all voxels precision {_show(summary['precision'])}, recall {_show(summary['recall'])}",
+        *_describe_distances(summary),
+        *(_describe_label(name, numbers) for name, numbers in labels.items() if len(labels) > 1),
         f"summary in {out}/summary.json, each scan in {out}/metrics",
     ]
+
+
+def _show_dice(numbers: Mapping[str, Any]) -> str:
+    low, high = numbers["dice_ci95"]
+    return (
+        f"mean {_show(numbers['dice_mean'])} (95 % interval {_show(low)} to {_show(high)}), median "
+        f"{_show(numbers['dice_median'])}"
+    )
+
+
+def _show_threshold(threshold: float | Mapping[str, float]) -> str:
+    if isinstance(threshold, Mapping):
+        return ", ".join(f"{value:.2f} for {name}" for name, value in threshold.items())
+    return f"{threshold:.2f}"
+
+
+def _describe_distances(numbers: Mapping[str, Any]) -> list[str]:
+    """Distances, where spacing is known, and lesions; nothing of tables that have none."""
+    mean = numbers.get("hd95_mm_mean", math.nan)
+    if math.isnan(mean):
+        return []
+    return [
+        f"HD95 mean {mean:.2f} mm, median {numbers['hd95_mm_median']:.2f} mm, {numbers['hd95_undefined']} undefined; "
+        f"mean surface distance {numbers['mean_surface_distance_mm_mean']:.2f} mm, surface Dice at "
+        f"{numbers['surface_tolerance_mm']:g} mm {_show(numbers['surface_dice_mean'])}",
+        f"{numbers['lesions_found']} of {numbers['lesions_reference']} lesions found, {numbers['lesions_false']} false",
+    ]
+
+
+def _describe_label(name: str, numbers: Mapping[str, Any]) -> str:
+    mean = numbers.get("hd95_mm_mean", math.nan)
+    distance = "" if math.isnan(mean) else f"; HD95 mean {mean:.2f} mm, {numbers['hd95_undefined']} undefined"
+    return f"  {show_name(name)}: Dice {_show_dice(numbers)}{distance}"
 
 
 def _show(value: float) -> str:

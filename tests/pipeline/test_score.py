@@ -41,9 +41,9 @@ def entry(name: str, *, split: str | None = None, references: tuple[str, ...] = 
     )
 
 
-def table_of(masks: list[np.ndarray], references: list[np.ndarray]) -> pa.Table:
+def table_of(masks: list[np.ndarray], references: list[np.ndarray], label: str = "lesion") -> pa.Table:
     rows = [
-        {"scan_id": str(index), "label": "lesion"}
+        {"scan_id": str(index), "label": label}
         | measure_mask(mask, reference, None, dice_at_half=float(dice_of(*count_overlap(mask, reference).sum(axis=0))))
         for index, (mask, reference) in enumerate(zip(masks, references, strict=True))
     ]
@@ -91,6 +91,46 @@ def test_empty_masks_follow_the_policy_and_are_counted():
     assert "1 with empty reference only and 1 with empty mask only" in summary["empty_policy"]
     assert (summary["clean_slices"], summary["clean_slices_with_mask"]) == (4, 2)
     assert summary["lesion_slice_dice_mean"] == pytest.approx(0.5)
+
+
+def test_several_labels_are_summarised_each_and_their_means_are_averaged():
+    random = np.random.default_rng(4)
+    references = {
+        name: [random.random((3, 8, 8)) > share for _ in range(9)] for name, share in (("b", 0.5), ("a", 0.8))
+    }
+    masks = {name: [drawn ^ (random.random((3, 8, 8)) > 0.9) for drawn in items] for name, items in references.items()}
+    masks["a"][3][:] = references["a"][3][:] = False
+    masks["a"][4][:] = False
+    alone = {name: table_of(masks[name], references[name], name) for name in references}
+    choices = {"scans_failed": 1, "training_patients": 0}
+    thresholds = {"a": 0.4, "b": 0.6}
+    together = summarise_metrics(pa.concat_tables(alone.values()), threshold=thresholds, **choices)
+    apart = {name: summarise_metrics(table, threshold=thresholds[name], **choices) for name, table in alone.items()}
+    assert list(together["labels"]) == ["b", "a"]
+    assert (together["scans"], together["patients"], together["threshold"]) == (9, 9, thresholds)
+    for name, numbers in together["labels"].items():
+        np.testing.assert_equal(numbers, {key: apart[name][key] for key in numbers})
+    for name in ("dice_mean", "dice_median", "iou_mean", "lesion_slice_dice_mean", "dice_mean_at_half"):
+        assert together[name] == pytest.approx((apart["a"][name] + apart["b"][name]) / 2)
+    for name, count in together["confusion"].items():
+        assert count == apart["a"]["confusion"][name] + apart["b"]["confusion"][name]
+    confusion = together["confusion"]
+    found = confusion["true_positives"] + confusion["false_positives"]
+    assert together["precision"] == pytest.approx(confusion["true_positives"] / found)
+    assert together["hd95_undefined"] == 1
+    assert "1 scans of a label with empty reference and empty mask" in together["empty_policy"]
+
+
+def test_the_interval_of_several_labels_is_that_of_the_mean_of_their_means():
+    random = np.random.default_rng(5)
+    first, second = random.beta(5, 2, 30), random.beta(2, 5, 30)
+    names = [f"{number:02}" for number in range(30)]
+    values, labels = np.concatenate([first, second]), ["b"] * 30 + ["a"] * 30
+    together = bootstrap_interval(values, names * 2, labels=labels)
+    assert together == pytest.approx(bootstrap_interval((first + second) / 2, names), abs=1e-12)
+    low, high = bootstrap_interval(np.where(np.arange(60) > 57, values, np.nan), names * 2, labels=labels)
+    assert low == pytest.approx(second[28:].min())
+    assert high == pytest.approx(second[28:].max())
 
 
 def test_no_scans_give_no_numbers_rather_than_an_error():
