@@ -22,7 +22,8 @@ HIGHEST_RATIO = 1032
 """Deflate packs no byte string tighter than this."""
 
 MAX_BYTES_AT_ONCE = 2**32 - 1
-STEP_BYTES = 256 * 1024
+STEP_BYTES = 64 * 1024
+UNPACKED_STEP_BYTES = 4 * 2**20
 
 
 def unpack_head(data: bytes, num_bytes: int) -> bytes:
@@ -66,14 +67,15 @@ def _unpack_in_steps(data: memoryview, room: npt.NDArray[np.uint8], num_bytes: i
     try:
         while True:
             piece = data[position : position + STEP_BYTES]
-            found = unpacker.decompress(piece, STEP_BYTES)
+            found = unpacker.decompress(piece, UNPACKED_STEP_BYTES)
             if filled + len(found) > len(room):
                 raise OversizedScanError(
                     f"{show_name(name)} unpacks to more than the {num_bytes} bytes that its header declares."
                 )
             room[filled : filled + len(found)] = np.frombuffer(found, np.uint8)
             filled += len(found)
-            position += len(piece) - len(unpacker.unconsumed_tail) - len(unpacker.unused_data)
+            # At the end of a member zlib may leave the same bytes in both.
+            position += len(piece) - len(unpacker.unused_data if unpacker.eof else unpacker.unconsumed_tail)
             if unpacker.eof and bytes(data[position : position + 2]) == MAGIC:
                 unpacker = zlib.decompressobj(GZIP_WINDOW)
             elif unpacker.eof or not (piece or found):

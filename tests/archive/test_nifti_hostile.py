@@ -197,6 +197,16 @@ def test_a_file_of_several_gzip_members_is_whole(tmp_path):
     np.testing.assert_array_equal(scans[0].pixels, scans[1].pixels)
 
 
+def test_members_that_end_anywhere_are_joined():
+    pieces = [bytes([index]) * (700_000 * index + 13) for index in range(1, 5)]
+    packed, expected = b"".join(gzip.compress(piece) for piece in pieces), b"".join(pieces)
+    assert bytes(unpack(packed, len(expected), "a")) == expected
+    with pytest.raises(TruncatedFileError):
+        unpack(packed[:-30], len(expected), "a")
+    with pytest.raises(OversizedScanError):
+        unpack(packed + gzip.compress(bytes(100_000)), len(expected), "a")
+
+
 def test_a_little_padding_behind_the_voxels_is_no_matter(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(noise_file() + bytes(5000)))
     assert read_scan(entry_of_files(tmp_path, "a.nii.gz")).grid == (16, 16, 16)
