@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entries, read_manifest
+from raysegment.archive.orientation import plane_of
 from raysegment.errors import DamagedTablesError
 from raysegment.imaging.threshold import show_thresholds
 from raysegment.options import Postprocessing
 from raysegment.pipeline.blocks import read_block, scans_of
 from raysegment.pipeline.score import CONFUSION
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
-from raysegment.scan import ScanEntry
+from raysegment.scan import ReadSettings, ScanEntry, SliceAxis
 from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
 from raysegment.store.place import Place
@@ -113,15 +114,18 @@ def _draw_stored(place: Place, folder: Path, manifest: pa.Table, shown: list[tup
     return _draw_cases(folder, known)
 
 
-def _draw_cases(folder: Path, shown: Sequence[tuple[str, ScanEntry, Any]]) -> list[Path]:
-    """Draw scans with their masks; those that cannot be read any more are left out."""
+def _draw_cases(folder: Path, shown: Sequence[tuple[str, ScanEntry, Mapping[str, Any] | None]]) -> list[Path]:
+    """Draw scans with the rows of their masks; those that cannot be read any more are left out."""
     from raysegment.pictures.predictions import draw_predictions, make_case
 
     cases = []
     with Decoder() as decoder:
-        for title, entry, mask in shown:
+        for title, entry, row in shown:
+            if row is None:
+                continue
+            mask, decoder.settings = decode_mask(row), _settings_of(row)
             read = next(scans_of(next(read_block(decoder, [entry]))))
-            if read.scan is not None and mask is not None and mask.shape == read.scan.grid:
+            if read.scan is not None and mask.shape == read.scan.grid:
                 cases.append(make_case(title, read.scan.pixels, read.reference, mask))
     if not cases:
         return []
@@ -146,7 +150,10 @@ def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
         needs_reference=True,
     )
     segmenter = ScanSegmenter(Predictor(bundle).predict, settings)
-    with Decoder() as decoder:
+    read_settings = ReadSettings(
+        labels=bundle.labels, slice_axis=bundle.preprocessing.slice_axis, resample_channels=True
+    )
+    with Decoder(settings=read_settings) as decoder:
         blocks = (block for entry in scans for block in read_block(decoder, [entry]))
         rows = [row for block in blocks for row in segmenter.segment(scans_of(block)) if row.mask is not None]
     dice = [float(row.metrics[0]["dice"]) for row in rows]
@@ -155,12 +162,19 @@ def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
     for word, index in choose_cases(dice):
         row = rows[index]
         title = f"{word} of {len(rows)}, Dice {dice[index]:.2f}\n{row.scan_id}"
-        shown.append((title, by_id[row.scan_id], decode_mask(row.mask or {})))
+        shown.append((title, by_id[row.scan_id], row.mask))
     return _draw_cases(folder / "figures", shown)
 
 
-def _find_mask(place: Place, scan_id: str) -> Any:
-    """The stored mask of one scan, or None; parts are looked through one by one, so memory stays small."""
+def _settings_of(row: Mapping[str, Any]) -> ReadSettings:
+    """How a scan is read that has this mask: cut the same way, on the grid that it was brought to."""
+    affine = row["affine"]
+    slice_axis: SliceAxis = "auto" if affine is None else plane_of(np.reshape(affine, (4, 4)))
+    return ReadSettings(slice_axis=slice_axis, resample_channels=True)
+
+
+def _find_mask(place: Place, scan_id: str) -> dict[str, Any] | None:
+    """The row of one scan's mask, or None; parts are looked through one by one, so memory stays small."""
     for name in list_parts(place, "masks"):
         with report_damage(place, f"masks/{name}"):
             found = pq.read_table(
@@ -171,7 +185,7 @@ def _find_mask(place: Place, scan_id: str) -> Any:
                 partitioning=None,
             )
             if found.num_rows:
-                return decode_mask(found.to_pylist()[0])
+                return dict(found.to_pylist()[0])
     return None
 
 
