@@ -179,10 +179,11 @@ def evaluate(options: EvaluateOptions) -> int:
 @command(ExportOptions)
 def export(options: ExportOptions) -> int:
     """Write masks as image files under the names of their sources."""
-    from raysegment.commands.export import export_masks
+    from raysegment.commands.export import describe_export, export_masks
 
     result = export_masks(options)
-    _say(options.json, f"{result.num_files} masks written to {result.out}")
+    for line in describe_export(result):
+        _say(options.json, line)
     return result.exit_code
 
 

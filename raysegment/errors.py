@@ -21,6 +21,7 @@ RaysegmentError                 exit 1: the run failed
     │   UnknownSpacingError, UnreadableFileError,
     │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, ReaderCrashedError, WorkerCrashedError
     ├── reference: GridMismatchError, ReferenceValuesError, UnreadableReferenceError
+    ├── export: SourceChangedError, UnknownGridError
     └── access: AccessError     permission, I/O, time-out; every later run tries it again
 """
 
@@ -179,6 +180,14 @@ class ReferenceValuesError(ScanError):
 
 class UnreadableReferenceError(ScanError):
     """The scan is fine, its reference cannot be read."""
+
+
+class SourceChangedError(ScanError):
+    """The scan is not there any more as it was when its mask was made."""
+
+
+class UnknownGridError(ScanError):
+    """Nobody knows where the voxels of a mask lie, and the format must say so."""
 
 
 class AccessError(ScanError):

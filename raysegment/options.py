@@ -437,11 +437,21 @@ class EvaluateOptions(InferOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions(Checked):
-    """`raysegment export OUT --to tiff --out DIR`."""
+    """`raysegment export OUT --to nifti --out DIR`."""
 
     tables: str = choice(MISSING, "folder that `infer` or `evaluate` wrote", positional=True)
     out: str = choice(MISSING, "folder for the files")
-    to: Literal["tiff"] = choice("tiff", "format of the masks")
+    to: Literal["tiff", "nifti"] = choice(
+        "tiff", "format of the masks: pages of a TIFF, or a NIfTI volume on the grid of the scan's own file"
+    )
+    source: str | None = choice(
+        None,
+        "folder, manifest or bucket where the scans lie now; where they were segmented if not given",
+        only_with=("to", ("nifti",)),
+    )
+    workers: int | None = choice(
+        None, "files written at the same time; one for each CPU if not given", minimum=1, only_with=("to", ("nifti",))
+    )
     json: bool = choice(False, "print one JSON object a line, for programs")
 
 
@@ -458,6 +468,7 @@ class DemoOptions(CommandOptions):
     """`raysegment demo`."""
 
     out: str = choice("raysegment-demo", "folder for the made-up scans and all that is made from them")
+    volumes: bool = choice(False, "NIfTI volumes with two labels, instead of slices with one")
     patients: int = choice(24, "made-up patients", minimum=8, maximum=1000)
     seed: int = choice(0, "seed of the made-up scans and of the training", minimum=0)
 

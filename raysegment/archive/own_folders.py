@@ -7,6 +7,9 @@ import re
 EXPORT_FILE = ".raysegment-export.json"
 """What `export` leaves in a folder, with the names of the files that it wrote there."""
 
+EXPORT_PROGRESS_FILE = ".raysegment-export-done.jsonl"
+"""What an export of volumes has written so far, so that the same command goes on where it was stopped."""
+
 RECORD_FILE = "run.json"
 """What every run leaves in its output folder."""
 

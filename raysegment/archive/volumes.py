@@ -45,7 +45,7 @@ def turn_header(header: Header, slice_axis: SliceAxis) -> Header:
     """A volume's header with slices, rows and columns in canonical order."""
     stored = (header.slices, header.rows, header.columns)
     spacing_mm = header.spacing_mm or (1.0, 1.0, 1.0)
-    turn = find_orientation(_affine_or_assumed(header.affine, spacing_mm), stored, slice_axis)
+    turn = find_orientation(assume_affine(header.affine, spacing_mm), stored, slice_axis)
     slices, rows, columns = turn.shape(stored)
     affine = None if header.affine is None else turn.affine(header.affine, stored)
     return replace(
@@ -56,7 +56,7 @@ def turn_header(header: Header, slice_axis: SliceAxis) -> Header:
 def turn_scan(part: Scan, slice_axis: SliceAxis) -> Scan:
     """A volume as stored, in canonical order; a view."""
     assert part.spacing_mm is not None
-    assumed = _affine_or_assumed(part.affine, part.spacing_mm)
+    assumed = assume_affine(part.affine, part.spacing_mm)
     return _turned(part, find_orientation(assumed, part.grid, slice_axis))
 
 
@@ -129,7 +129,7 @@ def turn_spacing(spacing_mm: Spacing, turn: Orientation) -> Spacing:
     return slices, rows, columns
 
 
-def _affine_or_assumed(affine: Affine | None, spacing_mm: Spacing) -> Affine:
+def assume_affine(affine: Affine | None, spacing_mm: Spacing) -> Affine:
     """Without an affine the stored axes are taken as right, front, up."""
     return np.diag([*spacing_mm, 1.0]) if affine is None else affine
 

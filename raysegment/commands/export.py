@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysegment.archive.filesystem import is_uri
-from raysegment.errors import EXIT_DONE, UsageError
+from raysegment.archive.names import show_name
+from raysegment.commands.export_volumes import write_volumes
+from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, UsageError
 from raysegment.options import ExportOptions
 from raysegment.runs.export_folder import ExportFolder
 from raysegment.runs.export_names import MAX_PATH_BYTES, name_files
@@ -18,12 +22,14 @@ from raysegment.runs.record import read_record
 from raysegment.scan import Mask
 from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
+from raysegment.store.parts import MAX_FAILURES_SHOWN, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import check_tables, list_parts, read_rows
 from raysegment.store.schema import STATUS_OK
 from raysegment.store.writers.tiff import write_mask
 
 ROWS_AT_ONCE = 16
+COLUMNS = ["scan_id", "source", "status", "fingerprint", "model_id", "options_id", "slice_axis"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,20 +38,22 @@ class ExportResult:
 
     Attributes:
         out: Folder of the files.
-        num_files: Files written.
-        exit_code: Always 0.
+        num_files: Files of the export that are there.
+        failures: Masks that were not written, with the reason.
+        exit_code: 0; 3 where masks were not written; 1 where none was.
     """
 
     out: str
     num_files: int
+    failures: tuple[Failure, ...] = ()
     exit_code: int = EXIT_DONE
 
 
 def export_masks(options: ExportOptions) -> ExportResult:
-    """Write each mask as a TIFF named after its scan: `<scan_id>_pred.tif`, one page a slice, deflate.
+    """Write each mask as a file named after its scan; the scans' own files are not touched, and no model is needed.
 
-    A single label is shown as 0 and 255; several labels keep their values. The folder gets a list of the files, so that
-    a second export replaces only these, and `index` never takes them for scans.
+    The folder gets a list of the files, so that a second export replaces only these, and `index` never takes them for
+    scans.
 
     Raises:
         UsageError: There are no tables; or the folder is, holds or lies in one that the scans come from, or holds
@@ -58,19 +66,49 @@ def export_masks(options: ExportOptions) -> ExportResult:
     if not list_parts(place, "scans"):
         raise UsageError(f"{options.tables} has no masks: no scans/*.parquet. Give the folder that `infer` wrote.")
     check_tables(place, "masks")
-    scans = read_rows(place, "scans", ["scan_id", "source", "status"])
-    folder = ExportFolder(options.out, place)
-    names = name_files(
-        scans["scan_id"].filter(pc.equal(scans["status"], STATUS_OK)).to_pylist(),
-        max_bytes=MAX_PATH_BYTES - len(os.fsencode(folder.root)),
-    )
-    if not names:
+    scans = read_rows(place, "scans", COLUMNS)
+    done = scans.filter(pc.equal(scans["status"], STATUS_OK))
+    if not done.num_rows:
         raise UsageError(f"{options.tables} has no masks: none of its {scans.num_rows} scans is ok.")
-    folder.check_apart([*scans["source"].drop_null().unique().to_pylist(), read_chosen_source(place)])
+    folder = ExportFolder(options.out, place)
+    sources = [*scans["source"].drop_null().unique().to_pylist(), read_chosen_source(place), options.source or ""]
+    folder.check_apart(sources)
+    if options.to == "tiff":
+        return ExportResult(out=options.out, num_files=_write_pages(place, folder, done))
+    written = write_volumes(options, place, folder, done)
+    failed = EXIT_SOME_SCANS_FAILED if written.num_written else EXIT_FAILED
+    return ExportResult(
+        out=options.out,
+        num_files=written.num_files,
+        failures=written.failures,
+        exit_code=failed if written.failures else EXIT_DONE,
+    )
+
+
+def describe_export(result: ExportResult) -> list[str]:
+    """What was written, and what was not and why, a line each."""
+    lines = [f"{result.num_files} masks written to {result.out}"]
+    if not result.failures:
+        return lines
+    by_type = Counter(failure.error_type for failure in result.failures)
+    counts = ", ".join(f"{count} {error_type}" for error_type, count in sorted(by_type.items()))
+    lines.append(f"{len(result.failures)} scans have none: {counts}")
+    shown = result.failures[:MAX_FAILURES_SHOWN]
+    lines += [f"  {show_name(item.scan_id)}: {item.error_type}: {show_name(item.message)}" for item in shown]
+    rest = len(result.failures) - len(shown)
+    return [*lines, f"  … and {rest} more"] if rest else lines
+
+
+def _write_pages(place: Place, folder: ExportFolder, scans: pa.Table) -> int:
+    """Each mask as `<scan_id>_pred.tif`, one page a slice, deflate; returns how many.
+
+    A single label is shown as 0 and 255; several labels keep their values.
+    """
+    names = name_files(scans["scan_id"].to_pylist(), max_bytes=MAX_PATH_BYTES - len(os.fsencode(folder.root)))
     with folder.writing(names.values()):
         for scan_id, mask, num_labels in iterate_masks(place):
             write_mask(folder.path(names[scan_id]), mask, num_labels=num_labels)
-    return ExportResult(out=options.out, num_files=len(names))
+    return len(names)
 
 
 def read_chosen_source(place: Place) -> str:

@@ -13,6 +13,7 @@ from raysegment.cluster.training.run import warn_of_low_dice
 from raysegment.commands.demo import demo
 from raysegment.commands.train import check_precision, is_finished
 from raysegment.errors import CheckpointError, RunError, UsageError
+from raysegment.imaging.phantom import write_archive
 from raysegment.options import DemoOptions, TrainOptions
 from raysegment.pipeline.training_set import check_channels, check_same_scans, select_used
 
@@ -67,6 +68,12 @@ def test_a_demo_over_other_scans_is_refused(tmp_path) -> None:
         (tmp_path / "scans" / f"PHANTOM_{number}").mkdir(parents=True)
     with pytest.raises(UsageError, match="holds scans of 3 made-up patients, --patients is 8"):
         demo(DemoOptions(out=str(tmp_path), patients=8))
+
+
+def test_a_demo_of_volumes_over_slices_is_refused(tmp_path) -> None:
+    write_archive(tmp_path / "scans", patients=8, seed=0, image_size=32, slices=2)
+    with pytest.raises(UsageError, match="holds made-up slices, and the demo is to be of volumes"):
+        demo(DemoOptions(out=str(tmp_path), patients=8, volumes=True))
 
 
 def test_a_temporary_folder_for_a_running_cluster_is_refused(tmp_path) -> None:

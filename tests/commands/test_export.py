@@ -125,3 +125,10 @@ def test_a_mask_that_does_not_unpack_names_its_part(damage, tmp_path):
     pq.write_table(table.set_column(table.schema.get_field_index("mask"), "mask", spoilt), part)
     with pytest.raises(DamagedTablesError, match=f"masks/{part.name}"):
         export_masks(ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files")))
+
+
+def test_tables_of_an_older_version_are_exported_too(tmp_path):
+    write_tables(tmp_path / "tables", {"a": np.ones((1, 2, 2), np.uint8)})
+    (part,) = (tmp_path / "tables" / "scans").iterdir()
+    pq.write_table(pq.read_table(part).drop_columns(["slice_axis"]), part)
+    assert export_masks(ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files"))).num_files == 1

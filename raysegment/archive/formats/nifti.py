@@ -42,7 +42,7 @@ def read_header(stream: BinaryIO, name: str) -> Header:
     Raises:
         ScanError: No NIfTI, truncated, or a header that describes no volume.
     """
-    found = parse_header(_read_head(stream.read(PACKED_HEAD_BYTES), name), name)
+    found = parse_header(read_head(stream.read(PACKED_HEAD_BYTES), name), name)
     first, second, third, *channels = found.shape
     return Header(
         first,
@@ -65,7 +65,7 @@ def read_slices(data: bytes, name: str) -> Scan:
     Raises:
         ScanError: Truncated, damaged, more inside than declared, or a header that describes no volume.
     """
-    header = parse_header(_read_head(data[:PACKED_HEAD_BYTES], name), name)
+    header = parse_header(read_head(data[:PACKED_HEAD_BYTES], name), name)
     try:
         pixels = _scale(_read_values(data, header, name), header).reshape(header.shape, order="F")
     except (ValueError, OverflowError) as error:
@@ -73,7 +73,16 @@ def read_slices(data: bytes, name: str) -> Scan:
     return Scan(pixels if pixels.ndim == 4 else pixels[..., None], header.spacing_mm, header.affine)
 
 
-def _read_head(start: bytes, name: str) -> bytes:
+def read_head(start: bytes, name: str) -> bytes:
+    """A file's first bytes unpacked, at least its header where it has one.
+
+    Args:
+        start: `PACKED_HEAD_BYTES` of the file.
+        name: For messages.
+
+    Raises:
+        TruncatedFileError: There are too few.
+    """
     if not start.startswith(MAGIC):
         return start[:MAX_HEADER_BYTES]
     head = unpack_head(start, MAX_HEADER_BYTES)

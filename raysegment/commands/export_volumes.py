@@ -1,0 +1,215 @@
+"""`raysegment export --to nifti`: each mask on the grid of the file that its scan came from, several at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysegment.archive.index import find_scans
+from raysegment.archive.manifest import entry_of, is_manifest
+from raysegment.errors import ScanError, UsageError
+from raysegment.options import ExportOptions
+from raysegment.pipeline.export import check_unchanged, restore_volume
+from raysegment.runs.export_folder import ExportFolder
+from raysegment.runs.export_names import MAX_PATH_BYTES, NIFTI, SUFFIX, name_endings, name_files
+from raysegment.runs.export_progress import ExportProgress, keep_progress
+from raysegment.runs.record import read_record
+from raysegment.scan import ScanEntry
+from raysegment.store.damage import report_damage
+from raysegment.store.masks import decode_mask
+from raysegment.store.parts import Failure
+from raysegment.store.place import Place
+from raysegment.store.publish import list_parts
+from raysegment.store.writers.nifti import write_volume
+
+ROWS_AT_ONCE = 16
+HOW_SCANS_WERE_FOUND = {
+    "patient_pattern": "patient_pattern",
+    "scan_pattern": "scan_pattern",
+    "channel": "channels",
+    "reference": "references",
+    "fingerprint": "fingerprint",
+}
+"""Options of the run that decide what a scan is and how its fingerprint is made, and what `find_scans` calls them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VolumeTask:
+    """One mask that is to be written.
+
+    Attributes:
+        part: File of the table `masks` that holds the mask.
+        row: Of that table.
+        scan: Of the table `scans`.
+        entry: The scan as its archive has it now; None where it has not, or where nobody needs it.
+        names: A file for each volume.
+    """
+
+    part: str
+    row: Mapping[str, Any]
+    scan: Mapping[str, Any]
+    entry: ScanEntry | None
+    names: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        """Of all that the files are made of."""
+        parts = [str(self.scan[name]) for name in ("fingerprint", "model_id", "options_id")]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenVolumes:
+    """What became of the masks.
+
+    Attributes:
+        num_files: Files that are there now.
+        failures: Scans of which none was written, with the reason.
+        num_written: Scans of which there are files.
+    """
+
+    num_files: int
+    num_written: int
+    failures: tuple[Failure, ...]
+
+
+def write_volumes(options: ExportOptions, place: Place, folder: ExportFolder, scans: pa.Table) -> WrittenVolumes:
+    """Write each mask as `<scan_id>_pred.nii.gz`; where labels overlap, each as `<scan_id>_pred_<label>.nii.gz`.
+
+    Files that an earlier start finished, of the same scan and model, stay as they are.
+
+    Args:
+        options: Choices of `export`.
+        place: The tables.
+        folder: Where files go.
+        scans: Rows of `scans` that are ok.
+
+    Raises:
+        UsageError: The archive that the scans come from is not there; or as `ExportFolder`.
+        DamagedTablesError: A part cannot be read.
+        DiskFullError: No space left.
+        OutputError: The system refuses a file.
+    """
+    endings = _choose_endings(place)
+    names = _name_volumes(scans["scan_id"].to_pylist(), endings, folder)
+    entries = _find_entries(options, place, scans)
+    tasks = _plan(place, scans, entries, names)
+    failures: list[Failure] = []
+    all_names = [name for each in names.values() for name in each]
+    with folder.writing(all_names), keep_progress(folder) as progress:
+        for task, failure in _write_all(tasks, place, folder, progress, options.workers or os.cpu_count() or 1):
+            if failure is None:
+                for name in task.names:
+                    progress.note(name, task.key)
+                continue
+            failures.append(failure)
+            for name in task.names:
+                folder.path(name).unlink(missing_ok=True)
+    num_written = scans.num_rows - len(failures)
+    return WrittenVolumes(
+        num_files=num_written * len(endings),
+        num_written=num_written,
+        failures=tuple(sorted(failures, key=lambda failure: failure.scan_id)),
+    )
+
+
+def _choose_endings(place: Place) -> list[str]:
+    """One file for a scan, or where labels overlap one for each of them, by the first mask."""
+    _, first = next(_iterate_rows(place, ["labels", "shape"]))
+    labels = [name for name, _ in first["labels"]]
+    return name_endings(labels) if len(first["shape"]) == 4 else [SUFFIX + NIFTI]
+
+
+def _name_volumes(scan_ids: list[str], endings: Sequence[str], folder: ExportFolder) -> dict[str, tuple[str, ...]]:
+    room = MAX_PATH_BYTES - len(os.fsencode(folder.root))
+    named = [name_files(scan_ids, max_bytes=room, ending=ending) for ending in endings]
+    return {scan_id: tuple(names[scan_id] for names in named) for scan_id in scan_ids}
+
+
+def _find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Table | None:
+    """The manifest of the archive as it is now; None where no scan is a volume."""
+    if not pc.any(pc.is_valid(scans["slice_axis"])).as_py():
+        return None
+    chosen = dict(read_record(place).get("chosen") or {})
+    source = options.source or str(chosen.get("source") or "")
+    if not options.source and not is_manifest(source):
+        # The tables have the folder's whole path, whatever way it was given.
+        folders = scans["source"].drop_null().unique().to_pylist()
+        source = folders[0] if len(folders) == 1 else source
+    if not source:
+        raise UsageError(f"{options.tables} does not say where its scans lie; give --source.")
+    given = {name: chosen[option] for option, name in HOW_SCANS_WERE_FOUND.items() if chosen.get(option) is not None}
+    return find_scans(source, **given)
+
+
+def _plan(
+    place: Place, scans: pa.Table, entries: pa.Table | None, names: Mapping[str, tuple[str, ...]]
+) -> Iterator[VolumeTask]:
+    """What there is to do, mask by mask, a few rows in memory at a time."""
+    places = {scan_id: index for index, scan_id in enumerate(scans["scan_id"].to_pylist())}
+    found = {} if entries is None else {scan_id: index for index, scan_id in enumerate(entries["scan_id"].to_pylist())}
+    for part, row in _iterate_rows(place):
+        scan_id = row["scan_id"]
+        if scan_id not in places:
+            continue
+        index = found.get(scan_id)
+        entry = None if index is None or entries is None else entry_of(entries.slice(index, 1).to_pylist()[0])
+        scan = scans.slice(places[scan_id], 1).to_pylist()[0]
+        yield VolumeTask(part=part, row=row, scan=scan, entry=entry, names=names[scan_id])
+
+
+def _write_all(
+    tasks: Iterable[VolumeTask], place: Place, folder: ExportFolder, progress: ExportProgress, workers: int
+) -> Iterator[tuple[VolumeTask, Failure | None]]:
+    """Write several at a time in threads, which spend their time in zlib and NumPy; yield each as it ends."""
+    waiting = (task for task in tasks if not all(progress.is_done(name, task.key) for name in task.names))
+    running: dict[Future[Failure | None], VolumeTask] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                for task in islice(waiting, 2 * workers - len(running)):
+                    running[pool.submit(_write_one, task, place, folder)] = task
+                if not running:
+                    return
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    yield running.pop(future), future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _write_one(task: VolumeTask, place: Place, folder: ExportFolder) -> Failure | None:
+    """Write one mask; None where it is written, else why it is not."""
+    slice_axis = task.scan["slice_axis"]
+    with report_damage(place, task.part):
+        mask = decode_mask(task.row)
+    try:
+        if slice_axis is not None:
+            check_unchanged(task.row, task.scan["fingerprint"], task.entry)
+        volume = restore_volume(task.row, mask, task.entry, slice_axis)
+    except ScanError as error:
+        return Failure(task.row["scan_id"], type(error).__name__, str(error))
+    for name, plane in zip(task.names, volume.planes, strict=True):
+        write_volume(folder.path(name), plane, volume.header)
+    return None
+
+
+def _iterate_rows(place: Place, columns: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of the table `masks`, each with the file that it is in."""
+    published = set(list_parts(place, "scans"))
+    for part in list_parts(place, "masks"):
+        if part not in published:
+            continue
+        name = f"masks/{part}"
+        with report_damage(place, name), pq.ParquetFile(place.path(name), filesystem=place.filesystem) as file:
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+                yield from ((name, row) for row in batch.to_pylist())
