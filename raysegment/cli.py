@@ -135,10 +135,10 @@ def index(options: IndexOptions) -> int:
 
     found = run(options)
     if options.json:
-        print(json.dumps({**asdict(found.summary), **asdict(found.references), "manifest": options.out}))
+        print(json.dumps({**found.as_plain(), "manifest": options.out}))
         return 0
     written = [f"manifest written to {options.out}"] if options.out else []
-    print("\n".join(describe_index(found.summary, found.references) + written))
+    print("\n".join(describe_index(found) + written))
     return 0
 
 

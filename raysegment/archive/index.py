@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,15 +21,22 @@ from raysegment.archive.grouping.globs import parse_channels, parse_references
 from raysegment.archive.grouping.layouts import Naming, group_files
 from raysegment.archive.grouping.patients import assign_patients, match_patients
 from raysegment.archive.grouping.ways import join_ways
-from raysegment.archive.headers import examine_drafts
+from raysegment.archive.headers import Examined, examine_drafts
 from raysegment.archive.manifest import FINGERPRINT_MODE, MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import show_name
+from raysegment.archive.neighbours import BY_EXTENSION, describe_unread, set_aside
 from raysegment.archive.walk import walk_source
 from raysegment.errors import UsageError
 
 OWN_PATIENTS = b"raysegment.own_patients"
 OWN_FOLDERS = b"raysegment.own_folders"
 LONE_MASKS = b"raysegment.masks_without_image"
+FOLDERS_AND_NAMES = "folders and names"
+LAYOUTS = b"raysegment.layouts"
+SPACINGS = b"raysegment.spacings_mm"
+LEFT_ALONE = b"raysegment.files_left_alone"
+UNREAD = b"raysegment.files_unread"
+MAX_SPACINGS = 20
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,11 @@ class IndexSummary:
         own_patients: Scans that count as their own patient because no folder and no pattern names one.
         masks_without_image: Mask files beside which no image lies.
         own_folders: Folders that were left out because raysegment wrote them.
+        layouts: Scans by the layout that they were recognised in; empty in manifests of others.
+        channel_names: Scans by the names of their channels, where they have any.
+        spacings: Scans by `slices x rows x columns` in millimetres, the most frequent ones.
+        files_left_alone: Files that belong to no scan.
+        files_unread: Files in formats that are not read, by extension.
     """
 
     scans: int
@@ -64,6 +77,11 @@ class IndexSummary:
     own_patients: int
     masks_without_image: int
     own_folders: int
+    layouts: dict[str, int]
+    channel_names: dict[str, int]
+    spacings: dict[str, int]
+    files_left_alone: int
+    files_unread: dict[str, int]
 
 
 def find_scans(
@@ -140,6 +158,11 @@ def summarise(table: pa.Table) -> IndexSummary:
         own_patients=int(metadata.get(OWN_PATIENTS, b"0")),
         masks_without_image=int(metadata.get(LONE_MASKS, b"0")),
         own_folders=int(metadata.get(OWN_FOLDERS, b"0")),
+        channel_names=dict(Counter(", ".join(names) for names in table["channel_names"].to_pylist() if names)),
+        layouts=json.loads(metadata.get(LAYOUTS, b"{}")),
+        spacings=json.loads(metadata.get(SPACINGS, b"{}")),
+        files_left_alone=int(metadata.get(LEFT_ALONE, b"0")),
+        files_unread=json.loads(metadata.get(UNREAD, b"{}")),
     )
 
 
@@ -148,18 +171,22 @@ def _find_in_archive(
 ) -> pa.Table:
     """Walk, draft, look into each, name the patients, hash: the manifest of a folder or bucket."""
     source = absolute_source(source)
-    extensions = readers_by_extension()
-    folders = list(walk_source(source, frozenset(extensions)))
+    known = frozenset(readers_by_extension())
+    folders, unread = set_aside(walk_source(source, known | BY_EXTENSION.keys()), known)
     drafts, lone_masks = group_files(
         [folder for folder in folders if not folder.is_own],
         name_of_source(source),
         lambda folder: channels_of_dataset(read_dataset(source, folder)),
         naming,
     )
+    num_used = sum(draft.num_files for draft in drafts) + lone_masks
     drafts = join_ways(drafts)
     if not any(draft.files for draft in drafts):
-        looked_for = ", ".join(f"*{extension}" for extension in sorted(extensions))
-        raise UsageError(f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.")
+        looked_for = ", ".join(f"*{extension}" for extension in sorted(known))
+        raise UsageError(
+            f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below. "
+            + describe_unread(unread)
+        )
     examined = examine_drafts(source, drafts)
     patients, num_own = assign_patients([item.draft for item in examined], patient_pattern)
     columns: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names}
@@ -188,8 +215,19 @@ def _find_in_archive(
         LONE_MASKS: str(lone_masks),
         FINGERPRINT_MODE: fingerprint,
         OWN_FOLDERS: str(sum(folder.is_own for folder in folders)),
+        LAYOUTS: json.dumps(Counter(item.draft.layout or FOLDERS_AND_NAMES for item in examined)),
+        SPACINGS: json.dumps(_count_spacings(examined)),
+        LEFT_ALONE: str(max(0, sum(len(folder.files) for folder in folders) - num_used)),
+        UNREAD: json.dumps(unread),
     }
     return pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
+
+
+def _count_spacings(examined: list[Examined]) -> dict[str, int]:
+    """Scans by spacing in millimetres, the most frequent first; scans without one do not count."""
+    spacings = (item.header.spacing_mm for item in examined if item.header is not None)
+    shown = Counter(" x ".join(f"{size:.3g}" for size in spacing) for spacing in spacings if spacing is not None)
+    return dict(shown.most_common(MAX_SPACINGS))
 
 
 def _compile_pattern(option: str, pattern: str | None, what: str) -> re.Pattern[str] | None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
 from raysegment.archive.gzipped import MAGIC, unpack_head
 from raysegment.archive.names import extension_of, show_name
+from raysegment.archive.walk import Folder
 
 BY_MAGIC = {
     b"NRRD": "NRRD",
@@ -26,6 +30,36 @@ BY_EXTENSION = {
     ".mif": "MRtrix",
 }
 """Neighbours of NIfTI in folders of volumes."""
+
+
+def set_aside(folders: Iterable[Folder], known: frozenset[str]) -> tuple[list[Folder], dict[str, int]]:
+    """Part the files of formats that are not read from the others.
+
+    Args:
+        folders: What lies below a source, with files of all of these extensions.
+        known: Extensions that a reader has.
+
+    Returns:
+        The folders without such files, and how many of these there are by extension.
+    """
+    unread = BY_EXTENSION.keys() - known
+    kept, found = [], Counter[str]()
+    for folder in folders:
+        extensions = [extension_of(file.name) for file in folder.files]
+        found.update(extension for extension in extensions if extension in unread)
+        if not unread.isdisjoint(extensions):
+            folder.files = [file for file in folder.files if extension_of(file.name) not in unread]
+        if folder.files or folder.problem or folder.is_own:
+            kept.append(folder)
+    return kept, dict(found.most_common())
+
+
+def describe_unread(counts: Mapping[str, int]) -> str:
+    """One line about files that are not read, by extension; empty where there are none."""
+    if not counts:
+        return ""
+    shown = ", ".join(f"{count} *{extension}" for extension, count in counts.items())
+    return f"{shown}: raysegment does not read these; convert them to NIfTI (.nii.gz)."
 
 
 def describe_unknown(head: bytes, name: str) -> str:

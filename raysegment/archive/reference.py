@@ -161,13 +161,19 @@ def check_declared(values: Values, labels: Labels, name: str) -> None:
     Raises:
         ReferenceValuesError: A value is not whole, or no label has it; the message names both.
     """
-    is_known = np.abs(values - np.rint(values)) <= LABEL_TOLERANCE
-    is_known &= np.isin(np.rint(values), list(labels.known_values))
-    if not is_known.all():
+    unnamed = find_unnamed(values, labels)
+    if len(unnamed):
         raise ReferenceValuesError(
-            f"{show_name(name)}: the reference holds {describe_values(values[~is_known])}, which no label names; "
+            f"{show_name(name)}: the reference holds {describe_values(unnamed)}, which no label names; "
             f"expected 0 for background and {describe_labels(labels)}."
         )
+
+
+def find_unnamed(values: Values, labels: Labels) -> Values:
+    """Those of some values that no declared label names, or that are not whole."""
+    is_known = np.abs(values - np.rint(values)) <= LABEL_TOLERANCE
+    is_known &= np.isin(np.rint(values), list(labels.known_values))
+    return np.asarray(values[~is_known])
 
 
 def describe_labels(labels: Labels) -> str:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from raysegment.archive.filesystem import is_uri
 from raysegment.archive.index import IndexSummary, find_scans, summarise
+from raysegment.archive.labels import locate_labels
 from raysegment.archive.manifest import write_manifest
+from raysegment.archive.neighbours import describe_unread
+from raysegment.archive.reference import describe_labels, describe_values
 from raysegment.archive.reference_sample import ReferenceSample, sample_references
 from raysegment.errors import UsageError
 from raysegment.options import IndexOptions
+from raysegment.scan import Labels
 from raysegment.store.place import Place
 
 MAX_LISTED_PROBLEMS = 20
@@ -26,21 +32,33 @@ class IndexResult:
         table: The manifest.
         summary: Its counts and problems.
         references: What some of its references hold.
+        labels: What their values mean.
+        labels_from: Where that is declared; empty where nothing declares it.
     """
 
     table: pa.Table
     summary: IndexSummary
     references: ReferenceSample
+    labels: Labels
+    labels_from: str
+
+    def as_plain(self) -> dict[str, Any]:
+        """All but the manifest, as JSON can hold it; of labels the values by name."""
+        regions = dict(zip(self.labels.names, map(list, self.labels.regions), strict=False))
+        found = {**asdict(self.summary), **asdict(self.references)}
+        return {**found, "labels": regions, "labels_from": self.labels_from or None}
 
 
 def index(options: IndexOptions) -> IndexResult:
     """Find the scans of an archive and, if asked to, write the manifest.
 
     Raises:
-        UsageError: The source is missing or holds no scan, or the manifest cannot be written where it is to go.
+        UsageError: The source is missing or holds no scan, labels are declared in a way that cannot be understood, or
+            the manifest cannot be written where it is to go.
     """
     if options.out is not None:
         check_target(options.out)
+    labels, labels_from = locate_labels(options.source, options.labels, Labels().names[0])
     table = find_scans(
         options.source,
         patient_pattern=options.patient_pattern,
@@ -51,7 +69,7 @@ def index(options: IndexOptions) -> IndexResult:
     )
     if options.out is not None:
         write_manifest(table, options.out)
-    return IndexResult(table, summarise(table), sample_references(table))
+    return IndexResult(table, summarise(table), sample_references(table, labels), labels, labels_from)
 
 
 def check_target(out: str) -> None:
@@ -67,22 +85,12 @@ def check_target(out: str) -> None:
     Place(os.path.dirname(os.path.abspath(out))).make_writable()
 
 
-def describe_index(summary: IndexSummary, references: ReferenceSample) -> list[str]:
+def describe_index(found: IndexResult) -> list[str]:
     """What was found and what looks wrong, a line each."""
-    rows = {
-        "scans": summary.scans,
-        "patients": summary.patients,
-        "files": f"{summary.files} ({summary.bytes / 2**20:.1f} MB)",
-        "scans with reference": summary.with_reference,
-        "scans with some references": summary.with_partial_reference,
-        "values in references": _describe_references(summary, references),
-        "readers": _list_counts(summary.readers),
-        "height x width x channels": _list_counts(summary.shapes),
-        "splits": _list_counts(summary.splits) or "none given",
-        "masks without image": summary.masks_without_image,
-        "scans with problems": len(summary.problems),
-    }
-    lines = [f"{name:<28}{value}" for name, value in rows.items()]
+    summary = found.summary
+    lines = [f"{name:<28}{value}" for name, value in _count_rows(found).items()]
+    if summary.files_unread:
+        lines.append(describe_unread(summary.files_unread))
     if summary.own_folders:
         lines.append(f"{summary.own_folders} folders are left out, because raysegment wrote them (a run or an export).")
     if summary.own_patients:
@@ -95,6 +103,38 @@ def describe_index(summary: IndexSummary, references: ReferenceSample) -> list[s
         rest = len(summary.problems) - MAX_LISTED_PROBLEMS
         lines.append(f"  … and {rest} more, in the manifest's column `problem`")
     return lines
+
+
+def _count_rows(found: IndexResult) -> dict[str, object]:
+    """What `index` counts, by its words for it."""
+    summary, references = found.summary, found.references
+    unnamed = describe_values(np.asarray(references.unnamed_values))
+    return {
+        "scans": summary.scans,
+        "patients": summary.patients,
+        "files": f"{summary.files} ({summary.bytes / 2**20:.1f} MB)",
+        "scans with reference": summary.with_reference,
+        "scans with some references": summary.with_partial_reference,
+        "labels": _describe_labels(found),
+        "values in references": _describe_references(summary, references),
+        **({"values that no label names": unnamed} if unnamed else {}),
+        "layout": _list_counts(summary.layouts) or "as the manifest says",
+        **({"channels": _list_counts(summary.channel_names)} if summary.channel_names else {}),
+        "readers": _list_counts(summary.readers),
+        "height x width x channels": _list_counts(summary.shapes),
+        **({"spacing in mm": _list_counts(summary.spacings)} if summary.spacings else {}),
+        "splits": _list_counts(summary.splits) or "none given",
+        "masks without image": summary.masks_without_image,
+        **({"files left alone": summary.files_left_alone} if summary.files_left_alone else {}),
+        "scans with problems": len(summary.problems),
+    }
+
+
+def _describe_labels(found: IndexResult) -> str:
+    if not found.labels_from:
+        return "none declared: one region, whatever its value"
+    kind = "regions that overlap" if found.labels.overlap else "one value a voxel"
+    return f"{describe_labels(found.labels)} ({found.labels_from}; {kind})"
 
 
 def _describe_references(summary: IndexSummary, references: ReferenceSample) -> str:

@@ -179,7 +179,7 @@ def test_a_look_at_references_counts_what_cannot_be_used(tmp_path):
         (tmp_path / name).mkdir()
         tifffile.imwrite(tmp_path / name / "x.tif", np.zeros((64, 64), np.uint8))
         tifffile.imwrite(tmp_path / name / "x_mask.tif", np.choose(DISC, values).astype(np.int16))
-    found = sample_references(find_scans(str(tmp_path)))
+    found = sample_references(find_scans(str(tmp_path)), Labels())
     assert (found.references_read, found.references_refused) == (3, 1)
     assert found.reference_values == {"0 1000": 2, "-1 0": 1}
 
@@ -193,7 +193,7 @@ def test_a_look_at_hostile_references_ends_in_time_and_counts_their_errors(tmp_p
         (tmp_path / does).mkdir()
         tifffile.imwrite(tmp_path / does / "x.tif", np.zeros((4, 4), np.uint8))
         (tmp_path / does / "x_mask.hostile").write_text(f"HOSTILE {does}")
-    found = sample_references(find_scans(str(tmp_path)))
+    found = sample_references(find_scans(str(tmp_path)), Labels())
     assert found.reference_values == {
         "DecoderCrashedError": 1, "DecoderTimeoutError": 1, "DecoderMemoryError": 1, "7": 1,
     }  # fmt: skip
@@ -203,7 +203,7 @@ def test_a_look_at_hostile_references_ends_in_time_and_counts_their_errors(tmp_p
 def test_a_look_at_references_stops_when_its_time_is_over(tmp_path, monkeypatch):
     monkeypatch.setattr(reference_sample, "MAX_SECONDS", -1.0)
     write_mask(tmp_path, "a_mask.png", Image.fromarray(DISC).save)
-    found = sample_references(find_scans(str(tmp_path)))
+    found = sample_references(find_scans(str(tmp_path)), Labels())
     assert (found.references_read, found.reference_values) == (0, {})
 
 

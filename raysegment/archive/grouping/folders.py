@@ -83,6 +83,11 @@ class Draft:
     layout: str = ""
 
     @property
+    def num_files(self) -> int:
+        """Number of files, references included."""
+        return len(self.files) + sum(reference is not None for reference in self.references)
+
+    @property
     def file_names(self) -> list[str]:
         """Paths of the files, with an empty one for each channel that has none."""
         names = [path for path, _ in self.files]
