@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.index import find_scans
+from raysegment.archive.labels import match_labels
 from raysegment.archive.split import choose_scans, refuse_training_patients
 from raysegment.cluster.inference.run import InferResult, run_inference
 from raysegment.cluster.session import interruptible
@@ -73,7 +74,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     )
     summary |= {"split": options.split, "split_origin": split_origin}
     place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
-    figures = draw_inference_figures(Path(options.out), manifest) if place.is_local else []
+    drawn = match_labels(options.source, options.labels, bundle.labels)
+    figures = draw_inference_figures(Path(options.out), manifest, bundle.labels, drawn) if place.is_local else []
     return EvaluateResult(**vars(inference), summary=summary, figures=tuple(map(str, figures)))
 
 

@@ -10,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from raysegment.archive.index import find_scans
+from raysegment.archive.labels import parse_labels
 from raysegment.errors import EXIT_DONE, RaysegmentError, UsageError
+from raysegment.model.bundle import read_labels
 from raysegment.options import ReportOptions
 from raysegment.pipeline.gallery import draw_inference_figures, draw_training_figures
 from raysegment.runs.record import read_record
@@ -46,12 +48,15 @@ def report(options: ReportOptions) -> ReportResult:
     chosen = dict(record.get("chosen") or record.get("options") or {})
     if (folder / "history.parquet").is_file():
         best_by = str(chosen.get("best_by", "val_dice"))
-        drawn = draw_training_figures(folder, best_epoch=record.get("best_epoch"), best_by=best_by)
-        return ReportResult(figures=tuple(map(str, drawn)))
+        figures = draw_training_figures(folder, best_epoch=record.get("best_epoch"), best_by=best_by)
+        return ReportResult(figures=tuple(map(str, figures)))
     if not list_parts(place, "scans"):
         raise UsageError(f"{folder} has nothing to draw yet: no epoch and no scan is finished.")
     check_tables(place, "metrics", "masks")
-    return ReportResult(figures=tuple(map(str, draw_inference_figures(folder, find_manifest(chosen)))))
+    labels = read_labels(record["labels"]) if record.get("labels") else None
+    drawn = parse_labels(tuple(chosen["labels"])) if chosen.get("labels") else labels
+    figures = draw_inference_figures(folder, find_manifest(chosen), labels, drawn)
+    return ReportResult(figures=tuple(map(str, figures)))
 
 
 def find_manifest(chosen: Mapping[str, Any]) -> pa.Table | None:

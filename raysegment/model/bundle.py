@@ -261,7 +261,7 @@ def _describe(description: BundleDescription) -> dict[str, Any]:
 
 
 def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes) -> Bundle:
-    labels = _read_labels(content["labels"])
+    labels = read_labels(content["labels"])
     stored = dict(content["postprocessing"])
     threshold = _read_threshold(stored.get("threshold"), labels)
     if isinstance(stored.get("threshold"), dict):
@@ -286,7 +286,7 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes
     )
 
 
-def _read_labels(items: list[Any]) -> Labels:
+def read_labels(items: list[Any]) -> Labels:
     """Labels from what `describe_labels` made of them."""
     if all(isinstance(item, str) for item in items):
         return Labels(tuple(items))

@@ -13,7 +13,19 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from raysegment.pictures.predictions import PredictionCase, choose_cases, draw_predictions, make_case
-from raysegment.pictures.style import BLUE, GREY, INK, ORANGE, SKY, VERMILLION, open_figure, shorten
+from raysegment.pictures.style import (
+    BLUE,
+    GREY,
+    INK,
+    LONGEST_NAME,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    choose_colours,
+    open_figure,
+    shorten,
+)
+from raysegment.scan import Labels
 
 __all__ = [
     "PredictionCase",
@@ -26,6 +38,7 @@ __all__ = [
 ]
 
 MOST_NAMED_SCANS = 40
+MATRICES_IN_A_ROW = 3
 
 
 def draw_curves(
@@ -58,14 +71,29 @@ def draw_curves(
                 panel.legend()
 
 
-def draw_confusion_matrix(confusion: Mapping[str, int], path: str | Path, *, label: str = "lesion") -> None:
-    """Draw the four counts of voxels pooled over all scans, and their share of each row.
+def draw_confusion_matrix(confusion: Mapping[str, Mapping[str, int]], path: str | Path) -> None:
+    """Draw the four counts of voxels pooled over all scans, and their share of each row, for each label.
 
     Args:
-        confusion: `true_negatives, false_positives, false_negatives, true_positives`.
+        confusion: By the name of the label `true_negatives, false_positives, false_negatives, true_positives`.
         path: PNG to write.
-        label: Name of the region.
     """
+    columns = min(len(confusion), MATRICES_IN_A_ROW)
+    rows = math.ceil(len(confusion) / columns)
+    with open_figure(path, (4.8 * columns + 0.8, 4.6 * rows + 0.2)) as figure:
+        panels = figure.subplots(rows, columns, squeeze=False)
+        for panel in panels.flat[len(confusion) :]:
+            panel.set_visible(False)
+        for panel, (label, counts) in zip(panels.flat, confusion.items(), strict=False):
+            # Outside of one label another one may be.
+            others = "elsewhere" if len(confusion) > 1 else "background"
+            drawn = _draw_matrix(panel, counts, (others, shorten(label, 24 if len(confusion) > 1 else LONGEST_NAME)))
+        bar = figure.colorbar(drawn, ax=panels, shrink=0.8, format=PercentFormatter(1))
+        bar.set_label("share of the reference's row")
+        bar.outline.set_visible(False)
+
+
+def _draw_matrix(panel: Any, confusion: Mapping[str, int], sides: tuple[str, str]) -> Any:
     counts = np.array(
         [
             [confusion["true_negatives"], confusion["false_positives"]],
@@ -76,32 +104,39 @@ def draw_confusion_matrix(confusion: Mapping[str, int], path: str | Path, *, lab
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
     names = [["true negatives", "false positives"], ["false negatives", "true positives"]]
-    with open_figure(path, (5.6, 4.8)) as figure:
-        panel = figure.subplots()
-        colours = LinearSegmentedColormap.from_list("share", ["#FFFFFF", BLUE])
-        drawn = panel.imshow(shares, cmap=colours, vmin=0, vmax=1)
-        for row, column in np.ndindex(2, 2):
-            ink = "white" if shares[row, column] > 0.55 else INK
-            text = f"{int(counts[row, column]):,}\n{shares[row, column]:.2%}\n{names[row][column]}"
-            panel.text(column, row, text, ha="center", va="center", color=ink, linespacing=1.5)
-        panel.set_xticks([0, 1], ["background", shorten(label)])
-        panel.set_yticks([0, 1], ["background", shorten(label)], rotation=90, va="center")
-        panel.set(xlabel="mask", ylabel="reference", title="Voxels of all scans")
-        panel.grid(False)
-        panel.tick_params(length=0)
-        bar = figure.colorbar(drawn, ax=panel, shrink=0.8, format=PercentFormatter(1))
-        bar.set_label("share of the reference's row")
-        bar.outline.set_visible(False)
+    colours = LinearSegmentedColormap.from_list("share", ["#FFFFFF", BLUE])
+    drawn = panel.imshow(shares, cmap=colours, vmin=0, vmax=1)
+    for row, column in np.ndindex(2, 2):
+        ink = "white" if shares[row, column] > 0.55 else INK
+        text = f"{int(counts[row, column]):,}\n{shares[row, column]:.2%}\n{names[row][column]}"
+        panel.text(column, row, text, ha="center", va="center", color=ink, linespacing=1.5)
+    panel.set_xticks([0, 1], sides)
+    panel.set_yticks([0, 1], sides, rotation=90, va="center")
+    panel.set(xlabel="mask", ylabel="reference", title="Voxels of all scans")
+    panel.grid(False)
+    panel.tick_params(length=0)
+    return drawn
 
 
-def draw_dice_per_scan(scan_ids: Sequence[str], dice: Sequence[float], path: str | Path) -> None:
+def draw_dice_per_scan(
+    scan_ids: Sequence[str],
+    dice: Sequence[float],
+    path: str | Path,
+    *,
+    by_label: Mapping[str, Sequence[float]] | None = None,
+    labels: Labels | None = None,
+) -> None:
     """Draw the Dice of every scan, sorted: named bars for a few scans, a curve and a histogram for many.
 
     Args:
         scan_ids: Names of the scans.
         dice: From 0 to 1; NaN where mask and reference are both empty, which are counted in the title.
         path: PNG to write.
+        by_label: Of several labels the Dice of each scan; `dice` is then the mean over them.
+        labels: Their colours.
     """
+    apart = {name: np.asarray(values, np.float64) for name, values in (by_label or {}).items()}
+    colours = choose_colours(labels if labels and labels.names == tuple(apart) else _unnamed(tuple(apart)))
     values = np.asarray(dice, np.float64)
     scored = np.flatnonzero(~np.isnan(values))
     order = scored[np.argsort(values[scored], kind="stable")]
@@ -109,21 +144,33 @@ def draw_dice_per_scan(scan_ids: Sequence[str], dice: Sequence[float], path: str
     named = len(order) <= MOST_NAMED_SCANS
     size = (8.0, 1.3 + 0.24 * max(3, len(order))) if named else (10.0, 4.0)
     title = f"Dice of {len(order)} scan" + ("" if len(order) == 1 else "s")
+    if apart:
+        title += ", mean over labels"
     if left_out:
         title += f" ({left_out} with neither reference nor mask left out)"
     with open_figure(path, size) as figure:
         if named:
             panel = figure.subplots()
             _draw_bars(panel, [shorten(scan_ids[index]) for index in order], values[order])
+            for (name, found), colour in zip(apart.items(), colours, strict=False):
+                places = np.arange(len(order))
+                panel.scatter(found[order], places, 26, color=colour, edgecolor=INK, linewidth=0.6, label=shorten(name))
         else:
             panel, beside = figure.subplots(1, 2, width_ratios=(3, 2))
             _draw_ranks(panel, values[order])
+            for (name, found), colour in zip(apart.items(), colours, strict=False):
+                ranked = np.sort(found[~np.isnan(found)])
+                panel.plot(np.arange(1, len(ranked) + 1), ranked, color=colour, linewidth=1.6, label=shorten(name))
             _draw_histogram(beside, values[order])
         panel.set_title(title)
         if len(order):
-            figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+            figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4 if apart else 2)
         else:
             panel.text(0.5, 0.5, "no scan to score", ha="center", transform=panel.transAxes, color=GREY)
+
+
+def _unnamed(names: tuple[str, ...]) -> Labels:
+    return Labels(names, tuple((position + 1,) for position in range(len(names)))) if names else Labels()
 
 
 def _numbers(values: Iterable[float | None]) -> npt.NDArray[np.float64]:

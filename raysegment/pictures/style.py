@@ -7,12 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
 
+from raysegment.scan import Labels
+
 BLUE, SKY, ORANGE, VERMILLION, GREY, INK = "#0072B2", "#56B4E9", "#E69F00", "#D55E00", "#8A8A8A", "#222222"
+GREEN, PURPLE, YELLOW = "#009E73", "#CC79A7", "#F0E442"
+LABEL_COLOURS = (ORANGE, SKY, GREEN, PURPLE, YELLOW, VERMILLION, BLUE)
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -44,6 +49,14 @@ def open_figure(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]
         yield figure
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png")
+
+
+def choose_colours(labels: Labels) -> list[str]:
+    """A colour for each label: its own, else one that no other label has, as long as there are such."""
+    own = labels.colours or (None,) * len(labels)
+    given = [None if colour is None else "#{:02X}{:02X}{:02X}".format(*colour) for colour in own]
+    free = cycle([colour for colour in LABEL_COLOURS if colour not in given] or LABEL_COLOURS)
+    return [next(free) if colour is None else colour for colour in given]
 
 
 def shorten(name: str, longest: int = LONGEST_NAME) -> str:

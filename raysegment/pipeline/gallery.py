@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,9 +20,9 @@ from raysegment.errors import DamagedTablesError
 from raysegment.imaging.threshold import show_thresholds
 from raysegment.options import Postprocessing
 from raysegment.pipeline.blocks import read_block, scans_of
-from raysegment.pipeline.score import CONFUSION
+from raysegment.pipeline.score import CONFUSION, mean_of
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
-from raysegment.scan import ReadSettings, ScanEntry, SliceAxis
+from raysegment.scan import Labels, ReadSettings, ScanEntry, SliceAxis
 from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
 from raysegment.store.place import Place
@@ -56,12 +58,16 @@ def draw_training_figures(folder: Path, *, best_epoch: int | None, best_by: str)
     return figures
 
 
-def draw_inference_figures(folder: Path, manifest: pa.Table | None) -> list[Path]:
+def draw_inference_figures(
+    folder: Path, manifest: pa.Table | None, labels: Labels | None = None, reference_labels: Labels | None = None
+) -> list[Path]:
     """Draw what the tables of an output folder allow.
 
     Args:
         folder: What `infer` or `evaluate` wrote.
         manifest: Scans to take into account; None where they are not known, so that no scan can be shown.
+        labels: Of the model; as the masks name them if not given.
+        reference_labels: The values of the same labels in references; as in `labels` if not given.
 
     Returns:
         `predictions.png`; and with references `confusion_matrix.png` and `dice_per_scan.png`.
@@ -75,46 +81,84 @@ def draw_inference_figures(folder: Path, manifest: pa.Table | None) -> list[Path
     if manifest is not None:
         metrics = metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks()))
     compared = metrics.filter(pc.is_valid(metrics["dice"]))
-    figures = _draw_scores(_make_folder(folder), compared) if compared.num_rows else []
+    figures = _draw_scores(_make_folder(folder), compared, labels) if compared.num_rows else []
     if manifest is not None and metrics.num_rows:
         shown = _choose_rows(compared if compared.num_rows else metrics)
-        figures += _draw_stored(place, _make_folder(folder), manifest, shown)
+        figures += _draw_stored(place, _make_folder(folder), manifest, shown, labels, reference_labels)
     return figures
 
 
-def _draw_scores(folder: Path, metrics: pa.Table) -> list[Path]:
+def _draw_scores(folder: Path, metrics: pa.Table, labels: Labels | None) -> list[Path]:
     from raysegment.pictures.figures import draw_confusion_matrix, draw_dice_per_scan
 
-    confusion = {name: int(pc.sum(metrics[name]).as_py()) for name in CONFUSION}
-    labels = metrics["label"].unique().to_pylist()
-    draw_confusion_matrix(confusion, folder / "confusion_matrix.png", label=labels[0] if len(labels) == 1 else "label")
-    draw_dice_per_scan(metrics["scan_id"].to_pylist(), metrics["dice"].to_pylist(), folder / "dice_per_scan.png")
+    by_label = {
+        name: metrics.filter(pc.equal(metrics["label"], name)) for name in metrics["label"].unique().to_pylist()
+    }
+    confusion = {
+        label: {name: int(pc.sum(rows[name]).as_py()) for name in CONFUSION} for label, rows in by_label.items()
+    }
+    draw_confusion_matrix(confusion, folder / "confusion_matrix.png")
+    ids, dice = _mean_over_labels(metrics, "dice")
+    apart = {}
+    for label, rows in by_label.items() if len(by_label) > 1 else ():
+        known = dict(zip(rows["scan_id"].to_pylist(), rows["dice"].to_pylist(), strict=True))
+        apart[label] = [known.get(scan_id, math.nan) for scan_id in ids]
+    draw_dice_per_scan(ids, dice.tolist(), folder / "dice_per_scan.png", by_label=apart, labels=labels)
     return [folder / "confusion_matrix.png", folder / "dice_per_scan.png"]
+
+
+def _mean_over_labels(metrics: pa.Table, name: str) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """The scans, in the order of their first rows, and a number of each: the mean over its labels, NaN left out."""
+    values = metrics[name].cast(pa.float64()).to_numpy()
+    encoded = metrics["scan_id"].combine_chunks().dictionary_encode()
+    scan, known = encoded.indices.to_numpy(), ~np.isnan(values)
+    sums = np.bincount(scan[known], values[known], minlength=len(encoded.dictionary))
+    counts = np.bincount(scan[known], minlength=len(encoded.dictionary))
+    means = np.divide(sums, counts, out=np.full(len(sums), math.nan), where=counts > 0)
+    return encoded.dictionary.to_pylist(), means
 
 
 def _choose_rows(metrics: pa.Table) -> list[tuple[str, str]]:
     """Title and scan_id of the scans to show; without references those with the largest, a middle and no mask."""
     from raysegment.pictures.predictions import choose_cases
 
-    ids = metrics["scan_id"].to_pylist()
     if metrics["dice"].null_count < metrics.num_rows:
-        dice = metrics["dice"].to_numpy()
-        return [(f"{word}, Dice {dice[index]:.2f}\n{ids[index]}", ids[index]) for word, index in choose_cases(dice)]
-    order = np.argsort(-metrics["voxels"].to_numpy(), kind="stable")
+        ids, dice = _mean_over_labels(metrics, "dice")
+        chosen = choose_cases(dice.tolist())
+        return [(f"{word}, Dice {dice[index]:.2f}\n{ids[index]}", ids[index]) for word, index in chosen]
+    totals = metrics.group_by("scan_id", use_threads=False).aggregate([("voxels", "sum")])
+    ids, voxels = totals["scan_id"].to_pylist(), totals["voxels_sum"].to_numpy()
+    order = np.argsort(-voxels, kind="stable")
     picked = dict.fromkeys(int(order[position]) for position in (0, len(order) // 2, -1))
-    return [(f"{metrics['voxels'][index].as_py()} voxels\n{ids[index]}", ids[index]) for index in picked]
+    return [(f"{voxels[index]} voxels\n{ids[index]}", ids[index]) for index in picked]
 
 
-def _draw_stored(place: Place, folder: Path, manifest: pa.Table, shown: list[tuple[str, str]]) -> list[Path]:
+def _draw_stored(
+    place: Place,
+    folder: Path,
+    manifest: pa.Table,
+    shown: list[tuple[str, str]],
+    labels: Labels | None,
+    reference_labels: Labels | None,
+) -> list[Path]:
     ids = [scan_id for _, scan_id in shown]
     masks = {scan_id: _find_mask(place, scan_id) for scan_id in ids}
     wanted = manifest.filter(pc.is_in(manifest["scan_id"], value_set=pa.array(ids, pa.string())))
     by_id = {entry.scan_id: entry for entry in entries(wanted)}
     known = [(title, by_id[scan_id], masks[scan_id]) for title, scan_id in shown if scan_id in by_id]
-    return _draw_cases(folder, known)
+    stored = next((row for row in masks.values() if row is not None), None)
+    if stored is None:
+        return []
+    labels = labels or _labels_of(stored)
+    return _draw_cases(folder, known, labels, reference_labels or labels)
 
 
-def _draw_cases(folder: Path, shown: Sequence[tuple[str, ScanEntry, Mapping[str, Any] | None]]) -> list[Path]:
+def _draw_cases(
+    folder: Path,
+    shown: Sequence[tuple[str, ScanEntry, Mapping[str, Any] | None]],
+    labels: Labels,
+    reference_labels: Labels,
+) -> list[Path]:
     """Draw scans with the rows of their masks; those that cannot be read any more are left out."""
     from raysegment.pictures.predictions import draw_predictions, make_case
 
@@ -123,13 +167,13 @@ def _draw_cases(folder: Path, shown: Sequence[tuple[str, ScanEntry, Mapping[str,
         for title, entry, row in shown:
             if row is None:
                 continue
-            mask, decoder.settings = decode_mask(row), _settings_of(row)
+            mask, decoder.settings = decode_mask(row), _settings_of(row, reference_labels)
             read = next(scans_of(next(read_block(decoder, [entry]))))
-            if read.scan is not None and mask.shape == read.scan.grid:
-                cases.append(make_case(title, read.scan.pixels, read.reference, mask))
+            if read.scan is not None and mask.shape[-3:] == read.scan.grid:
+                cases.append(make_case(title, read.scan.pixels, read.reference, mask, labels, reference_labels))
     if not cases:
         return []
-    draw_predictions(cases, folder / "predictions.png")
+    draw_predictions(cases, folder / "predictions.png", labels)
     return [folder / "predictions.png"]
 
 
@@ -156,21 +200,31 @@ def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
     with Decoder(settings=read_settings) as decoder:
         blocks = (block for entry in scans for block in read_block(decoder, [entry]))
         rows = [row for block in blocks for row in segmenter.segment(scans_of(block)) if row.mask is not None]
-    dice = [float(row.metrics[0]["dice"]) for row in rows]
+    dice = [mean_of(np.array([metric["dice"] for metric in row.metrics], np.float64)) for row in rows]
     by_id = {entry.scan_id: entry for entry in scans}
     shown = []
     for word, index in choose_cases(dice):
         row = rows[index]
         title = f"{word} of {len(rows)}, Dice {dice[index]:.2f}\n{row.scan_id}"
         shown.append((title, by_id[row.scan_id], row.mask))
-    return _draw_cases(folder / "figures", shown)
+    return _draw_cases(folder / "figures", shown, bundle.labels, bundle.labels)
 
 
-def _settings_of(row: Mapping[str, Any]) -> ReadSettings:
+def _labels_of(row: Mapping[str, Any]) -> Labels:
+    """Labels as far as a mask tells; where they overlap, nothing says which values they have in references."""
+    names, values = zip(*row["labels"], strict=True)
+    if len(names) == 1:
+        return Labels(names)
+    if len(row["shape"]) == 4:
+        return Labels(names, tuple((1, position + 2) for position in range(len(names))))
+    return Labels(names, tuple((value,) for value in values))
+
+
+def _settings_of(row: Mapping[str, Any], labels: Labels) -> ReadSettings:
     """How a scan is read that has this mask: cut the same way, on the grid that it was brought to."""
     affine = row["affine"]
     slice_axis: SliceAxis = "auto" if affine is None else plane_of(np.reshape(affine, (4, 4)))
-    return ReadSettings(slice_axis=slice_axis, resample_channels=True)
+    return ReadSettings(labels=labels, slice_axis=slice_axis, resample_channels=True)
 
 
 def _find_mask(place: Place, scan_id: str) -> dict[str, Any] | None:

@@ -16,6 +16,8 @@ from raysegment.pictures.figures import (
     draw_predictions,
     make_case,
 )
+from raysegment.pictures.style import choose_colours
+from raysegment.scan import Labels
 
 SKY, ORANGE = (86, 180, 233), (230, 159, 0)
 
@@ -75,7 +77,7 @@ def test_cases_of_other_channels_and_types_are_drawn_without_a_reference(tmp_pat
     mask[2, 5:9, 5:9] = 1
     case = make_case("only\nscan/with $signs$\x07", pixels, None, mask)
     assert (case.image.shape, case.image.dtype) == ((20, 40, 3), np.uint8)
-    assert np.array_equal(case.mask, mask[2])
+    assert np.array_equal(case.mask, [mask[2] != 0])
     draw_predictions([case], tmp_path / "predictions.png")
     assert read(tmp_path / "predictions.png").size
 
@@ -86,7 +88,7 @@ def test_a_case_shows_the_slice_with_most_lesion():
     reference[3, :4, :4] = True
     mask = np.zeros((4, 8, 8), np.uint8)
     case = make_case("scan", np.zeros((4, 8, 8, 3), np.uint8), reference, mask)
-    assert np.array_equal(case.reference, reference[3])
+    assert np.array_equal(case.reference, [reference[3]])
 
 
 def test_best_median_and_worst_are_chosen_without_nan():
@@ -98,7 +100,7 @@ def test_best_median_and_worst_are_chosen_without_nan():
 
 def test_the_confusion_matrix_is_drawn_even_without_any_lesion(tmp_path):
     counts = {"true_negatives": 10**10, "false_positives": 5, "false_negatives": 0, "true_positives": 0}
-    draw_confusion_matrix(counts, tmp_path / "confusion.png")
+    draw_confusion_matrix({"lesion": counts}, tmp_path / "confusion.png")
     assert read(tmp_path / "confusion.png").size
 
 
@@ -121,3 +123,74 @@ def test_equal_input_gives_equal_bytes(tmp_path):
     for name in ("first.png", "second.png"):
         draw_curves(history(4), tmp_path / name)
     assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+
+
+DISJOINT = Labels(("Anterior", "Posterior"), ((1,), (5,)), colours=(None, (10, 200, 30)))
+NESTED = Labels(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,)))
+
+
+def blobs(shift: int) -> np.ndarray:
+    """A label map of three values, one within the other, in the last two slices."""
+    rows, columns = np.mgrid[:80, :100]
+    distance = np.hypot(rows - 40, columns - 50 - shift)
+    plane = np.select([distance < 8, distance < 15, distance < 24], [4, 1, 2], 0).astype(np.uint8)
+    return np.stack([0 * plane, plane, plane])
+
+
+def test_labels_have_their_colours_in_reference_and_mask(tmp_path):
+    pixels = np.full((3, 80, 100, 1), 90, np.uint8)
+    reference = np.where(blobs(0) == 2, 5, blobs(0) == 1).astype(np.uint8)
+    case = make_case("best, Dice 0.80\nscan", pixels, reference, np.roll(reference, 4, axis=2), DISJOINT)
+    assert case.reference.shape == case.mask.shape == (2, 80, 100)
+    assert case.reference[1].sum() == (reference[1] == 5).sum()
+    draw_predictions([case], tmp_path / "disjoint.png", DISJOINT)
+    picture = read(tmp_path / "disjoint.png")
+    assert count_colour(picture, (10, 200, 30)) > 100
+    assert count_colour(picture, ORANGE) > 100
+
+
+def test_labels_that_overlap_are_outlines(tmp_path):
+    pixels = np.full((3, 80, 100, 1), 90, np.uint8)
+    mask = np.stack([blobs(5) != 0, np.isin(blobs(5), (1, 4)), blobs(5) == 4]).view(np.uint8)
+    case = make_case("scan", pixels, blobs(0), mask, NESTED)
+    assert [int(plane.sum()) for plane in case.reference] == sorted(
+        (int(plane.sum()) for plane in case.reference), reverse=True
+    )
+    draw_predictions([case], tmp_path / "nested.png", NESTED)
+    picture = read(tmp_path / "nested.png")
+    assert all(count_colour(picture, colour) > 50 for colour in (ORANGE, SKY, (0, 158, 115)))
+
+
+def test_values_of_references_may_differ_from_those_of_masks():
+    drawn = Labels(("Anterior", "Posterior", "other"), ((7,), (9,), (3,)))
+    reference = np.zeros((2, 4, 4), np.uint8)
+    reference[0] = 3
+    reference[1, 0], reference[1, 1] = 7, 9
+    case = make_case("scan", np.zeros((2, 4, 4, 1), np.uint8), reference, np.zeros_like(reference), DISJOINT, drawn)
+    assert [plane.sum() for plane in case.reference] == [4, 4]
+    assert not case.mask.any()
+
+
+def test_colours_are_the_labels_own_or_ones_that_none_has():
+    assert choose_colours(DISJOINT) == ["#E69F00", "#0AC81E"]
+    sky = Labels(("a", "b", "c"), ((1,), (2,), (3,)), colours=(None, None, (0xE6, 0x9F, 0x00)))
+    assert choose_colours(sky) == ["#56B4E9", "#009E73", "#E69F00"]
+    many = Labels(tuple("abcdefghi"), tuple((value,) for value in range(1, 10)))
+    assert len(set(choose_colours(many)[:7])) == 7
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_each_label_has_a_confusion_matrix(tmp_path, count):
+    counts = {"true_negatives": 10**6, "false_positives": 500, "false_negatives": 300, "true_positives": 9000}
+    draw_confusion_matrix({f"label {number}": counts for number in range(count)}, tmp_path / "confusion.png")
+    assert read(tmp_path / "confusion.png").size
+
+
+@pytest.mark.parametrize("count", [5, 300])
+def test_dice_of_each_label_stands_beside_the_mean(tmp_path, count):
+    random = np.random.default_rng(0)
+    apart = {"Anterior": random.beta(8, 2, count), "Posterior": np.append(random.beta(6, 3, count - 1), math.nan)}
+    mean = np.nanmean(list(apart.values()), axis=0)
+    names = [f"scan {index}" for index in range(count)]
+    draw_dice_per_scan(names, mean, tmp_path / "dice.png", by_label=apart, labels=DISJOINT)
+    assert count_colour(read(tmp_path / "dice.png"), (10, 200, 30)) > 20

@@ -20,7 +20,7 @@ from raysegment.cluster.inference.worker import WorkerSettings
 from raysegment.cluster.session import check_temp_dir, ray_session, resolve_on_cluster
 from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, LockedError
 from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
-from raysegment.model.bundle import Bundle
+from raysegment.model.bundle import Bundle, describe_labels
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
 from raysegment.pipeline.segment import SegmentSettings
@@ -286,7 +286,8 @@ class InferenceRun:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Keep run.json true from start to end, whatever happens, and leave no staged work behind."""
-        self.record |= {**describe_choices(self.options), **describe_machine()}
+        labels = describe_labels(self.bundle.labels)
+        self.record |= {**describe_choices(self.options), **describe_machine(), "labels": labels}
         try:
             with keep_record(self.place, self.record, measure=self._measure):
                 yield
