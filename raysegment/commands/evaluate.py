@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysegment.archive.channels import order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import match_labels
 from raysegment.archive.split import choose_scans, refuse_training_patients
@@ -57,6 +58,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         references=options.reference,
         fingerprint=options.fingerprint,
     )
+    found = order_channels(found, bundle.channel_names)
     manifest, split_origin = choose_scans(
         found, split=options.split, split_file=options.split_file, run_manifest=_find_run_manifest(options.model)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from raysegment.archive.channels import order_channels
 from raysegment.archive.index import find_scans
 from raysegment.cluster.inference.run import InferResult, run_inference
 from raysegment.cluster.session import interruptible
@@ -33,5 +34,6 @@ def infer(options: InferOptions) -> InferResult:
         references=options.reference,
         fingerprint=options.fingerprint,
     )
+    found = order_channels(found, bundle.channel_names)
     manifest = found.slice(0, options.limit) if options.limit else found
     return run_inference(options, bundle, manifest, found, command="infer", started=started)

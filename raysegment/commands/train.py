@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from raysegment.archive.channels import most_common_names, order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import find_labels
 from raysegment.archive.split import Drawing, assign_splits
@@ -86,6 +87,7 @@ def train(options: TrainOptions) -> TrainResult:
         channels=options.channel,
         references=options.reference,
     )
+    found = order_channels(found, most_common_names(found))
     split = assign_splits(
         select_referenced(found, options.source),
         split_file=options.split_file,

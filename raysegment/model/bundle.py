@@ -108,6 +108,11 @@ class Bundle:
         """Rows and columns of a batch must divide by this."""
         return 2**self.depth
 
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Of the channels of a scan as read; empty where there is one, or they had no names."""
+        return tuple(self.data.get("channel_names", ()))
+
     def has_seen(self, patient_id: str) -> bool:
         """Whether the network was trained on that patient."""
         return hash_patient(patient_id) in self.training_patients

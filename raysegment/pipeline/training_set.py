@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysegment.archive.channels import most_common_names
 from raysegment.archive.index import summarise
 from raysegment.archive.names import show_name
 from raysegment.archive.split import SplitResult, require_split
@@ -42,7 +43,8 @@ def select_referenced(found: pa.Table, source: str) -> pa.Table:
     referenced = found.filter(pc.greater(pc.list_value_length(found["reference_files"]), 0))
     if not referenced.num_rows:
         raise UsageError(
-            f"no scan in {source} has a reference; looked for `_mask` partners and masks/ beside images/ folders."
+            f"no scan in {source} has a reference; looked for `_mask` partners, masks/ beside images/ folders, and "
+            "references of known datasets. --reference names others."
         )
     return referenced
 
@@ -228,10 +230,12 @@ def describe_data(
         name: {"patients": pc.count_distinct(table["patient_id"]).as_py(), "scans": table.num_rows}
         for name, table in used.items()
     }
+    names = most_common_names(manifest)
     return {
         "num_channels": num_channels,
         "training_patients": sorted(set(used["train"]["patient_id"].to_pylist())),
-        "data": {"scans_left_out": len(errors), "data_id": record["data_id"]},
+        "data": {"scans_left_out": len(errors), "data_id": record["data_id"]}
+        | ({"channel_names": list(names)} if names else {}),
         "split": split,
         "provenance": {"versions": record["versions"], "seed": options.seed},
     }
