@@ -1,9 +1,9 @@
 """raysegment trains U-Nets and segments archives of medical scans, on one machine or a Ray cluster.
 
 What a command does is also one function: `raysegment.train(options)`, `raysegment.infer(options)`,
-`raysegment.evaluate(options)`, `raysegment.index(options)`, `raysegment.export(options)`, `raysegment.report(options)`,
-`raysegment.demo(options)`. Each takes the command's options and returns a small result. Importing this package imports
-neither Ray nor TensorFlow.
+`raysegment.evaluate(options)`, `raysegment.measure(options)`, `raysegment.index(options)`, `raysegment.export(options)`,
+`raysegment.report(options)`, `raysegment.demo(options)`. Each takes the command's options and returns a small result.
+Importing this package imports neither Ray nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ _EXPORTS = {
     "infer": ("raysegment.commands.infer", "infer"),
     "load_bundle": ("raysegment.model.bundle", "load_bundle"),
     "load_options": ("raysegment.choices", "load_options"),
+    "measure": ("raysegment.commands.measure", "measure"),
     "report": ("raysegment.commands.report", "report"),
     "train": ("raysegment.commands.train", "train"),
     "DemoOptions": ("raysegment.options", "DemoOptions"),
@@ -28,6 +29,7 @@ _EXPORTS = {
     "ExportOptions": ("raysegment.options", "ExportOptions"),
     "IndexOptions": ("raysegment.options", "IndexOptions"),
     "InferOptions": ("raysegment.options", "InferOptions"),
+    "MeasureOptions": ("raysegment.options", "MeasureOptions"),
     "RaysegmentError": ("raysegment.errors", "RaysegmentError"),
     "ReportOptions": ("raysegment.options", "ReportOptions"),
     "Scan": ("raysegment.scan", "Scan"),

@@ -21,6 +21,7 @@ from raysegment.options import (
     ExportOptions,
     IndexOptions,
     InferOptions,
+    MeasureOptions,
     ReportOptions,
     TrainOptions,
 )
@@ -167,6 +168,19 @@ def infer(options: InferOptions) -> int:
 def evaluate(options: EvaluateOptions) -> int:
     """Segment scans that have a reference and summarise how well masks and references agree."""
     from raysegment.commands.evaluate import evaluate as run
+    from raysegment.runs.closing import describe_summary
+
+    result = run(options)
+    if not options.json:
+        print("\n".join(describe_summary(result.summary, result.out)))
+    _say_result(options.json, result)
+    return result.exit_code
+
+
+@command(MeasureOptions)
+def measure(options: MeasureOptions) -> int:
+    """Compare masks of an earlier run with references, without segmenting again; goes on where it was stopped."""
+    from raysegment.commands.measure import measure as run
     from raysegment.runs.closing import describe_summary
 
     result = run(options)

@@ -429,10 +429,48 @@ class EvaluateOptions(InferOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.split_file is not None and self.split is None:
-            raise UsageError("--split-file says who is in which split; give --split train, val or test as well.")
-        if self.allow_training_patients and self.split not in ("val", "test"):
-            raise UsageError("--allow-training-patients has a meaning only with --split val or test.")
+        check_split_choices(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureOptions(Checked):
+    """`raysegment measure OUT REFERENCES --out EVAL`."""
+
+    tables: str = choice(MISSING, "folder that `infer` or `evaluate` wrote; it is only read", positional=True)
+    references: str = choice(
+        MISSING, "folder, manifest or bucket with references, of scans named as in the tables", positional=True
+    )
+    out: str = choice(MISSING, "folder or bucket for metrics and summary; an unfinished run there goes on")
+    model: str | None = choice(None, "the tables' model, if it no longer lies where they were made")
+    labels: tuple[str, ...] | None = choice(
+        None,
+        "values of the masks' labels in references, such as WT=1+2+4, once for each; by labels.yaml or dataset.json in "
+        "REFERENCES if not given, else as in training",
+        affects_result=True,
+    )
+    resample_channels: bool = choice(False, "resample references that lie on another grid", affects_result=True)
+    surface_tolerance_mm: float = choice(1.0, SURFACE_TOLERANCE_HELP, unit="mm", affects_result=True, minimum=0)
+    split: Literal["train", "val", "test"] | None = choice(
+        None, "scans of this split only; all with a reference if not given"
+    )
+    split_file: str | None = choice(None, SPLIT_FILE_HELP)
+    allow_training_patients: bool = choice(
+        False, "with --split val or test, measure patients too that the model was trained on; refused if not given"
+    )
+    retry_failed: bool = choice(False, "try failed scans again")
+    scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
+    fingerprint: Literal["stat", "content"] = choice(
+        "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
+    )
+    workers: int | None = choice(None, "scans measured at the same time; one for each CPU if not given", minimum=1)
+    read_timeout_seconds: float = choice(60.0, "time limit for decoding one reference", unit="seconds", minimum=1)
+    read_memory_mb: int = choice(4096, "memory limit for decoding one reference", unit="MB", minimum=64)
+    part_seconds: float = choice(10.0, "time after its first scan at which a part closes", unit="seconds", minimum=0)
+    json: bool = choice(False, "print one JSON object a line, for programs")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_split_choices(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -493,6 +531,18 @@ def parse_thresholds(text: str) -> dict[str, float]:
             )
         found[name.strip()] = value
     return found
+
+
+def check_split_choices(options: EvaluateOptions | MeasureOptions) -> None:
+    """Refuse choices that have a meaning only with a split.
+
+    Raises:
+        UsageError: Names the choice.
+    """
+    if options.split_file is not None and options.split is None:
+        raise UsageError("--split-file says who is in which split; give --split train, val or test as well.")
+    if options.allow_training_patients and options.split not in ("val", "test"):
+        raise UsageError("--allow-training-patients has a meaning only with --split val or test.")
 
 
 def check_divisible(image_size: int, factor: int) -> None:

@@ -29,6 +29,7 @@ PUBLIC = [
     "ExportOptions",
     "IndexOptions",
     "InferOptions",
+    "MeasureOptions",
     "RaysegmentError",
     "ReportOptions",
     "Scan",
@@ -42,6 +43,7 @@ PUBLIC = [
     "infer",
     "load_bundle",
     "load_options",
+    "measure",
     "report",
     "train",
 ]

@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from raysegment.archive.names import show_name
 from raysegment.archive.reference import Values
@@ -120,6 +121,23 @@ class Decoder:
             except ScanError as error:
                 return Decoded(scan, None, f"{type(error).__name__}: {error}")
             return Decoded(scan, cast(LabelMap, reference))
+
+    def read_reference(
+        self, entry: ScanEntry, grid: tuple[int, int, int], affine: npt.NDArray[np.float64] | None
+    ) -> LabelMap:
+        """The reference of a scan that was read before.
+
+        Args:
+            entry: The scan's row of the manifest.
+            grid: The scan's (slices, rows, columns).
+            affine: The scan's, on which a volume must lie; None where it has none.
+
+        Raises:
+            ScanError: As `read_reference` of `archive/reference`, or one of the decoder's own.
+        """
+        with self._lock:
+            reference, _ = self._ask("reference", entry, Scan(np.broadcast_to(np.uint8(0), (*grid, 1)), None, affine))
+            return cast(LabelMap, reference)
 
     def read_values(self, entry: ScanEntry) -> Values:
         """The different values that the reference of a scan holds, ascending.

@@ -133,6 +133,18 @@ def choose_scans(
     return require_split(result, split), f"{result.origin}{told}"
 
 
+def find_run_manifest(model: str) -> str | None:
+    """The manifest of the training run that holds a model, if it is one.
+
+    Args:
+        model: Bundle, or the folder of a training run that holds one.
+    """
+    for folder in (Path(model), Path(model).parent):
+        if (folder / "manifest.parquet").is_file() and (folder / "model").is_dir():
+            return str(folder / "manifest.parquet")
+    return None
+
+
 def refuse_training_patients(scans: pa.Table, split: str, has_seen: Callable[[str], bool]) -> None:
     """Refuse to measure a model on patients that it was trained on as if it had never seen them.
 

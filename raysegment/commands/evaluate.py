@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from raysegment.archive.channels import order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import match_labels
-from raysegment.archive.split import choose_scans, refuse_training_patients
+from raysegment.archive.split import choose_scans, find_run_manifest, refuse_training_patients
 from raysegment.cluster.inference.run import InferResult, run_inference
 from raysegment.cluster.session import interruptible
 from raysegment.imaging.threshold import describe_thresholds, resolve_thresholds
@@ -60,7 +60,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     )
     found = order_channels(found, bundle.channel_names)
     manifest, split_origin = choose_scans(
-        found, split=options.split, split_file=options.split_file, run_manifest=_find_run_manifest(options.model)
+        found, split=options.split, split_file=options.split_file, run_manifest=find_run_manifest(options.model)
     )
     if options.split in ("val", "test") and not options.allow_training_patients:
         refuse_training_patients(manifest, options.split, bundle.has_seen)
@@ -69,7 +69,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     place = Place(options.out)
     thresholds = resolve_thresholds(options.threshold, bundle.labels, bundle.threshold)
     summary = summarise_metrics(
-        _read_metrics(place, manifest),
+        read_metrics(place, manifest),
         scans_failed=inference.scans_failed,
         threshold=describe_thresholds(thresholds, bundle.labels),
         training_patients=sum(map(bundle.has_seen, set(manifest["patient_id"].to_pylist()))),
@@ -81,15 +81,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     return EvaluateResult(**vars(inference), summary=summary, figures=tuple(map(str, figures)))
 
 
-def _read_metrics(place: Place, manifest: pa.Table) -> pa.Table:
+def read_metrics(place: Place, manifest: pa.Table) -> pa.Table:
     """The metrics of the manifest's scans."""
     metrics = read_rows(place, "metrics")
     return metrics.filter(pc.is_in(metrics["scan_id"], value_set=manifest["scan_id"].combine_chunks()))
-
-
-def _find_run_manifest(model: str) -> str | None:
-    """The manifest of the training run that holds the model, if it is one."""
-    for folder in (Path(model), Path(model).parent):
-        if (folder / "manifest.parquet").is_file() and (folder / "model").is_dir():
-            return str(folder / "manifest.parquet")
-    return None

@@ -182,7 +182,8 @@ def _summarise(
     for near, codes in zip(distances, surface.codes, strict=True):
         areas = area_of_code[codes]
         area += float(areas.sum())
-        weighted_sum += float(near @ areas)
+        # No `near @ areas`: what BLAS adds up depends on where in memory it lies.
+        weighted_sum += float((near * areas).sum())
         area_within += float(areas[near <= tolerance_mm * (1 + ROUNDING)].sum())
     reached = area * ROBUST_SHARE * (1 - ROUNDING)
     return _Directed(_percentile(surface, distances, area_of_code, reached), weighted_sum, area, area_within)

@@ -59,7 +59,11 @@ empty, which have no distance."""
 
 
 def summarise_metrics(
-    metrics: pa.Table, *, scans_failed: int, threshold: float | dict[str, float], training_patients: int
+    metrics: pa.Table,
+    *,
+    scans_failed: int,
+    threshold: float | dict[str, float] | None,
+    training_patients: int | None,
 ) -> dict[str, Any]:
     """The summary of an evaluation.
 
@@ -70,8 +74,9 @@ def summarise_metrics(
     Args:
         metrics: Rows of the metrics table that have a reference.
         scans_failed: Scans that are not among them because they failed.
-        threshold: Probability from which a voxel belongs to the mask; by name where labels have their own.
-        training_patients: Patients among them that the model was trained on.
+        threshold: Probability from which a voxel belongs to the mask; by name where labels have their own; None where
+            nobody knows.
+        training_patients: Patients among them that the model was trained on; None where nobody knows.
 
     Returns:
         The keys of summary.json; what has no value is NaN. `labels` has the same for each label.

@@ -115,7 +115,9 @@ def _show_dice(numbers: Mapping[str, Any]) -> str:
     )
 
 
-def _show_threshold(threshold: float | Mapping[str, float]) -> str:
+def _show_threshold(threshold: float | Mapping[str, float] | None) -> str:
+    if threshold is None:
+        return "–"
     if isinstance(threshold, Mapping):
         return ", ".join(f"{value:.2f} for {name}" for name, value in threshold.items())
     return f"{threshold:.2f}"

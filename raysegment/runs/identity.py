@@ -25,7 +25,12 @@ TRAINING_NAMES = frozenset(
 )
 """What `train` leaves in its folder."""
 
-OWN_NAMES = {"infer": INFERENCE_NAMES, "evaluate": INFERENCE_NAMES, "train": TRAINING_NAMES}
+OWN_NAMES = {
+    "infer": INFERENCE_NAMES,
+    "evaluate": INFERENCE_NAMES,
+    "measure": INFERENCE_NAMES,
+    "train": TRAINING_NAMES,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,6 +87,7 @@ class OpenPart:
         max_bytes: Size at which the part is due.
         max_seconds: Time after the first scan at which it is due.
         clock: Monotonic clock in seconds.
+        tables: Those that the part has a file in.
     """
 
     place: Place
@@ -97,6 +98,7 @@ class OpenPart:
     rows: list[ScanRows] = field(default_factory=list)
     num_bytes: int = 0
     opened: float = 0.0
+    tables: tuple[str, ...] = tuple(SCHEMAS)
 
     def add(self, rows: ScanRows) -> None:
         """Take the rows of one scan."""
@@ -121,24 +123,26 @@ class OpenPart:
         if not self.rows:
             return None
         rows, self.rows, self.num_bytes = self.rows, [], 0
-        return stage_part(self.place, self.folder, rows)
+        return stage_part(self.place, self.folder, rows, self.tables)
 
 
-def stage_part(place: Place, folder: str, rows: list[ScanRows]) -> PartReceipt:
+def stage_part(
+    place: Place, folder: str, rows: list[ScanRows], tables: tuple[str, ...] = tuple(SCHEMAS)
+) -> PartReceipt:
     """Write rows as one part below the staging folder, under a name that comes from the scans."""
     started = time.perf_counter()
     name = name_part(folder, [row.scan_id for row in rows])
-    tables = {
+    content = {
         "masks": [row.mask for row in rows if row.mask is not None],
         "metrics": [metric for row in rows for metric in row.metrics],
         "scans": [row.scan for row in rows],
     }
     num_bytes = 0
-    for table, schema in SCHEMAS.items():
-        content = pa.Table.from_pylist(tables[table], schema=schema)
+    for table in tables:
+        written = pa.Table.from_pylist(content[table], schema=SCHEMAS[table])
         # Masks are compressed already.
         compression = "none" if table == "masks" else "zstd"
-        num_bytes += place.write_table(f"{folder}/{table}/{name}", content, compression=compression)
+        num_bytes += place.write_table(f"{folder}/{table}/{name}", written, compression=compression)
     failed, failures = count_failures(rows)
     return PartReceipt(
         name=name,

@@ -20,9 +20,12 @@ TAKING_OUT = "_taking_out.parquet"
 FINISHED_COLUMNS = ["scan_id", "fingerprint", "status", "error_type"]
 
 
-def publish_part(place: Place, folder: str, name: str) -> None:
+ALL_TABLES = tuple(SCHEMAS)
+
+
+def publish_part(place: Place, folder: str, name: str, tables: tuple[str, ...] = ALL_TABLES) -> None:
     """Rename a staged part into the tables: masks, metrics, and `scans` last, which makes its scans done."""
-    for table in SCHEMAS:
+    for table in tables:
         place.move(f"{folder}/{table}/{name}", f"{table}/{name}")
         place.sync_folder(table)
 
@@ -32,11 +35,15 @@ def list_parts(place: Place, table: str) -> list[str]:
     return [name for name in place.list_names(table) if name.endswith(".parquet") and not name.startswith((".", "_"))]
 
 
-def prepare_tables(place: Place) -> list[Damage]:
+def prepare_tables(place: Place, tables: tuple[str, ...] = ALL_TABLES) -> list[Damage]:
     """Make the tables' folders, and bring the tables in order after a driver that died or a disk that failed.
 
     Staging leftovers go, and so do parts of `masks` or `metrics` without one in `scans`; scans that were being taken
     out are taken out. A part that is damaged in one table goes from all, so that its scans are done again.
+
+    Args:
+        place: The output folder.
+        tables: Those that it has, `scans` among them.
 
     Returns:
         The damaged parts that were removed.
@@ -44,16 +51,16 @@ def prepare_tables(place: Place) -> list[Damage]:
     Raises:
         OutputError: The storage refuses a file.
     """
-    for table in SCHEMAS:
+    for table in tables:
         place.make_folder(table)
     place.delete(STAGING)
     drop_orphans(place)
     removed: list[Damage] = []
     if place.exists(TAKING_OUT):
         # Half taken out, a part's tables differ: only what cannot be read is damaged.
-        removed += _drop_damaged(place, [item for item in _find_damage(place) if item.is_unreadable])
+        removed += _drop_damaged(place, [item for item in _find_damage(place, tables) if item.is_unreadable])
         take_out(place, place.read_table(TAKING_OUT)["scan_id"])
-    return removed + _drop_damaged(place, _find_damage(place))
+    return removed + _drop_damaged(place, _find_damage(place, tables))
 
 
 def check_tables(place: Place, *tables: str) -> None:
@@ -69,8 +76,8 @@ def check_tables(place: Place, *tables: str) -> None:
         raise damaged(place, f"{found[0]}{more}")
 
 
-def _find_damage(place: Place) -> list[Damage]:
-    return find_damage(place, list_parts(place, "scans"))
+def _find_damage(place: Place, tables: tuple[str, ...]) -> list[Damage]:
+    return find_damage(place, list_parts(place, "scans"), [table for table in tables if table != "scans"])
 
 
 def _drop_damaged(place: Place, found: list[Damage]) -> list[Damage]:

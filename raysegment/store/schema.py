@@ -117,3 +117,6 @@ ADDED_COLUMNS = {
 
 SCHEMAS = {"masks": MASKS_SCHEMA, "metrics": METRICS_SCHEMA, "scans": SCANS_SCHEMA}
 """The tables in the order in which a part is published: a scan is done when it is in `scans`."""
+
+MEASURED_TABLES = ("metrics", "scans")
+"""Those that `measure` writes, of masks that stand in the tables of another run."""

@@ -1,0 +1,174 @@
+"""The tables of another run, and the model that made them, for commands that only read them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysegment.archive.labels import locate_labels, match_labels
+from raysegment.archive.split import find_run_manifest, refuse_training_patients
+from raysegment.errors import UsageError
+from raysegment.imaging.threshold import describe_thresholds, resolve_thresholds
+from raysegment.model.bundle import Bundle, load_bundle
+from raysegment.options import MeasureOptions, Threshold
+from raysegment.runs.record import read_record
+from raysegment.scan import Labels
+from raysegment.store.damage import report_damage
+from raysegment.store.place import Place
+from raysegment.store.publish import check_tables, list_parts, read_rows
+from raysegment.store.schema import STATUS_OK
+
+ROWS_AT_ONCE = 4
+
+
+class StoredTables:
+    """The tables whose masks are measured, and the model that made them as far as it is at hand.
+
+    Args:
+        options: Choices of `measure`.
+
+    Attributes:
+        place: Their folder.
+        record: What its run.json holds.
+        scans: Rows of `scans`.
+        model: Where the model lay, or lies now.
+        bundle: The model; None where it is not there any more.
+        why_unknown: Why the model is not at hand; empty where it is.
+
+    Raises:
+        UsageError: The folder is no output of `infer` or `evaluate`, or --model is another model.
+        DamagedTablesError: Parts are lost or damaged.
+    """
+
+    def __init__(self, options: MeasureOptions) -> None:
+        self.options = options
+        self.place = Place(options.tables)
+        self.record = read_record(self.place)
+        if self.record.get("command") not in ("infer", "evaluate"):
+            raise UsageError(f"{options.tables} is no folder that `raysegment infer` or `evaluate` wrote.")
+        _check_apart(options.out, self.place)
+        check_tables(self.place, "metrics", "masks")
+        self.scans = read_rows(self.place, "scans")
+        if not pc.any(pc.equal(self.scans["status"], STATUS_OK)).as_py():
+            raise UsageError(f"{options.tables} has no masks yet: no scan is segmented.")
+        self.model = options.model or str(dict(self.record.get("chosen") or {}).get("model") or "")
+        self.why_unknown = ""
+        self.bundle = self._load_bundle()
+
+    @cached_property
+    def mask_labels(self) -> tuple[dict[str, int], bool]:
+        """Value of each label in the masks, and whether labels overlap, by the first mask."""
+        _, row = next(iterate_masks(self.place, ["labels", "shape"]))
+        return dict(row["labels"]), len(row["shape"]) == 4
+
+    def check_patients(self, manifest: pa.Table) -> None:
+        """Refuse to measure a model on patients that it was trained on as if it had never seen them.
+
+        Raises:
+            UsageError: Names them, or says that nobody can tell.
+        """
+        split = self.options.split
+        if split not in ("val", "test") or self.options.allow_training_patients:
+            return
+        if self.bundle is None:
+            raise UsageError(
+                f"--split {split}: whether the model was trained on these patients cannot be told, because it is not "
+                f"at hand ({self.why_unknown}). Give --model, or --allow-training-patients to measure them all the "
+                "same."
+            )
+        refuse_training_patients(manifest, split, self.bundle.has_seen)
+
+    def find_run_manifest(self) -> str | None:
+        """The manifest of the training run that holds the model, if it is one and at hand."""
+        return None if self.bundle is None else find_run_manifest(self.model)
+
+    def count_training_patients(self, manifest: pa.Table) -> int | None:
+        """Patients that the model was trained on; None where the model is not at hand."""
+        if self.bundle is None:
+            return None
+        return sum(map(self.bundle.has_seen, set(manifest["patient_id"].to_pylist())))
+
+    def match_labels(self, options: MeasureOptions) -> Labels:
+        """What the values of references mean, for the masks' labels first.
+
+        Raises:
+            UsageError: The references have other labels, or nobody knows which values labels that overlap have.
+        """
+        values, overlap = self.mask_labels
+        names = tuple(values)
+        if self.bundle is not None:
+            return match_labels(options.references, options.labels, self.bundle.labels)
+        if not overlap:
+            regions = () if values == {names[0]: 1} else tuple((value,) for value in values.values())
+            return match_labels(options.references, options.labels, Labels(names, regions))
+        if not locate_labels(options.references, options.labels, names[0])[0].are_declared:
+            raise UsageError(
+                f"which values {', '.join(names)} have in references is known from nowhere: the model is not at hand "
+                f"({self.why_unknown}). Give --model, or --labels {names[0]}=1+2 for each."
+            )
+        return match_labels(options.references, options.labels, Labels(names, ((1,),) * len(names)))
+
+    def describe_threshold(self) -> float | dict[str, float] | None:
+        """The threshold of the masks, as summary.json has it; None where run.json does not say."""
+        names = tuple(self.mask_labels[0])
+        given: Threshold | None = dict(self.record.get("result_options") or {}).get("threshold")
+        if given is None:
+            return None
+        if self.bundle is not None:
+            labels = self.bundle.labels
+        else:
+            labels = Labels(names, ((1,),) * len(names) if isinstance(given, str) else _different(len(names)))
+        return describe_thresholds(resolve_thresholds(given, labels, 0.5), labels)
+
+    def _load_bundle(self) -> Bundle | None:
+        made_by = str(self.record.get("model_id"))
+        try:
+            bundle = load_bundle(self.model)
+        except UsageError as error:
+            if self.options.model is not None:
+                raise
+            self.why_unknown = str(error).rstrip(".")
+            return None
+        if bundle.model_id == made_by:
+            return bundle
+        if self.options.model is not None:
+            raise UsageError(f"--model {self.model} is {bundle.model_id}; the masks were made by {made_by}.")
+        self.why_unknown = f"{self.model} holds another model now"
+        return None
+
+
+def iterate_masks(place: Place, columns: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of the table `masks`, each with the file that it is in, a few in memory at a time.
+
+    Raises:
+        DamagedTablesError: A part cannot be read.
+    """
+    published = set(list_parts(place, "scans"))
+    for part in list_parts(place, "masks"):
+        if part not in published:
+            continue
+        name = f"masks/{part}"
+        with report_damage(place, name), pq.ParquetFile(place.path(name), filesystem=place.filesystem) as file:
+            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+                yield from ((name, row) for row in batch.to_pylist())
+
+
+def _check_apart(out: str, tables: Place) -> None:
+    """Refuse to write into the tables' own folder.
+
+    Raises:
+        UsageError: Names it.
+    """
+    place = Place(out)
+    if place.is_local and tables.is_local and Path(place.root).resolve().is_relative_to(Path(tables.root).resolve()):
+        raise UsageError(f"--out {out} lies in {tables.location}, which is only read. Choose another --out.")
+
+
+def _different(count: int) -> tuple[tuple[int, ...], ...]:
+    return tuple((value,) for value in range(1, count + 1))
