@@ -1,9 +1,9 @@
 """raysegment trains U-Nets and segments archives of medical scans, on one machine or a Ray cluster.
 
 What a command does is also one function: `raysegment.train(options)`, `raysegment.infer(options)`,
-`raysegment.evaluate(options)`, `raysegment.measure(options)`, `raysegment.index(options)`, `raysegment.export(options)`,
-`raysegment.report(options)`, `raysegment.demo(options)`. Each takes the command's options and returns a small result.
-Importing this package imports neither Ray nor TensorFlow.
+`raysegment.evaluate(options)`, `raysegment.measure(options)`, `raysegment.index(options)`,
+`raysegment.export(options)`, `raysegment.report(options)`, `raysegment.demo(options)`. Each takes the command's options
+and returns a small result. Importing this package imports neither Ray nor TensorFlow.
 """
 
 from __future__ import annotations

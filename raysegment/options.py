@@ -442,6 +442,11 @@ class MeasureOptions(Checked):
     )
     out: str = choice(MISSING, "folder or bucket for metrics and summary; an unfinished run there goes on")
     model: str | None = choice(None, "the tables' model, if it no longer lies where they were made")
+    reference: tuple[str, ...] | None = choice(
+        None,
+        "files of references, GLOB below REFERENCES in which {scan} is a scan_id of the tables, such as "
+        "`{scan}_mask.tif`; several are alternatives; as an archive's folders and names tell if not given",
+    )
     labels: tuple[str, ...] | None = choice(
         None,
         "values of the masks' labels in references, such as WT=1+2+4, once for each; by labels.yaml or dataset.json in "

@@ -18,15 +18,15 @@ import pyarrow.compute as pc
 
 from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.index import find_scans
-from raysegment.archive.manifest import entry_of
-from raysegment.archive.reference_join import join_references
+from raysegment.archive.manifest import entry_of, is_manifest
+from raysegment.archive.reference_join import Joined, find_references, join_references
 from raysegment.archive.split import choose_scans
 from raysegment.cluster.inference.remaining import find_remaining
 from raysegment.cluster.inference.run import choose_exit_code, count_finished
 from raysegment.cluster.session import interruptible
 from raysegment.commands.evaluate import read_metrics
 from raysegment.commands.stored_tables import StoredTables, iterate_masks
-from raysegment.errors import EXIT_DONE
+from raysegment.errors import EXIT_DONE, UsageError
 from raysegment.options import MeasureOptions
 from raysegment.pipeline.gallery import draw_inference_figures
 from raysegment.pipeline.remeasure import RemeasureSettings, StoredScan, remeasure_all
@@ -48,7 +48,8 @@ from raysegment.store.publish import (
     read_rows,
     take_out,
 )
-from raysegment.store.schema import MEASURED_TABLES, STATUS_OK
+from raysegment.store.schema import MEASURED_TABLES, SCHEMA_VERSION, STATUS_OK
+from raysegment.store.upgrade import read_version
 
 PART_BYTES = 2**26
 COPIED = ["scan_id", "label", "mean_probability", "dice_at_half"]
@@ -99,8 +100,7 @@ def measure(options: MeasureOptions) -> MeasureResult:
     """
     started = time.time()
     stored = StoredTables(options)
-    found = find_scans(options.references, scan_pattern=options.scan_pattern, fingerprint=options.fingerprint)
-    joined = join_references(found, stored.scans)
+    joined = _join(options, stored.scans)
     manifest, split_origin = choose_scans(
         joined.table,
         split=options.split,
@@ -152,6 +152,8 @@ class Measurement:
         self.place.make_writable()
         with RunLock(self.place) as lock:
             record = identity.open(self.place) | {"options_id": identity.options_id}
+            read_version(self.place, record)
+            record["schema_version"] = SCHEMA_VERSION
             console = Console(self.place, as_json=self.options.json)
             for note in notes:
                 console.say(note)
@@ -177,6 +179,7 @@ class Measurement:
             model_id=self.stored.record.get("model_id"),
             tables_options_id=self.stored.record.get("options_id"),
             references=absolute_source(self.options.references),
+            reference=" ".join(self.options.reference or ()) or None,
         )
 
     def _measure_all(self, plan: pa.Table, record: Mapping[str, Any], lock: RunLock, console: Console) -> None:
@@ -293,6 +296,18 @@ class Measurement:
             exit_code=choose_exit_code(numbers["scans_ok"], numbers["scans_failed"]),
             **numbers,
         )
+
+
+def _join(options: MeasureOptions, scans: pa.Table) -> Joined:
+    """The references, by the globs that are given or as an archive's layout tells them."""
+    if options.reference and is_manifest(options.references):
+        raise UsageError(
+            f"{options.references} is a manifest, which names the references; --reference belongs to folders."
+        )
+    if options.reference:
+        return find_references(options.references, options.reference, scans, options.fingerprint)
+    found = find_scans(options.references, scan_pattern=options.scan_pattern, fingerprint=options.fingerprint)
+    return join_references(found, scans)
 
 
 def _show_labels(labels: Labels) -> tuple[str, ...] | None:

@@ -52,6 +52,9 @@ def report(options: ReportOptions) -> ReportResult:
         return ReportResult(figures=tuple(map(str, figures)))
     if not list_parts(place, "scans"):
         raise UsageError(f"{folder} has nothing to draw yet: no epoch and no scan is finished.")
+    if record.get("command") == "measure":
+        check_tables(place, "metrics")
+        return ReportResult(figures=tuple(map(str, draw_inference_figures(folder, None))))
     check_tables(place, "metrics", "masks")
     labels = read_labels(record["labels"]) if record.get("labels") else None
     drawn = parse_labels(tuple(chosen["labels"])) if chosen.get("labels") else labels

@@ -23,6 +23,7 @@ from raysegment.store.damage import report_damage
 from raysegment.store.place import Place
 from raysegment.store.publish import check_tables, list_parts, read_rows
 from raysegment.store.schema import STATUS_OK
+from raysegment.store.upgrade import read_version
 
 ROWS_AT_ONCE = 4
 
@@ -52,6 +53,7 @@ class StoredTables:
         self.record = read_record(self.place)
         if self.record.get("command") not in ("infer", "evaluate"):
             raise UsageError(f"{options.tables} is no folder that `raysegment infer` or `evaluate` wrote.")
+        read_version(self.place, self.record)
         _check_apart(options.out, self.place)
         check_tables(self.place, "metrics", "masks")
         self.scans = read_rows(self.place, "scans")

@@ -116,10 +116,12 @@ class _Surface:
         outside = np.ones(self.shape[1:], np.uint8)
         outside.ravel()[self.positions[index]] = 0
         if math.isclose(spacing_mm[1], spacing_mm[2], rel_tol=ROUNDING):
-            distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) * np.float32(spacing_mm[1])
+            distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+            # Its last bits depend on where in memory it works; squares are whole numbers of voxels.
+            squared = np.rint(np.square(distance)) * np.float32(spacing_mm[1] ** 2)
         else:
-            distance = ndimage.distance_transform_edt(outside, sampling=spacing_mm[1:]).astype(np.float32)
-        return np.asarray(np.square(distance).ravel())
+            squared = np.square(ndimage.distance_transform_edt(outside, sampling=spacing_mm[1:])).astype(np.float32)
+        return np.asarray(squared.ravel())
 
 
 class _Directed(NamedTuple):

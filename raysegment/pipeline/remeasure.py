@@ -141,9 +141,11 @@ def remeasure(stored: StoredScan, place: Place, decoder: Decoder, settings: Reme
 
 def _read_reference(stored: StoredScan, mask: Mask, decoder: Decoder) -> LabelMap:
     slices, rows, columns = mask.shape[-3:]
-    affine = (stored.mask or {})["affine"]
-    known = None if affine is None else np.array(affine, np.float64).reshape(4, 4)
-    return decoder.read_reference(stored.entry, (slices, rows, columns), known)
+    return decoder.read_reference(stored.entry, (slices, rows, columns), _affine_of(stored.mask or {}))
+
+
+def _affine_of(row: Mapping[str, Any]) -> npt.NDArray[np.float64] | None:
+    return None if row["affine"] is None else np.array(row["affine"], np.float64).reshape(4, 4)
 
 
 def _measure(
@@ -166,11 +168,12 @@ def _measure(
             plane_of_stored(mask, values, name),
             settings.read.labels.plane_of(reference, position),
             spacing,
+            affine=_affine_of(row),
             surface_tolerance_mm=settings.surface_tolerance_mm,
         )
         copied = {"mean_probability": known.get("mean_probability")}
         copied["dice_at_half"] = known.get("dice_at_half") if stored.has_same_files else None
-        rows.append({"scan_id": scan_id, "label": name} | measured | copied)
+        rows.append({"scan_id": scan_id, "patient_id": stored.scan["patient_id"], "label": name} | measured | copied)
     return tuple(rows)
 
 

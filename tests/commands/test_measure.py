@@ -1,4 +1,4 @@
-"""Stored masks against references: the numbers of `evaluate`, without a network, a Ray or a second look at the scans."""
+"""Stored masks against references: the numbers of `evaluate`, without a network and without the scans."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import json
 import math
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
-import tifffile
+from PIL import Image
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import entries
 from raysegment.commands import measure as measure_module
 from raysegment.commands.measure import measure
+from raysegment.commands.report import report
 from raysegment.errors import OutputError, UsageError
-from raysegment.options import MeasureOptions, Postprocessing, Preprocessing
+from raysegment.options import MeasureOptions, Postprocessing, Preprocessing, ReportOptions
 from raysegment.pipeline.blocks import read_block, scans_of
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
 from raysegment.runs.record import write_record
 from raysegment.scan import Labels, ReadSettings
-from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows, stage_part
 from raysegment.store.place import Place
 from raysegment.store.publish import prepare_tables, publish_part, read_rows
@@ -101,14 +102,14 @@ def test_the_numbers_are_those_of_evaluate_and_the_tables_stay_as_they_are(segme
             same = {key for key in row if key not in NEVER_EQUAL and not key.startswith("seconds_")}
             assert [key for key in same if not equal(row[key], known[name][key])] == []
     assert not (tmp_path / "eval" / "masks").exists()
+    drawn = report(ReportOptions(folder=str(tmp_path / "eval"))).figures
+    assert [Path(path).name for path in drawn] == ["confusion_matrix.png", "dice_per_scan.png"]
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     assert summary["scans"] == 6
-    assert summary["dice_mean"] == pytest.approx(np.nanmean([row["dice"] for row in made_metrics(segmented)]))
+    assert summary["dice_mean"] == pytest.approx(
+        np.nanmean([row["dice"] for row in rows_of(segmented, "metrics").values()])
+    )
     assert summary["training_patients_included"] is None
-
-
-def made_metrics(folder: Path) -> list[dict]:
-    return list(rows_of(folder, "metrics").values())
 
 
 def test_a_finished_measurement_has_nothing_to_do(segmented, phantom_archive, tmp_path, capsys):
@@ -140,3 +141,172 @@ def test_a_measurement_goes_on_where_it_was_stopped(segmented, phantom_archive, 
     assert (result.scans_now, result.scans_ok) == (4, 6)
     assert rows_of(tmp_path / "eval", "metrics").keys() == rows_of(segmented, "metrics").keys()
     assert not (tmp_path / "eval" / "_staging").exists()
+
+
+def test_scans_that_were_not_segmented_or_whose_reference_is_bad_fail(segmented, phantom_archive, tmp_path):
+    archive, tables = tmp_path / "archive", tmp_path / "tables"
+    for path in phantom_archive.rglob("*.tif"):
+        copied = archive / path.relative_to(phantom_archive)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_bytes(path.read_bytes())
+    rows = segment(archive, tables)
+    first, second, third = [row.scan_id for row in rows[:3]]
+    failed = {**rows[0].scan, "status": "failed", "error_type": "EmptyFileError", "error_message": "no bytes"}
+    tables = tmp_path / "with-failed"
+    write_tables(tables, [ScanRows(failed), *rows[1:-1]])
+    next((archive / second).glob("*_mask.tif")).write_bytes(b"no image")
+    for mask in (archive / third).glob("*_mask.tif"):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(mask)
+    result = measure(options_for(tables, archive, tmp_path / "eval"))
+    assert (result.scans_total, result.scans_ok, result.scans_failed, result.exit_code) == (5, 2, 3, 3)
+    found = {row["scan_id"]: row for row in rows_of(tmp_path / "eval", "scans").values()}
+    assert found[first]["error_type"] == "EmptyFileError"
+    assert found[second]["error_type"] == "UnreadableReferenceError"
+    assert found[third]["error_type"] == "GridMismatchError"
+    assert found[third]["reference_error"].startswith("GridMismatchError: ")
+    assert result.summary["scans_failed"] == 3
+
+
+def test_references_of_another_reader_are_found_by_their_names(segmented, phantom_archive, tmp_path):
+    """A second reader drew nothing at all, in files of one page a slice that lie in a folder of their own."""
+    masks = sorted(phantom_archive.rglob("*_mask.tif"))
+    for path in masks:
+        copied = tmp_path / "reader" / path.parent.name / f"{path.stem.removesuffix('_mask')}-second.png"
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((64, 64), np.uint8)).save(copied)
+    options = options_for(segmented, tmp_path / "reader", tmp_path / "eval", reference=("{scan}/*-second.png",))
+    result = measure(options)
+    metrics = rows_of(tmp_path / "eval", "metrics").values()
+    assert (result.scans_ok, {row["reference_is_empty"] for row in metrics}) == (6, {True})
+    assert {row["dice_at_half"] for row in metrics} == {None}
+    before = rows_of(segmented, "metrics")
+    assert all(row["mean_probability"] == before[f"{row['scan_id']}/lesion"]["mean_probability"] for row in metrics)
+    with pytest.raises(UsageError, match="references was"):
+        measure(options_for(segmented, phantom_archive, tmp_path / "eval"))
+
+
+def test_names_that_fit_no_scan_are_shown(segmented, phantom_archive, tmp_path):
+    with pytest.raises(UsageError, match=r"of which none is a scan in the tables"):
+        measure(options_for(segmented, phantom_archive, tmp_path / "eval", reference=("{scan}_mask.tif",)))
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "image.png")
+    with pytest.raises(UsageError, match="none of the 1 scans that were found has a reference"):
+        measure(options_for(segmented, tmp_path, tmp_path / "eval"))
+
+
+def test_tables_are_neither_written_nor_taken_from_another_tool(segmented, phantom_archive, tmp_path):
+    with pytest.raises(UsageError, match="is only read"):
+        measure(options_for(segmented, phantom_archive, segmented / "eval"))
+    with pytest.raises(UsageError, match="is no folder that"):
+        measure(options_for(phantom_archive, phantom_archive, tmp_path / "eval"))
+
+
+def volumes(folder: Path, *, values: tuple[int, int] = (1, 2)) -> Path:
+    """Two cases of 4 x 20 x 24 voxels: the left half of a bright box is the first label, its right half the second."""
+    affine = np.array([[-0.8, 0, 0, 10], [0, -0.8, 0, 5], [0, 0, 5, 3], [0, 0, 0, 1]])
+    for number in (1, 2):
+        image, mask = np.zeros((24, 20, 4), np.float32), np.zeros((24, 20, 4), np.uint8)
+        image[6:18, 5 : 10 + number, 1:3] = 100
+        mask[6:12, 5:12, 1:3], mask[12:18, 5:12, 1:3] = values
+        for kind, array in (("images", image), ("labels", mask)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            nibabel.save(nibabel.Nifti1Image(array, affine), folder / kind / f"case{number}.nii.gz")
+    return folder
+
+
+def halves(batch: np.ndarray) -> np.ndarray:
+    """Softmax of two labels: the left and the right of what is bright."""
+    bright = batch[..., 0] > 0
+    middle = np.arange(batch.shape[2]) < 32
+    return np.stack([bright & middle, bright & ~middle], axis=-1).astype(np.float32)
+
+
+def test_two_labels_of_volumes_are_measured_each(tmp_path):
+    labels = Labels(("front", "back"), ((1,), (2,)))
+    archive = volumes(tmp_path / "archive")
+    segment(archive, tmp_path / "tables", labels, halves, num_channels=1)
+    result = measure(options_for(tmp_path / "tables", archive, tmp_path / "eval"))
+    known, made = (rows_of(folder, "metrics") for folder in (tmp_path / "tables", tmp_path / "eval"))
+    assert result.scans_ok == 2
+    assert len(made) == 4
+    assert [(name, key) for name in known for key in known[name] if not equal(made[name][key], known[name][key])] == []
+    assert all(0.5 < row["dice"] <= 1 and row["hd95_mm"] < 5 for row in made.values())
+
+
+def test_other_values_in_references_are_told_with_labels(tmp_path):
+    segment(
+        volumes(tmp_path / "archive"),
+        tmp_path / "tables",
+        Labels(("front", "back"), ((1,), (2,))),
+        halves,
+        num_channels=1,
+    )
+    other = volumes(tmp_path / "other", values=(4, 7))
+    wrong = measure(options_for(tmp_path / "tables", other, tmp_path / "wrong"))
+    assert (wrong.exit_code, wrong.failed_by_type) == (1, {"ReferenceValuesError": 2})
+    given = measure(options_for(tmp_path / "tables", other, tmp_path / "right", labels=("back=7", "front=4")))
+    known = rows_of(tmp_path / "tables", "metrics")
+    made = rows_of(tmp_path / "right", "metrics")
+    assert (given.exit_code, {name: row["dice"] for name, row in made.items()}) == (
+        0,
+        {name: row["dice"] for name, row in known.items()},
+    )
+    with pytest.raises(UsageError, match="front"):
+        measure(options_for(tmp_path / "tables", other, tmp_path / "none", labels=("whole=7",)))
+
+
+def test_labels_that_overlap_need_their_values_where_the_model_is_gone(tmp_path):
+    archive = volumes(tmp_path / "archive")
+    labels = Labels(("whole", "back"), ((1, 2), (2,)))
+    segment(archive, tmp_path / "tables", labels, halves, num_channels=1)
+    with pytest.raises(UsageError, match="--labels whole="):
+        measure(options_for(tmp_path / "tables", archive, tmp_path / "eval"))
+    measure(options_for(tmp_path / "tables", archive, tmp_path / "eval", labels=("whole=1+2", "back=2")))
+    known, made = (rows_of(folder, "metrics") for folder in (tmp_path / "tables", tmp_path / "eval"))
+    assert {name: row["dice"] for name, row in made.items()} == {name: row["dice"] for name, row in known.items()}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, phantom_archive: Path):
+    """An untrained network whose bundle says that it was trained on the first patient."""
+    from raysegment.model.bundle import BundleDescription, save_bundle
+    from raysegment.model.unet import build_network
+
+    choices = {"network": "unet", "filters": 2, "depth": 1, "dropout": 0.0, "norm": "batch", "norm_momentum": 0.9}
+    network = build_network(**choices, input_shape=(64, 64, 1))
+    description = BundleDescription(
+        preprocessing=Preprocessing(image_size=64, channels=(0,)),
+        postprocessing=Postprocessing(threshold=0.7),
+        num_channels=3,
+        network=choices,
+        training_patients=patients_of(phantom_archive)[:1],
+    )
+    return save_bundle(tmp_path_factory.mktemp("bundle") / "model", network, description)
+
+
+def patients_of(archive: Path) -> list[str]:
+    return sorted(set(find_scans(str(archive))["patient_id"].to_pylist()))
+
+
+def test_patients_that_the_model_knows_are_refused_counted_or_not_known(bundle, segmented, phantom_archive, tmp_path):
+    patients = patients_of(phantom_archive)
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"train": patients[3:], "val": patients[1:3], "test": patients[:1]}))
+    rows = segment(phantom_archive, tmp_path / "first")
+    record = {"model_id": bundle.model_id, "chosen": {"model": str(bundle.path)}}
+    marked = [ScanRows({**row.scan, "model_id": bundle.model_id}, row.metrics, row.mask) for row in rows]
+    write_tables(tmp_path / "tables", marked, **record)
+    chosen = {"split": "test", "split_file": str(split)}
+    with pytest.raises(UsageError, match="was trained on 1 of its 1 patients"):
+        measure(options_for(tmp_path / "tables", phantom_archive, tmp_path / "eval", **chosen))
+    with pytest.raises(UsageError, match="cannot be told"):
+        measure(options_for(segmented, phantom_archive, tmp_path / "eval", **chosen))
+    with pytest.raises(UsageError, match="the masks were made by m"):
+        measure(options_for(segmented, phantom_archive, tmp_path / "eval", model=str(bundle.path)))
+    allowed = measure(
+        options_for(tmp_path / "tables", phantom_archive, tmp_path / "eval", allow_training_patients=True, **chosen)
+    )
+    assert (allowed.scans_total, allowed.summary["training_patients_included"], allowed.summary["split"]) == (
+        1,
+        1,
+        "test",
+    )
