@@ -15,7 +15,7 @@ Voxels are only reordered, so an oblique volume keeps its oblique slices, and ea
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import permutations, product
 from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
@@ -38,6 +38,9 @@ DIRECTIONS: dict[Plane, tuple[tuple[int, int], ...]] = {
 """For slices, rows and columns: the axis of the world (0 right, 1 front, 2 up) and which way along it."""
 
 PLANE_OF_WORLD_AXIS: dict[int, Plane] = {0: "sagittal", 1: "coronal", 2: "axial"}
+
+CORNERS = np.array(list(product((0, 1), repeat=3)))
+"""Of a cube of side 1."""
 
 THICKER = 1.1
 """A spacing this many times the other two is the distance of slices."""
@@ -132,9 +135,9 @@ def spacing_of(affine: Affine) -> Spacing:
 
 def corner_distance(first: Affine, second: Affine, shape: tuple[int, ...]) -> float:
     """The largest distance in millimetres of a grid's corners under two affines."""
-    corners = np.array(np.meshgrid(*[(0, size - 1) for size in shape[:3]], [1], indexing="ij")).reshape(4, -1)
-    with np.errstate(all="ignore"):
-        return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
+    apart = first - second
+    corners = CORNERS * (np.array(shape[:3]) - 1)
+    return float(np.linalg.norm(corners @ apart[:3, :3].T + apart[:3, 3], axis=1).max())
 
 
 def _match_axes(affine: Affine) -> tuple[int, ...]:
