@@ -39,7 +39,7 @@ class ScanEntry:
     source: str
     """Folder or bucket that the files are below; absolute or a URI."""
     reader: str
-    """Format module that reads the files: `tiff` or `raster`."""
+    """Format module that reads the files: `tiff`, `raster` or `nifti`."""
     files: tuple[str, ...]
     """Slice files in natural order, or the one file that holds all slices."""
     reference_files: tuple[str, ...] = ()
@@ -66,7 +66,7 @@ class Scan:
     Attributes:
         pixels: (slices, rows, columns, channels), as stored in the file.
         spacing_mm: Distance of voxel centres, or None where the format has none.
-        affine: 4x4 voxel-to-world matrix in millimetres, or None.
+        affine: 4x4, (slice, row, column, 1) to RAS+ millimetres, or None.
     """
 
     pixels: Pixels

@@ -10,7 +10,7 @@ from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_b
 from raysegment.archive.grouping.folders import Draft, single_drafts
 from raysegment.archive.names import extension_of, show_name
 from raysegment.archive.neighbours import describe_unknown
-from raysegment.archive.read import MAX_SCAN_BYTES
+from raysegment.archive.read import MAX_SCAN_BYTES, describe_fourth_axis
 from raysegment.archive.volumes import turn_header
 from raysegment.errors import ScanError, UnknownFormatError
 
@@ -78,9 +78,16 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
         header = None
     if header is not None and header.slices > 1 and len(draft.files) > 1 and not draft.channel_names:
         cause = f"{show_name(good)} holds {header.slices} slices; a scan of several files has one in each"
-    if header is not None and header.note:
-        cause = cause or f"{show_name(good)}: {header.note}"
+    if header is not None:
+        cause = cause or _header_problem(header, reader, draft, good)
     return [Examined(draft, reader, header, problem or cause or draft.note)]
+
+
+def _header_problem(header: Header, reader: str, draft: Draft, path: str) -> str | None:
+    """What a header that can be read says that is odd."""
+    if reads_volumes(get_reader(reader)) and header.channels > 1 and len(draft.channel_names) < 2:
+        return describe_fourth_axis(path, header.channels)
+    return f"{show_name(path)}: {header.note}" if header.note else None
 
 
 def _is_believable(header: Header, num_files: int) -> bool:

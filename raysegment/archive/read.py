@@ -19,6 +19,7 @@ from raysegment.errors import (
     AccessError,
     ChannelMismatchError,
     EmptyFileError,
+    GridMismatchError,
     MissingChannelError,
     NonFinitePixelsError,
     OversizedScanError,
@@ -86,6 +87,11 @@ def read_volume(
     """
     parts = _decode_files(source, reader_name, files, max_bytes)
     first = next(parts)
+    if grid is not None and grid.is_volume is not None and grid.is_volume != first.is_volume:
+        raise GridMismatchError(
+            f"{show_name(first.name)} {_describe_place(first.is_volume)}, the scan {_describe_place(grid.is_volume)}: "
+            "how one lies on the other is not known. Give both in one format."
+        )
     if first.is_volume:
         if len(files) > 1:
             volumes = ((part.scan, part.name) for part in chain([first], parts))
@@ -157,6 +163,14 @@ def _reader_for(reader_name: str, data: bytes, name: str) -> Reader:
     return get_reader(found)
 
 
+def describe_fourth_axis(name: str, num_volumes: int) -> str:
+    """What to tell of a file with a fourth axis that nobody named."""
+    return (
+        f"{show_name(name)} has four dimensions; its {num_volumes} volumes are channels only where --channel or a "
+        "dataset.json names them"
+    )
+
+
 def _check_channels_there(entry: ScanEntry) -> None:
     missing = [index for index, name in enumerate(entry.files) if not name]
     if missing:
@@ -167,16 +181,17 @@ def _check_channels_there(entry: ScanEntry) -> None:
         )
 
 
+def _describe_place(is_volume: bool) -> str:
+    return "is a volume that may be stored any way round" if is_volume else "is made of slices"
+
+
 def _check_fourth_axis(part: _Part, channel_names: tuple[str, ...]) -> None:
     """Whether the fourth axis is time, directions or channels nobody can tell from the file."""
     found = part.scan.pixels.shape[3]
     if found == 1 and len(channel_names) < 2:
         return
     if len(channel_names) < 2:
-        raise ChannelMismatchError(
-            f"{show_name(part.name)} has four dimensions; its {found} volumes are channels only where --channel or a "
-            "dataset.json names them."
-        )
+        raise ChannelMismatchError(f"{describe_fourth_axis(part.name, found)}.")
     if found != len(channel_names):
         raise ChannelMismatchError(
             f"{show_name(part.name)} has {found} volumes; named are the channels {', '.join(channel_names)}."

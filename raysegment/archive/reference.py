@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.archive.formats import readers, reads_volumes
 from raysegment.archive.names import show_name
 from raysegment.archive.orientation import Affine
 from raysegment.archive.read import MAX_SCAN_BYTES, read_volume
@@ -75,7 +76,7 @@ def read_reference(
         ReferenceValuesError: Its values do not tell what is region, or no label names one of them.
         UnreadableReferenceError: There is none, or it cannot be read.
     """
-    drawn, is_lossy = _read_drawn(entry, max_bytes, settings, Grid(grid, affine))
+    drawn, is_lossy = _read_drawn(entry, max_bytes, settings, Grid(grid, affine, _is_volume(entry.reader)))
     name = _names(entry)[0]
     by_slice = len(entry.reference_files) > 1
     slices = len(entry.reference_files) if by_slice else len(drawn)
@@ -221,6 +222,11 @@ def _read_drawn(
     except ScanError as error:
         raise UnreadableReferenceError(str(error)) from error
     return _brightest(scan.pixels, names[0]), is_lossy
+
+
+def _is_volume(reader: str) -> bool | None:
+    found = readers().get(reader)
+    return None if found is None else reads_volumes(found)
 
 
 def _names(entry: ScanEntry) -> tuple[str, ...]:

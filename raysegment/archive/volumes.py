@@ -35,10 +35,12 @@ class Grid:
     Attributes:
         shape: (slices, rows, columns).
         affine: 4x4, (slice, row, column, 1) to RAS+ millimetres; None where nobody knows.
+        is_volume: Whether its axes were turned, so that only a volume can be a reference of it; None: not known.
     """
 
     shape: tuple[int, int, int]
     affine: Affine | None
+    is_volume: bool | None = None
 
 
 def turn_header(header: Header, slice_axis: SliceAxis) -> Header:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
+import tifffile
 from volumes_made import entry_of_files, make_affine, restack, write_nifti
 
 from raysegment.archive.index import find_scans
@@ -159,6 +161,8 @@ def test_a_fourth_axis_is_channels_only_where_they_are_named(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", volume, np.eye(4))
     with pytest.raises(ChannelMismatchError, match=r"a\.nii\.gz has four dimensions; its 2 volumes.*--channel"):
         read_scan(entry_of_files(tmp_path, "a.nii.gz"))
+    (problem,) = find_scans(str(tmp_path))["problem"].to_pylist()
+    assert "a.nii.gz has four dimensions; its 2 volumes" in problem
     with pytest.raises(ChannelMismatchError, match="named are the channels a, b, c"):
         read_scan(entry_of_files(tmp_path, "a.nii.gz", channels=("a", "b", "c")))
     scan = read_scan(entry_of_files(tmp_path, "a.nii.gz", channels=("flair", "t1")))
@@ -255,6 +259,19 @@ def test_a_reference_that_does_not_say_where_it_lies_is_refused(tmp_path):
     scan = read_scan(entry)
     with pytest.raises(GridMismatchError, match="does not say where it lies"):
         read_reference(entry, scan.grid, LABELS, affine=scan.affine)
+
+
+def test_slices_are_no_reference_of_a_volume_nor_the_other_way_round(tmp_path):
+    tifffile.imwrite(tmp_path / "mask.tif", np.zeros((9, 8, 7), np.uint8), photometric="minisblack")
+    write_nifti(tmp_path / "a.nii.gz", make_volume(), make_affine())
+    entry = entry_of_files(tmp_path, "a.nii.gz", reference="mask.tif")
+    scan = read_scan(entry)
+    assert scan.grid == (9, 8, 7)
+    with pytest.raises(GridMismatchError, match=r"mask\.tif is made of slices, the scan is a volume"):
+        read_reference(entry, scan.grid, affine=scan.affine)
+    entry = replace(entry, reader="tiff", files=("mask.tif",), reference_files=("a.nii.gz",))
+    with pytest.raises(GridMismatchError, match=r"a\.nii\.gz is a volume.*, the scan is made of slices"):
+        read_reference(entry, scan.grid)
 
 
 def test_a_reference_with_a_fourth_axis_is_refused(tmp_path):
