@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,34 +182,11 @@ def _find_in_archive(
     num_used = sum(draft.num_files for draft in drafts) + lone_masks
     drafts = join_ways(drafts)
     if not any(draft.files for draft in drafts):
-        looked_for = ", ".join(f"*{extension}" for extension in sorted(known))
-        raise UsageError(
-            f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below. "
-            + describe_unread(unread)
-        )
+        raise _no_scans(source, known, lone_masks, unread)
     examined = examine_drafts(source, drafts)
     patients, num_own = assign_patients([item.draft for item in examined], patient_pattern)
-    columns: dict[str, list[Any]] = {name: [] for name in MANIFEST_SCHEMA.names}
-    for item, patient in zip(examined, patients, strict=True):
-        draft = item.draft
-        located = draft.files + [reference for reference in draft.references if reference]
-        row = (
-            draft.scan_id,
-            patient,
-            source,
-            item.reader,
-            draft.file_names,
-            [reference[0] if reference else "" for reference in draft.references],
-            len(located),
-            sum(file.size for _, file in located),
-            *item.shape,
-            fingerprint_files(source, located, fingerprint),
-            draft.split,
-            draft.channel_names,
-            item.problem,
-        )
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(value)
+    rows = [_row_of(source, item, patient, fingerprint) for item, patient in zip(examined, patients, strict=True)]
+    columns = [list(column) for column in zip(*rows, strict=True)]
     metadata = {
         OWN_PATIENTS: str(num_own),
         LONE_MASKS: str(lone_masks),
@@ -221,6 +198,36 @@ def _find_in_archive(
         UNREAD: json.dumps(unread),
     }
     return pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
+
+
+def _no_scans(source: str, known: Iterable[str], lone_masks: int, unread: Mapping[str, int]) -> UsageError:
+    looked_for = ", ".join(f"*{extension}" for extension in sorted(known))
+    masks = f" {lone_masks} files look like masks of images that are not there." if lone_masks else ""
+    others = f" {describe_unread(unread)}" if unread else ""
+    return UsageError(
+        f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.{masks}{others}"
+    )
+
+
+def _row_of(source: str, item: Examined, patient: str, fingerprint: str) -> tuple[Any, ...]:
+    """One scan, in the order of the manifest's columns."""
+    draft = item.draft
+    located = draft.files + [reference for reference in draft.references if reference]
+    return (
+        draft.scan_id,
+        patient,
+        source,
+        item.reader,
+        draft.file_names,
+        [reference[0] if reference else "" for reference in draft.references],
+        len(located),
+        sum(file.size for _, file in located),
+        *item.shape,
+        fingerprint_files(source, located, fingerprint),
+        draft.split,
+        draft.channel_names,
+        item.problem,
+    )
 
 
 def _count_spacings(examined: list[Examined]) -> dict[str, int]:

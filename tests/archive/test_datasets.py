@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from raysegment.archive.dataset_json import channels_of_dataset
 from raysegment.archive.grouping.folders import Draft
@@ -222,6 +224,47 @@ def test_sessions_of_bids_without_a_common_contrast_are_scans_file_by_file():
         "sub-2/anat/sub-2_T2w.nii": [],
     }
     assert [draft.patient for draft in drafts.values()] == ["sub-1", "sub-1", "sub-2"]
+
+
+WORDS = ("imagesTr", "labelsTr", "imagesTs", "images", "labels", "sub-1", "anat", "derivatives", "train", "a")
+NAMES = (
+    *("a.nii.gz", "a.nii", "a_0000.nii.gz", "a_0001.nii.gz", "a_0003.nii", "b_1.tif", "b_2.tif", "b_1_mask.tif"),
+    *(f"c_{word}.nii.gz" for word in (*FOUR, "seg")),
+    *(f"sub-1_{word}.nii" for word in ("T1w", "FLAIR", "label-x_mask", "desc-brain_mask", "ses-2_T1w")),
+    *("a_seg.nii.gz", "a_mask.nii.gz", "sub-.nii", "_0000.nii", ".nii"),
+)
+PATHS = st.builds(
+    lambda folders, name: "/".join([*folders, name]),
+    st.lists(st.sampled_from(WORDS), max_size=3),
+    st.sampled_from(NAMES),
+)
+
+
+@given(st.lists(PATHS, unique=True, min_size=1, max_size=25), st.randoms())
+def test_any_files_become_scans_that_share_no_file_in_whatever_order_they_are_found(paths, random):
+    drafts = group(*paths)
+    held = [path for draft in drafts.values() for path, _ in draft.files]
+    assert len(set(held)) == len(held)
+    assert set(held) <= set(paths)
+    assert all(len(draft.file_names) == len(draft.files) + len(draft.missing) for draft in drafts.values())
+    assign_patients(list(drafts.values()))
+    random.shuffle(paths)
+    again = group(*paths)
+    assert {name: (draft.file_names, draft.patient) for name, draft in again.items()} == {
+        name: (draft.file_names, draft.patient) for name, draft in drafts.items()
+    }
+    assert references(again) == references(drafts)
+
+
+def test_a_bucket_holds_datasets_too(tmp_path):
+    for name in ("imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz", "labelsTr/a.nii.gz"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(b"x")
+    (tmp_path / "set" / "dataset.json").write_text(json.dumps({"channel_names": {"0": "T1", "1": "T2"}}))
+    (row,) = find_scans(f"file://{tmp_path}").to_pylist()
+    assert row["scan_id"] == "set/imagesTr/a"
+    assert row["channel_names"] == ["T1", "T2"]
+    assert row["reference_files"] == ["set/labelsTr/a.nii.gz"]
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ BIDS, `sub-01/[ses-1/]anat/sub-01[_ses-1]_…_T1w.nii.gz`:
 - A scan is a session. Its channels are the contrasts that every session has, called as the names are without sub and
   ses: `T1w`, `ce-gad_T1w`, `run-1_T1w`. Files of other contrasts are left alone. Where no contrast is everywhere, each
   file is a scan of its own; `--channel` names others.
-- The reference is the one mask of the same sub and ses: a name that ends in mask, dseg, seg or roi or has a `label-`,
-  in the same folder or in `derivatives`; where files are scans, the one that begins as theirs. Masks of the brain
+- The reference is the one mask of the same sub and ses: a name that ends in mask, msk, dseg, seg or roi or has a
+  `label-`, in the same folder or in `derivatives`; where files are scans, the one that begins as theirs. Masks of the brain
   (`desc-brain`) and probabilities are none, other derivatives are left alone.
 - The patient is sub.
 """
@@ -33,8 +33,8 @@ BIDS = "BIDS"
 CHANNELS = ("flair", "t1", "t1ce", "t2")
 STYLES = {"_": (*CHANNELS, "seg"), "-": ("t2f", "t1n", "t1c", "t2w", "seg")}
 DERIVATIVES = "derivatives"
-MASK_ENDS = ("mask", "dseg", "seg", "roi")
-NO_IMAGE_ENDS = ("mask", "seg", "roi")
+MASK_ENDS = ("mask", "msk", "dseg", "seg", "roi")
+NO_IMAGE_ENDS = ("mask", "msk", "seg", "roi")
 
 _VISIT = re.compile(r"(.+)-\d{3}")
 

@@ -8,8 +8,8 @@
 - What has a file for one channel is a scan. A channel without a file, with several, or with the file of another channel
   has none and is a problem. One file for all channels holds them in its fourth axis.
 - A file that a reference's glob fits is no channel; files that no glob fits are left alone.
-- Without `--channel` the layout tells the scans, and `{scan}` of `--reference` is a scan_id, with or without extension,
-  or its last name alone. References that the layout would find do not count.
+- Without `--channel` the layout tells the scans, and `{scan}` of `--reference` is a scan_id, with or without extension
+  and folders. References that the layout would find do not count.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def replace_references(drafts: list[Draft], masks: Mapping[str, Sequence[Located
     for draft in drafts:
         draft.references = []
         name = draft.scan_id
-        for key in {name, name[: len(name) - len(extension_of(name))], stem_of(name)}:
+        last = name.rpartition("/")[2]
+        for key in {name, name[: len(name) - len(extension_of(name))], last, stem_of(name)}:
             known[key].append(draft)
     num_lone = 0
     for scan, items in masks.items():
