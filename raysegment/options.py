@@ -5,6 +5,7 @@ The command line is generated from these classes; a recipe or a `--job` file hol
 
 from __future__ import annotations
 
+import math
 from dataclasses import MISSING, dataclass
 from typing import Literal
 
@@ -568,7 +569,7 @@ def check_spacing(spacing_mm: tuple[float, ...] | None) -> None:
     Raises:
         UsageError: Says what is expected.
     """
-    if spacing_mm is not None and (len(spacing_mm) != 3 or not min(spacing_mm) > 0):
+    if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0 < side < math.inf for side in spacing_mm)):
         raise UsageError(f"--spacing-mm {spacing_mm} must be three positive numbers: slices,rows,columns.")
 
 

@@ -89,7 +89,7 @@ def test_a_spacing_given_to_train_is_for_the_size_of_pixels():
         train(pixel_mm=0.0)
 
 
-@pytest.mark.parametrize("spacing", ["1,1", "0,1,1", "1,1,-1"])
+@pytest.mark.parametrize("spacing", ["1,1", "0,1,1", "1,1,-1", "1,nan,1", "1,1,inf"])
 def test_a_spacing_must_be_three_positive_numbers(spacing):
     with pytest.raises(UsageError, match="slices,rows,columns"):
         load_options(InferOptions, {**INFER, "spacing_mm": spacing})

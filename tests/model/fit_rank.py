@@ -1,4 +1,4 @@
-"""One rank of a small training, in a process of its own: `fit_rank.py RANK NUM_WORKERS ADDRESSES POLICY LABELS OUT`."""
+"""One rank of a small training, in a process of its own: `fit_rank.py RANK NUM_WORKERS ADDRESSES POLICY OUT`."""
 
 import json
 import os
@@ -10,14 +10,12 @@ from raysegment.imaging.geometry import resize_reference
 from raysegment.imaging.phantom import make_phantom
 from raysegment.imaging.preprocess import normalize, prepare_scan
 from raysegment.options import Preprocessing, TrainOptions
-from raysegment.scan import Labels
 
 GLOBAL_BATCH, STEPS, SIDE = 8, 3, 32
-LABELS = {"one": Labels(), "apart": Labels(("dark", "bright"), ((1,), (3,)))}
 
 
 def main() -> None:
-    rank, num_workers, addresses, policy, kind, out = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:7]
+    rank, num_workers, addresses, policy, out = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:6]
     if num_workers > 1:
         task = {"type": "worker", "index": rank}
         os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses.split(",")}, "task": task})
@@ -40,23 +38,17 @@ def main() -> None:
         ema=0.9,
     )
     task = fit.FitTask(
-        options=options,
-        num_channels=3,
-        steps_per_epoch=STEPS,
-        labels=LABELS[kind],
-        rank=rank,
-        num_workers=num_workers,
-        threads=1,
+        options=options, num_channels=3, steps_per_epoch=STEPS, rank=rank, num_workers=num_workers, threads=1
     )
     fitter = fit.Fitter(task)
     start_anywhere(fitter.model)
-    statistics = fitter.train_epoch(make_batches(rank, num_workers, task.labels.are_declared))
+    statistics = fitter.train_epoch(make_batches(rank, num_workers))
     with fitter.averaged_weights():
         averaged = fitter.model.get_weights()
     arrays = {f"weight_{i:03d}": value for i, value in enumerate(fitter.model.get_weights())}
     arrays |= {f"average_{i:03d}": value for i, value in enumerate(averaged)}
     totals = fitter.sum_over_ranks(np.array([1.0, rank]))
-    np.savez(out, loss=statistics.loss, dice=statistics.dice, num_slices=statistics.num_slices, totals=totals, **arrays)
+    np.savez(out, loss=statistics.loss, num_slices=statistics.num_slices, totals=totals, **arrays)
 
 
 def start_anywhere(model) -> None:
@@ -67,7 +59,7 @@ def start_anywhere(model) -> None:
             variable.assign(variable.numpy() + random.normal(0, 0.1, variable.shape))
 
 
-def make_batches(rank: int, num_workers: int, is_map: bool):
+def make_batches(rank: int, num_workers: int):
     """This rank's share of the same global batches of phantom slices."""
     pixels, reference = make_phantom(0)
     prepared = prepare_scan(pixels, Preprocessing(image_size=SIDE))
@@ -76,9 +68,7 @@ def make_batches(rank: int, num_workers: int, is_map: bool):
     share = GLOBAL_BATCH // num_workers
     for step in range(STEPS):
         mine = (np.arange(rank * share, (rank + 1) * share) + step * GLOBAL_BATCH) % len(normalized)
-        # The brighter part of the lesion has another value.
-        bright = normalized[mine][..., 0] > np.median(normalized[mine][..., 0])
-        yield normalized[mine], np.where(bright, 3 * resized[mine], resized[mine]) if is_map else resized[mine]
+        yield normalized[mine], resized[mine]
 
 
 if __name__ == "__main__":
