@@ -85,6 +85,23 @@ def test_masks_go_back_where_they_came_from_voxel_by_voxel(archive, tmp_path, sl
             assert mask.header[name].tobytes() == source.header[name].tobytes()
 
 
+@pytest.mark.skipif("RAYSEGMENT_DATA" not in os.environ, reason="RAYSEGMENT_DATA names no folder of real scans")
+def test_real_volumes_get_back_what_was_drawn_on_them(tmp_path):
+    real = Path(os.environ["RAYSEGMENT_DATA"]) / "hippocampus"
+    names = sorted(path.name for path in (real / "imagesTr").glob("hippocampus_*.nii.gz"))[::10]
+    for folder, name in itertools.product(("imagesTr", "labelsTr"), names):
+        (tmp_path / "archive" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "archive" / folder / name).symlink_to(real / folder / name)
+    segment_by_hand(tmp_path / "archive", tmp_path / "tables", "coronal")
+    assert export(tmp_path).num_files == len(names)
+    for name in names:
+        source, drawn = nibabel.load(real / "imagesTr" / name), nibabel.load(real / "labelsTr" / name)
+        mask = nibabel.load(tmp_path / "masks" / "imagesTr" / name.replace(".nii.gz", "_pred.nii.gz"))
+        assert np.array_equal(np.asarray(mask.dataobj), np.asarray(drawn.dataobj))
+        assert (mask.affine.tobytes(), mask.shape) == (source.affine.tobytes(), source.shape)
+        assert mask.header["descrip"].tobytes().strip(b"\0") == b""
+
+
 def test_itk_finds_each_voxel_of_mask_and_scan_at_the_same_place(archive, tmp_path):
     segment_by_hand(archive, tmp_path / "tables")
     export(tmp_path)
