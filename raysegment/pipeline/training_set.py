@@ -109,6 +109,27 @@ def warn_of_lesions(
     return warnings
 
 
+def warn_of_absent_labels(labels: Labels, to_train: frozenset[int], to_validate: frozenset[int]) -> list[str]:
+    """A line for each of several labels that no slice to train on, or none to validate on, has.
+
+    Args:
+        labels: What is segmented.
+        to_train: Values that the references to train on hold.
+        to_validate: Values that those to validate on hold.
+    """
+    if len(labels) == 1:
+        return []
+    return [
+        f"warning: label {name} ({'+'.join(map(str, region))}) is in no slice to {purpose} on; {result}."
+        for name, region in zip(labels.names, labels.regions, strict=True)
+        for purpose, values, result in (
+            ("train", to_train, "the network learns to find none"),
+            ("validate", to_validate, "its Dice is not known, and its threshold is not chosen by it"),
+        )
+        if not values.intersection(region)
+    ]
+
+
 def check_channels(options: TrainOptions, num_channels: int | None) -> None:
     """Refuse a choice of channels that most scans do not have.
 

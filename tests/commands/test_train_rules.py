@@ -21,7 +21,7 @@ from raysegment.pipeline import learn
 from raysegment.pipeline.finish import predict_batches
 from raysegment.pipeline.samples import KeptScan, keep_scan
 from raysegment.pipeline.score import score_thresholds
-from raysegment.pipeline.training_set import check_flip, warn_of_lesions
+from raysegment.pipeline.training_set import check_flip, warn_of_absent_labels, warn_of_lesions
 from raysegment.scan import Labels, Scan
 
 SIDE = 16
@@ -156,6 +156,16 @@ def test_what_lesions_there_are_to_learn_from_is_said_before_the_first_epoch() -
     assert said.startswith("warning: none of the 3 slices to validate on has a lesion; val_loss alone")
     (said,) = warn_of_lesions(options, every, some)
     assert "--lesion-fraction 0.5 has no effect" in said
+
+
+def test_labels_that_nothing_shows_are_said_before_the_first_epoch() -> None:
+    labels = Labels(("WT", "ET"), ((1, 2, 4), (4,)))
+    assert warn_of_absent_labels(labels, frozenset({0, 1, 4}), frozenset({0, 4})) == []
+    (said,) = warn_of_absent_labels(labels, frozenset({0, 1, 2}), frozenset({0, 4}))
+    assert said.startswith("warning: label ET (4) is in no slice to train on")
+    both = warn_of_absent_labels(labels, frozenset({0, 4}), frozenset({0}))
+    assert ["to validate on" in line for line in both] == [True, True]
+    assert warn_of_absent_labels(Labels(), frozenset({0}), frozenset({0})) == []
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ KEPT_SCHEMA = pa.schema(
         ("pixels", pa.large_binary()),
         ("reference", pa.large_binary()),
         ("has_lesion", pa.list_(pa.bool_())),
+        ("values", pa.list_(pa.int64())),
         ("extras", pa.large_binary()),
         ("error_type", pa.string()),
         ("error_message", pa.string()),
@@ -66,6 +67,7 @@ class KeptSet:
         places: (scans, 2): the block of each scan and the row in it.
         slices: (slices, 2): scan index and slice index of every slice.
         has_lesion: bool, (slices,).
+        values: All that the label maps hold.
     """
 
     blocks: list[Any]
@@ -74,6 +76,7 @@ class KeptSet:
     places: npt.NDArray[np.int64]
     slices: npt.NDArray[np.int64]
     has_lesion: npt.NDArray[np.bool_]
+    values: frozenset[int]
 
     @property
     def slices_per_scan(self) -> list[int]:
@@ -175,6 +178,7 @@ def make_set(references: list[Any], scan_ids: list[str], found: dict[str, KeptPl
         places=np.array([place[:2] for place in places], np.int64).reshape(-1, 2),
         slices=np.array([(scan, i) for scan, flags in enumerate(lesions) for i in range(len(flags))]).reshape(-1, 2),
         has_lesion=np.concatenate([np.zeros(0, bool), *lesions]),
+        values=frozenset().union(*(place.row["values"] for place in places)),
     )
 
 
@@ -222,4 +226,6 @@ def open_decoder(settings: ReadSettings) -> Decoder:
 @ray.remote(num_cpus=0.05, max_retries=3)
 def describe_block(block: pa.Table) -> list[dict[str, Any]]:
     """What the driver needs to know of kept scans: everything but pixels."""
-    return list(block.select(["scan_id", "channels", "has_lesion", "error_type", "error_message"]).to_pylist())
+    return list(
+        block.select(["scan_id", "channels", "has_lesion", "values", "error_type", "error_message"]).to_pylist()
+    )

@@ -25,6 +25,7 @@ from raysegment.pipeline.training_set import (
     describe_labels,
     most_common_channels,
     select_used,
+    warn_of_absent_labels,
     warn_of_lesions,
     write_run_manifest,
 )
@@ -70,7 +71,8 @@ def train_in_session(
         f"{describe_set(train_set, 'train')}, {describe_set(validation_set, 'validate')}, read in "
         f"{time.monotonic() - start:.1f} s; {share}, {options.precision}"
     )
-    for warning in warn_of_lesions(options, train_set.has_lesion, validation_set.has_lesion):
+    warnings = warn_of_lesions(options, train_set.has_lesion, validation_set.has_lesion)
+    for warning in warnings + warn_of_absent_labels(labels, train_set.values, validation_set.values):
         console.say(warning)
     record |= {
         **describe_machine(),
