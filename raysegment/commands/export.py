@@ -102,7 +102,8 @@ def describe_export(result: ExportResult) -> list[str]:
 def _write_pages(place: Place, folder: ExportFolder, scans: pa.Table) -> int:
     """Each mask as `<scan_id>_pred.tif`, one page a slice, deflate; returns how many.
 
-    A single label is shown as 0 and 255; several labels keep their values.
+    A single label is shown as 0 and 255; several labels keep their values, and overlapping ones come one after the
+    other (`store/writers/tiff`).
     """
     names = name_files(scans["scan_id"].to_pylist(), max_bytes=MAX_PATH_BYTES - len(os.fsencode(folder.root)))
     with folder.writing(names.values()):

@@ -21,14 +21,14 @@ from raysegment.store.place import Place
 from raysegment.store.publish import prepare_tables, publish_part
 
 
-def write_tables(folder, masks: dict[str, np.ndarray]) -> None:
+def write_tables(folder, masks: dict[str, np.ndarray], labels: dict[str, int] | None = None) -> None:
     place = Place(str(folder))
     prepare_tables(place)
     rows = [
         ScanRows(
             {"scan_id": name, "status": "ok", "num_slices": len(mask)},
             (),
-            encode_mask(name, mask, labels={"lesion": 1}),
+            encode_mask(name, mask, labels=labels or {"lesion": 1}),
         )
         for name, mask in masks.items()
     ]
@@ -45,6 +45,28 @@ def test_masks_become_viewable_files_under_the_scans_names(tmp_path):
     assert shown.shape == (3, 4, 5)
     assert (shown.max(), shown.astype(int).sum()) == (255, 255)
     assert tifffile.imread(tmp_path / "files" / "image_pred.tif").shape == (4, 5)
+
+
+def test_several_labels_keep_their_values_and_overlapping_ones_come_one_after_the_other(tmp_path):
+    values = np.zeros((3, 4, 5), np.uint16)
+    values[1, 2, 3], values[2, 0, 0] = 1, 300
+    planes = np.stack([values != 0, values == 300]).view(np.uint8)
+    for name, mask, labels in (("apart", values, {"a": 1, "b": 300}), ("nested", planes, {"WT": 1, "ET": 1})):
+        write_tables(tmp_path / name, {"scan": mask, "flat": mask[..., 2:, :, :]}, labels)
+        export_masks(ExportOptions(tables=str(tmp_path / name), out=str(tmp_path / f"{name}-files")))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "apart-files" / "scan_pred.tif"), values)
+    with tifffile.TiffFile(tmp_path / "nested-files" / "scan_pred.tif") as file:
+        assert (file.series[0].axes, len(file.pages)) == ("CZYX", 6)
+        np.testing.assert_array_equal(file.asarray(), planes * 255)
+    assert tifffile.imread(tmp_path / "nested-files" / "flat_pred.tif").shape == (2, 4, 5)
+
+
+def test_one_label_of_any_value_is_shown_as_0_and_255(tmp_path):
+    mask = np.full((2, 3, 3), 9, np.uint8)
+    mask[0, 0] = 0
+    write_tables(tmp_path / "tables", {"scan": mask}, {"a": 9})
+    export_masks(ExportOptions(tables=str(tmp_path / "tables"), out=str(tmp_path / "files")))
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "files" / "scan_pred.tif"), (mask != 0) * 255)
 
 
 def test_no_scan_id_leads_out_of_the_folder_and_none_overwrites_another(tmp_path):

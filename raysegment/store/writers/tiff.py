@@ -14,19 +14,29 @@ from raysegment.store.place import FULL, report_full_disk
 
 
 def write_mask(path: Path, mask: Mask, *, num_labels: int = 1) -> None:
-    """Write a mask (slices, rows, columns) as a TIFF in one step.
+    """Write a mask as a TIFF in one step.
+
+    One label is shown as 0 and 255, several keep their values. Labels that overlap come one after the other, in the
+    order of the table's `labels`, each as 0 and 255: pages (labels, slices), which the file names `CZYX`.
+
+    Args:
+        path: The file.
+        mask: (slices, rows, columns), or (labels, slices, rows, columns) where labels overlap.
+        num_labels: How many there are.
 
     Raises:
         DiskFullError: No space left.
         OutputError: The system refuses the file.
     """
-    shown = mask * np.uint8(255) if num_labels == 1 else mask
+    overlap = mask.ndim == 4
+    shown = (mask != 0) * np.uint8(255) if num_labels == 1 or overlap else mask
+    pages, axes = (shown.squeeze(-3), "YX") if shown.shape[-3] == 1 else (shown, "ZYX")
     with report_full_disk(str(path)):
         temporary = path.with_name(f".{os.getpid()}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            pages, axes = (shown[0], "YX") if len(shown) == 1 else (shown, "ZYX")
-            tifffile.imwrite(temporary, pages, compression="zlib", photometric="minisblack", metadata={"axes": axes})
+            metadata = {"axes": "C" * overlap + axes}
+            tifffile.imwrite(temporary, pages, compression="zlib", photometric="minisblack", metadata=metadata)
             temporary.replace(path)
         except OSError as error:
             if error.errno in FULL:
