@@ -12,8 +12,8 @@ BIDS, `sub-01/[ses-1/]anat/sub-01[_ses-1]_…_T1w.nii.gz`:
   ses: `T1w`, `ce-gad_T1w`, `run-1_T1w`. Files of other contrasts are left alone. Where no contrast is everywhere, each
   file is a scan of its own; `--channel` names others.
 - The reference is the one mask of the same sub and ses: a name that ends in mask, msk, dseg, seg or roi or has a
-  `label-`, in the same folder or in `derivatives`; where files are scans, the one that begins as theirs. Masks of the brain
-  (`desc-brain`) and probabilities are none, other derivatives are left alone.
+  `label-`, in the same folder or in `derivatives`; where files are scans, the one that begins as theirs. Masks of the
+  brain (`desc-brain`) and probabilities are none, other derivatives are left alone.
 - The patient is sub.
 """
 
