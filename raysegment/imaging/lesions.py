@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from raysegment.errors import GridMismatchError
-from raysegment.imaging.postprocess import label_components, occupied_window
+from raysegment.imaging.postprocess import occupied_window
+
+_Numbered = tuple[npt.NDArray[np.int32], int, int]
+"""Numbers around the corners of a slice's pixels, how many numbers there are with 0, and parts in the slices before."""
 
 
 class LesionCounts(NamedTuple):
@@ -44,12 +50,46 @@ def count_lesions(mask: npt.NDArray[np.generic], reference: npt.NDArray[np.gener
     return LesionCounts(lesions, found, lesions - found, regions - touching)
 
 
+def count_components(mask: npt.NDArray[np.generic]) -> int:
+    """How many 26-connected components (slices, rows, columns) has; not 0 is inside."""
+    return _count_touched(mask, mask)[0]
+
+
 def _count_touched(array: npt.NDArray[np.generic], other: npt.NDArray[np.generic]) -> tuple[int, int]:
-    """How many components an array has, and how many of them share a voxel with the other one."""
+    """How many components an array has, and how many of them share a voxel with the other one.
+
+    Each slice is numbered alone and then joined with the one before, so that memory is that of a few slices: a volume
+    of numbers would be four times the mask.
+    """
     window = occupied_window(array)
     if window is None:
         return 0, 0
-    numbers, count = label_components(array[window])
-    is_touched = np.zeros(count + 1, np.bool_)
-    is_touched[numbers[other[window] != 0]] = True
-    return count, int(np.count_nonzero(is_touched[1:]))
+    num_parts, edges, touched = 0, [np.empty((2, 0), np.int64)], [np.empty(0, np.int64)]
+    before = (np.zeros(0, np.int32), 0, 0)
+    for plane, met in zip(array[window], other[window], strict=True):
+        count, numbers = cv2.connectedComponents((plane != 0).view(np.uint8), connectivity=8)
+        is_met = np.zeros(count, np.bool_)
+        is_met[numbers[met != 0]] = True
+        touched.append(np.flatnonzero(is_met[1:]) + num_parts)
+        here = (_spread(numbers), count, num_parts)
+        if before[1] > 1 and count > 1:
+            edges.append(_join(before, here))
+        before, num_parts = here, num_parts + count - 1
+    first, second = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(len(first), np.bool_), (first, second)), shape=(num_parts, num_parts))
+    num_components, component = connected_components(graph, directed=False)
+    return int(num_components), len(np.unique(component[np.concatenate(touched)]))
+
+
+def _spread(numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """For each corner of pixels the part that lies around it: all pixels around one are neighbours, so it is one."""
+    padded = np.pad(numbers, 1)
+    return np.maximum(np.maximum(padded[:-1, :-1], padded[:-1, 1:]), np.maximum(padded[1:, :-1], padded[1:, 1:]))
+
+
+def _join(below: _Numbered, above: _Numbered) -> npt.NDArray[np.int64]:
+    """Pairs of parts of two slices that lie around one corner, which makes them neighbours: (2, pairs)."""
+    meet = (below[0] > 0) & (above[0] > 0)
+    met = below[0][meet].astype(np.int64) * above[1] + above[0][meet]
+    pairs = np.flatnonzero(np.bincount(met)) if below[1] * above[1] <= below[0].size else np.unique(met)
+    return np.stack([pairs // above[1] - 1 + below[2], pairs % above[1] - 1 + above[2]])

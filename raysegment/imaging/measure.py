@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.errors import GridMismatchError
-from raysegment.imaging.lesions import count_lesions
-from raysegment.imaging.postprocess import label_components, occupied_window
+from raysegment.imaging.lesions import count_components, count_lesions
+from raysegment.imaging.postprocess import occupied_window
 from raysegment.imaging.surface import compare_surfaces
 from raysegment.scan import Mask, Spacing, voxel_volume_mm3
 
@@ -141,7 +141,7 @@ def _measure_alone(mask: Mask | Plane, voxel_mm3: float) -> dict[str, Any]:
     if window is not None:
         inside = mask[window] != 0
         voxels = int(np.count_nonzero(inside))
-        num_components = label_components(inside)[1]
+        num_components = count_components(inside)
     return {
         "voxels": voxels,
         "volume_ml": voxels * voxel_mm3 / 1000,

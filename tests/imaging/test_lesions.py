@@ -8,7 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from raysegment.errors import GridMismatchError
-from raysegment.imaging.lesions import count_lesions
+from raysegment.imaging.lesions import count_components, count_lesions
 
 PAIRS = arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 3))
 
@@ -48,3 +48,13 @@ def test_counts_agree_with_scipy(pair):
 def test_a_reference_on_another_grid_is_refused():
     with pytest.raises(GridMismatchError, match=r"\(1, 4, 4\).*\(1, 5, 5\)"):
         count_lesions(np.zeros((1, 4, 4), np.uint8), np.zeros((1, 5, 5), np.bool_))
+
+
+@pytest.mark.parametrize("density", [0.02, 0.1, 0.3])
+def test_counts_of_larger_volumes_agree_with_scipy(density):
+    mask, reference = np.random.default_rng(3).random((2, 12, 40, 50)) < density
+    lesions, in_reference = ndimage.label(reference, np.ones((3, 3, 3)))
+    found = len(set(lesions[mask].tolist()) - {0})
+    counts = count_lesions(mask, reference)
+    assert (counts.lesions_reference, counts.lesions_found) == (in_reference, found)
+    assert count_components(mask.astype(np.uint8) * 7) == ndimage.label(mask, np.ones((3, 3, 3)))[1]
