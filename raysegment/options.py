@@ -446,7 +446,7 @@ class MeasureOptions(Checked):
     reference: tuple[str, ...] | None = choice(
         None,
         "files of references, GLOB below REFERENCES in which {scan} is a scan_id of the tables, such as "
-        "`{scan}_mask.tif`; several are alternatives; as an archive's folders and names tell if not given",
+        "`{scan}_mask.tif`; several are alternatives; found as the tables' scans were if not given",
     )
     labels: tuple[str, ...] | None = choice(
         None,
@@ -464,7 +464,9 @@ class MeasureOptions(Checked):
         False, "with --split val or test, measure patients too that the model was trained on; refused if not given"
     )
     retry_failed: bool = choice(False, "try failed scans again")
-    scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
+    scan_pattern: str | None = choice(
+        None, "as in `infer`, for references whose names differ from those that the scans had; by default the tables'"
+    )
     fingerprint: Literal["stat", "content"] = choice(
         "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
     )

@@ -100,7 +100,7 @@ def measure(options: MeasureOptions) -> MeasureResult:
     """
     started = time.time()
     stored = StoredTables(options)
-    joined = _join(options, stored.scans)
+    joined = _join(options, stored)
     manifest, split_origin = choose_scans(
         joined.table,
         split=options.split,
@@ -279,6 +279,7 @@ class Measurement:
     def _conclude(self, console: Console, is_idle: bool, summary: dict[str, Any]) -> MeasureResult:
         numbers = self._count()
         if is_idle:
+            console = Console(None, as_json=self.options.json)
             lines = [describe_nothing_to_do(numbers["scans_total"], numbers["scans_failed"], self.options.out)]
         else:
             lines = describe_run(numbers, self.scans_now)
@@ -298,16 +299,19 @@ class Measurement:
         )
 
 
-def _join(options: MeasureOptions, scans: pa.Table) -> Joined:
-    """The references, by the globs that are given or as an archive's layout tells them."""
+def _join(options: MeasureOptions, stored: StoredTables) -> Joined:
+    """The references: by the globs that are given, or in the way in which the tables' scans were found."""
     if options.reference and is_manifest(options.references):
         raise UsageError(
             f"{options.references} is a manifest, which names the references; --reference belongs to folders."
         )
     if options.reference:
-        return find_references(options.references, options.reference, scans, options.fingerprint)
-    found = find_scans(options.references, scan_pattern=options.scan_pattern, fingerprint=options.fingerprint)
-    return join_references(found, scans)
+        return find_references(options.references, options.reference, stored.scans, options.fingerprint)
+    how: dict[str, Any] = {}
+    if not is_manifest(options.references):
+        how = {"channels": stored.chosen.get("channel"), "references": stored.chosen.get("reference")}
+        how["scan_pattern"] = options.scan_pattern or stored.chosen.get("scan_pattern")
+    return join_references(find_scans(options.references, fingerprint=options.fingerprint, **how), stored.scans)
 
 
 def _show_labels(labels: Labels) -> tuple[str, ...] | None:

@@ -38,6 +38,7 @@ class StoredTables:
         place: Their folder.
         record: What its run.json holds.
         scans: Rows of `scans`.
+        chosen: The options that they were made with.
         model: Where the model lay, or lies now.
         bundle: The model; None where it is not there any more.
         why_unknown: Why the model is not at hand; empty where it is.
@@ -59,7 +60,8 @@ class StoredTables:
         self.scans = read_rows(self.place, "scans")
         if not pc.any(pc.equal(self.scans["status"], STATUS_OK)).as_py():
             raise UsageError(f"{options.tables} has no masks yet: no scan is segmented.")
-        self.model = options.model or str(dict(self.record.get("chosen") or {}).get("model") or "")
+        self.chosen: dict[str, Any] = dict(self.record.get("chosen") or {})
+        self.model = options.model or str(self.chosen.get("model") or "")
         self.why_unknown = ""
         self.bundle = self._load_bundle()
 

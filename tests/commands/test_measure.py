@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel
@@ -27,6 +30,7 @@ from raysegment.store.parts import ScanRows, stage_part
 from raysegment.store.place import Place
 from raysegment.store.publish import prepare_tables, publish_part, read_rows
 
+LESION = Labels()
 NEVER_EQUAL = {"fingerprint", "options_id", "attempt"}
 
 
@@ -35,7 +39,7 @@ def predict(batch: np.ndarray) -> np.ndarray:
     return (1 / (1 + np.exp(-batch[..., :1]))).astype(np.float32)
 
 
-def segment(archive: Path, out: Path, labels: Labels = Labels(), network=predict, **settings) -> list[ScanRows]:  # noqa: B008
+def segment(archive: Path, out: Path, labels=LESION, network=predict, how=None, **settings) -> list[ScanRows]:
     """What `evaluate` does with a made-up network, in this process."""
     choices = SegmentSettings(
         preprocessing=Preprocessing(image_size=64, channels=(0,)),
@@ -49,9 +53,15 @@ def segment(archive: Path, out: Path, labels: Labels = Labels(), network=predict
     )
     segmenter = ScanSegmenter(network, choices)
     with Decoder(settings=ReadSettings(labels=labels)) as decoder:
-        blocks = (block for entry in entries(find_scans(str(archive))) for block in read_block(decoder, [entry]))
+        blocks = (
+            block
+            for entry in entries(find_scans(str(archive), **(how or {})))
+            for block in read_block(decoder, [entry])
+        )
         rows = [row for block in blocks for row in segmenter.segment(scans_of(block))]
-    write_tables(out, rows)
+    write_tables(
+        out, rows, chosen={"model": "gone", **{name.removesuffix("s"): globs for name, globs in (how or {}).items()}}
+    )
     return rows
 
 
@@ -183,6 +193,36 @@ def test_references_of_another_reader_are_found_by_their_names(segmented, phanto
     assert all(row["mean_probability"] == before[f"{row['scan_id']}/lesion"]["mean_probability"] for row in metrics)
     with pytest.raises(UsageError, match="references was"):
         measure(options_for(segmented, phantom_archive, tmp_path / "eval"))
+
+
+def test_scans_are_found_as_they_were_when_they_were_segmented(tmp_path):
+    made = volumes(tmp_path / "made")
+    for kind, name in (("images", "t1"), ("labels", "drawn")):
+        for path in (made / kind).iterdir():
+            target = tmp_path / "archive" / path.name.partition(".")[0] / f"{name}.nii.gz"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+    how = {"channels": ("T1={scan}/t1.nii.gz",), "references": ("{scan}/drawn.nii.gz",)}
+    segment(tmp_path / "archive", tmp_path / "tables", num_channels=1, how=how)
+    result = measure(options_for(tmp_path / "tables", tmp_path / "archive", tmp_path / "eval"))
+    assert (result.scans_ok, result.exit_code) == (2, 0)
+    assert all(row["dice_at_half"] is not None for row in rows_of(tmp_path / "eval", "metrics").values())
+
+
+def test_a_killed_measurement_leaves_whole_parts(segmented, phantom_archive, tmp_path):
+    out = tmp_path / "eval"
+    words = ["measure", str(segmented), str(phantom_archive), "--out", str(out), "--part-seconds", "0"]
+    running = subprocess.Popen([sys.executable, "-m", "raysegment", *words], stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list((out / "scans").glob("*.parquet")) and running.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    running.kill()
+    running.wait()
+    done = len(rows_of(out, "scans"))
+    assert done > 0
+    result = measure(options_for(segmented, phantom_archive, out, part_seconds=0.0))
+    assert (result.scans_ok, result.scans_now) == (6, 6 - done)
+    assert rows_of(out, "metrics").keys() == rows_of(segmented, "metrics").keys()
 
 
 def test_names_that_fit_no_scan_are_shown(segmented, phantom_archive, tmp_path):
