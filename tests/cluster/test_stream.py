@@ -1,5 +1,6 @@
 """The steps that are made for each rank; the tasks' own function, without Ray."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -44,3 +45,16 @@ def test_no_two_samples_of_an_epoch_are_copies_though_slices_are_repeated() -> N
     samples = np.concatenate(make_epoch(kept, 0, 1))
     assert len(samples) == 24 > len(kept.slices)
     assert len({sample.tobytes() for sample in samples}) == 24
+
+
+def test_label_maps_travel_in_their_own_type() -> None:
+    kept = make_kept(1)
+    scan = kept.fetch(0)
+    large = replace(scan, reference=np.where(scan.reference > 0, 300, 0).astype(np.uint16))
+    kept.fetch = lambda scan: large
+    options = TrainOptions(source="a", out="b", batch_size=4, image_size=32, augment=False)
+    plan = SharePlan(kept=kept, options=options, rank=0, num_workers=1)
+    pixels, label_map = unpack_step(plan.make_task(0, 0).slice(0, 1))
+    assert label_map.dtype == np.uint16
+    assert label_map.shape == pixels.shape[:3]
+    assert set(np.unique(label_map)) == {0, 300}

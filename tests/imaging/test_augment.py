@@ -168,3 +168,18 @@ def test_a_warped_patch_sees_what_lies_around_it():
         assert found.shape == (32, 32, 1)
         assert (found == 7).all()
         assert drawn.all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_label_map_keeps_its_values_and_each_moves_as_it_would_alone(dtype):
+    label_map = np.zeros((32, 40), dtype)
+    label_map[8:20, 6:20], label_map[12:26, 18:30] = 2, np.iinfo(dtype).max
+    pixels = np.zeros((32, 40, 1), np.uint8)
+    intensity = measure_intensity(pixels[None], "scale")
+    place = {"seed": 0, "epoch": 1, "scan_index": 2, "slice_index": 3}
+    _, moved = augment_slice(pixels, label_map, intensity, Augmentation(), **place)
+    assert moved.dtype == dtype
+    assert not np.array_equal(moved, label_map)
+    for value in (2, np.iinfo(dtype).max):
+        alone = augment_slice(pixels, (label_map == value).astype(np.uint8), intensity, Augmentation(), **place)[1]
+        np.testing.assert_array_equal(moved == value, alone != 0)

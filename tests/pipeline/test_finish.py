@@ -1,0 +1,76 @@
+"""The bundle that a training run ends in, with labels that exclude each other and with labels that overlap."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from raysegment.imaging.phantom import make_phantom
+from raysegment.imaging.threshold import describe_thresholds, show_thresholds
+from raysegment.model.bundle import load_bundle
+from raysegment.model.engines.tensorflow import Predictor
+from raysegment.model.fit import build_chosen
+from raysegment.options import Postprocessing, Preprocessing, TrainOptions
+from raysegment.pipeline.blocks import ReadScan
+from raysegment.pipeline.finish import write_bundle
+from raysegment.pipeline.learn import Progress, save_best
+from raysegment.pipeline.samples import keep_scan
+from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
+from raysegment.scan import Labels, Scan
+
+APART, NESTED = Labels(("dim", "bright"), ((1,), (4,))), Labels(("all", "bright"), ((1, 4), (4,)))
+CHOICES = {"image_size": 32, "filters": 2, "depth": 1, "norm": "none", "precision": "float32"}
+
+
+def draw_scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Phantoms on a grid of their own, with the brighter half of each lesion as another value."""
+    scans = {}
+    for seed in range(3):
+        pixels, lesion = make_phantom(seed, image_size=48, slices=5)
+        level = np.median(pixels[lesion][:, 1])
+        scans[f"s{seed}"] = pixels, np.where(lesion, np.where(pixels[..., 1] > level, 4, 1), 0).astype(np.uint8)
+    return scans
+
+
+@pytest.mark.parametrize("labels", [APART, NESTED])
+def test_the_dice_that_a_bundle_tells_is_the_one_that_segmenting_with_it_gives(labels: Labels, tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    options = TrainOptions(source="a", out="b", **CHOICES)
+    network = build_chosen(options, 3, keras.layers.BatchNormalization, labels)
+    save_best(tmp_path / "checkpoints", 1, [weight * 3 for weight in network.get_weights()])
+    preprocessing, scans = Preprocessing(image_size=32), draw_scans()
+    validation = [
+        keep_scan(name, Scan(pixels), reference, preprocessing, num_channels=3, for_validation=True)
+        for name, (pixels, reference) in scans.items()
+    ]
+    facts = {"num_channels": 3, "training_patients": [], "data": {}, "split": {}, "provenance": {}}
+    progress = Progress(epoch=1, best_epoch=1, history=[{"val_loss": 0.5}])
+    scores = write_bundle(tmp_path, options, labels, progress, validation, facts)
+
+    bundle = load_bundle(tmp_path)
+    assert bundle.labels == labels
+    assert describe_thresholds(bundle.threshold, labels) == scores["threshold"]
+    assert isinstance(scores["threshold"], dict) == labels.overlap
+    settings = SegmentSettings(
+        preprocessing=bundle.preprocessing,
+        postprocessing=Postprocessing(threshold=show_thresholds(bundle.threshold, labels)),
+        labels=labels,
+        num_channels=3,
+        grid_factor=bundle.grid_factor,
+        foreground_box=False,
+    )
+    reads = [ReadScan(name, "p", "/a", "f", Scan(pixels), drawn) for name, (pixels, drawn) in scans.items()]
+    rows = list(ScanSegmenter(Predictor(bundle, precision="float32").predict, settings).segment(reads))
+    found = {
+        name: np.nanmean([metric["dice"] for row in rows for metric in row.metrics if metric["label"] == name])
+        for name in labels.names
+    }
+    assert found == pytest.approx(scores["val_dice_of_labels"], abs=1e-4)
+    assert scores["val_dice"] == pytest.approx(np.mean(list(found.values())), abs=1e-4)
+    assert min(found.values()) > 0
+    stored = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert stored["scores"]["val_dice_of_labels"] == pytest.approx(scores["val_dice_of_labels"])
