@@ -10,6 +10,7 @@ import numpy as np
 from raysegment.archive.formats import Header
 from raysegment.archive.names import show_name
 from raysegment.archive.orientation import (
+    CORNERS,
     Affine,
     Orientation,
     corner_distance,
@@ -67,6 +68,8 @@ def lay_on_grid(part: Scan, grid: Grid, settings: ReadSettings, name: str, *, is
 
     Axes in another order are no other grid. What lies elsewhere is resampled where the settings say so: channels
     linearly, references by the nearest voxel; outside of it is what its border shows, or background of a reference.
+    What would be outside altogether, but has the same shape, spacing and directions, has lost its origin (as the
+    reference of a BraTS 2020 case in circulation has): it is taken voxel by voxel.
 
     Args:
         part: Axes as stored.
@@ -76,24 +79,22 @@ def lay_on_grid(part: Scan, grid: Grid, settings: ReadSettings, name: str, *, is
         is_reference: Whether values are labels.
 
     Raises:
-        GridMismatchError: It lies on another grid.
+        GridMismatchError: It lies on another grid, or outside of the scan's.
     """
     if part.affine is None or grid.affine is None:
         return _lay_without_affine(part, grid, settings, name)
     turned = _turned(part, find_turn(part.affine, grid.affine))
-    assert turned.affine is not None
-    if turned.grid == grid.shape:
-        apart = corner_distance(turned.affine, grid.affine, grid.shape)
-        if apart <= max(SAME_PLACE_MM, SAME_PLACE_SHARE * min(spacing_of(grid.affine))):
-            return replace(turned, affine=grid.affine, spacing_mm=spacing_of(grid.affine))
-        cause = f"its voxels lie up to {apart:.3g} mm from those of the scan"
-    else:
-        cause = f"it is {turned.grid}, the scan is {grid.shape}"
-    if not settings.resample_channels:
+    is_same = _is_same_grid(turned, grid)
+    if not is_same and not settings.resample_channels:
         raise GridMismatchError(
-            f"{show_name(name)} lies on another grid: {cause}. --resample-channels brings it to the scan's."
+            f"{show_name(name)} lies on another grid: {_describe_difference(turned, grid)}. --resample-channels brings "
+            "it to the scan's."
         )
-    return Scan(_resample(turned, grid, is_reference), spacing_of(grid.affine), grid.affine)
+    if not is_same and not _lies_outside(turned, grid):
+        return Scan(_resample(turned, grid, is_reference), spacing_of(grid.affine), grid.affine)
+    if not is_same and not _is_same_grid(_move(turned, grid), grid):
+        raise GridMismatchError(f"{show_name(name)} lies outside of the scan; there is nothing to resample.")
+    return replace(turned, affine=grid.affine, spacing_mm=spacing_of(grid.affine))
 
 
 def join_channels(parts: Iterable[tuple[Scan, str]], num_channels: int, settings: ReadSettings) -> Scan:
@@ -163,6 +164,42 @@ def _promote(pixels: Pixels, dtype: np.dtype[np.generic]) -> Pixels:
     if both == np.float64 and np.float64 not in (pixels.dtype, dtype):
         both = np.dtype(np.float32)
     return pixels.astype(both, copy=False)
+
+
+def _is_same_grid(part: Scan, grid: Grid) -> bool:
+    if part.grid != grid.shape or part.affine is None or grid.affine is None:
+        return False
+    tolerance_mm = max(SAME_PLACE_MM, SAME_PLACE_SHARE * min(spacing_of(grid.affine)))
+    return corner_distance(part.affine, grid.affine, grid.shape) <= tolerance_mm
+
+
+def _describe_difference(part: Scan, grid: Grid) -> str:
+    assert part.affine is not None
+    assert grid.affine is not None
+    if part.grid != grid.shape:
+        return f"it is {part.grid}, the scan is {grid.shape}"
+    apart_mm = corner_distance(part.affine, grid.affine, grid.shape)
+    if _lies_outside(part, grid) and _is_same_grid(_move(part, grid), grid):
+        return f"it has the scan's shape, but lies {apart_mm:.3g} mm away, outside of the scan (a lost origin?)"
+    return f"its voxels lie up to {apart_mm:.3g} mm from those of the scan"
+
+
+def _lies_outside(part: Scan, grid: Grid) -> bool:
+    """Whether a volume shares no more than an outermost plane of voxels with the grid."""
+    assert part.affine is not None
+    assert grid.affine is not None
+    corners = np.column_stack([CORNERS * (np.array(part.grid) - 1), np.ones(len(CORNERS))])
+    places = (np.linalg.inv(grid.affine) @ part.affine @ corners.T)[:3]
+    return bool(((places.max(axis=1) < 0.5) | (places.min(axis=1) > np.array(grid.shape) - 1.5)).any())
+
+
+def _move(part: Scan, grid: Grid) -> Scan:
+    """A volume with its first voxel where that of the grid is."""
+    assert part.affine is not None
+    assert grid.affine is not None
+    affine = part.affine.copy()
+    affine[:3, 3] = grid.affine[:3, 3]
+    return replace(part, affine=affine)
 
 
 def _resample(part: Scan, grid: Grid, is_reference: bool) -> Pixels:

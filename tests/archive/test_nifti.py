@@ -261,6 +261,25 @@ def test_a_reference_that_does_not_say_where_it_lies_is_refused(tmp_path):
         read_reference(entry, scan.grid, LABELS, affine=scan.affine)
 
 
+def test_a_reference_that_lost_its_origin_is_taken_voxel_by_voxel_where_asked_for(tmp_path):
+    placed, lost = make_affine((-1, -1, 1), origin=(0, 239, 0)), make_affine((-1, -1, 1), origin=(0, 0, 0))
+    shape = (240, 240, 3)
+    drawn = np.random.default_rng(0).integers(0, 3, shape).astype(np.uint8)
+    write_nifti(tmp_path / "a.nii.gz", make_volume(shape=shape), placed)
+    entry = entry_of_files(tmp_path, "a.nii.gz", reference="mask.nii.gz")
+    scan = read_scan(entry)
+    asked = ReadSettings(labels=LABELS.labels, resample_channels=True)
+    write_nifti(tmp_path / "mask.nii.gz", drawn, placed)
+    expected = read_reference(entry, scan.grid, LABELS, affine=scan.affine)
+    write_nifti(tmp_path / "mask.nii.gz", drawn, lost)
+    with pytest.raises(GridMismatchError, match=r"has the scan's shape, but lies 239 mm away.*lost origin"):
+        read_reference(entry, scan.grid, LABELS, affine=scan.affine)
+    np.testing.assert_array_equal(read_reference(entry, scan.grid, asked, affine=scan.affine), expected)
+    write_nifti(tmp_path / "mask.nii.gz", drawn[:200], lost)
+    with pytest.raises(GridMismatchError, match="outside of the scan; there is nothing to resample"):
+        read_reference(entry, scan.grid, asked, affine=scan.affine)
+
+
 def test_slices_are_no_reference_of_a_volume_nor_the_other_way_round(tmp_path):
     tifffile.imwrite(tmp_path / "mask.tif", np.zeros((9, 8, 7), np.uint8), photometric="minisblack")
     write_nifti(tmp_path / "a.nii.gz", make_volume(), make_affine())

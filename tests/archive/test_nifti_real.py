@@ -57,3 +57,19 @@ def test_every_real_reference_lies_on_its_volume(real_volumes, decoder):
         drawn = nibabel.as_closest_canonical(nibabel.load(path.parents[1] / entry.reference_files[0]))
         expected = np.asarray(drawn.dataobj)[::-1, ::-1].transpose(2, 1, 0)
         np.testing.assert_array_equal(decoded.reference, expected)
+
+
+def test_the_reference_of_a_brats_case_that_lost_its_origin_counts_voxel_by_voxel(real_volumes):
+    (flair,) = [path for path in real_volumes if path.name == "BraTS20_Training_001_flair.nii.gz"]
+    name = flair.name.replace("flair", "seg")
+    entry = entry_of_files(flair.parent, flair.name, reference=name)
+    labels = Labels(("ET", "NCR", "ED"), ((1,), (2,), (3,)))
+    for resample in (False, True):
+        with Decoder(settings=ReadSettings(labels=labels, slice_axis="axial", resample_channels=resample)) as decoder:
+            decoded = decoder.read(entry, with_reference=True)
+        if not resample:
+            assert decoded.reference_error.startswith("GridMismatchError")
+    expected = np.asarray(nibabel.load(flair.parent / name).dataobj).transpose(2, 1, 0)
+    np.testing.assert_array_equal(decoded.reference, expected)
+    tissue = decoded.scan.pixels[..., 0] > 0
+    assert tissue[decoded.reference > 0].all()
