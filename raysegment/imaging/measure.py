@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from raysegment.errors import GridMismatchError
 from raysegment.imaging.lesions import count_components, count_lesions
 from raysegment.imaging.postprocess import occupied_window
 from raysegment.imaging.surface import compare_surfaces
-from raysegment.scan import Mask, Spacing, voxel_volume_mm3
+from raysegment.scan import LabelMap, Labels, Mask, Region, Spacing, voxel_volume_mm3
 
 REFERENCE_COLUMNS = (
     "reference_voxels",
@@ -133,6 +134,43 @@ def count_overlap(mask: npt.NDArray[np.generic], reference: Plane) -> Counts:
         for plane, drawn in zip(mask, reference, strict=True)
     ]
     return np.array(counts, np.int64).reshape(-1, 3)
+
+
+def count_by_reference(
+    mask: Mask, values: Sequence[int], reference: LabelMap | None, drawn: Labels
+) -> list[list[int] | None]:
+    """For each label of a mask how many of its voxels the reference has as background, and as each of the labels.
+
+    Args:
+        mask: (slices, rows, columns); (labels, slices, rows, columns) where labels overlap.
+        values: Of each label in the mask.
+        reference: Drawn by a person, same grid, or None.
+        drawn: What the same labels are in the reference, other ones after them, which count as background.
+
+    Returns:
+        (labels, 1 + labels); None for each label without a reference, and unless several labels exclude each other.
+    """
+    known = Labels(drawn.names[: len(values)], drawn.regions[: len(values)])
+    if reference is None or mask.ndim == 4 or not known.exclude_each_other:
+        return [None] * len(values)
+    in_mask, in_reference = (
+        _number_values([(value,) for value in values], mask),
+        _number_values(known.regions, reference),
+    )
+    num_classes = len(values) + 1
+    counts = np.zeros(num_classes**2, np.int64)
+    for found, plane in zip(mask, reference, strict=True):
+        codes = in_mask[found] * num_classes + in_reference[plane]
+        counts += np.bincount(codes.ravel(), minlength=num_classes**2)
+    return list(counts.reshape(num_classes, num_classes)[1:].tolist())
+
+
+def _number_values(regions: Sequence[Region], label_map: LabelMap) -> npt.NDArray[np.int64]:
+    """For each value of a label map the number of its label, from 1; 0 for background."""
+    numbers = np.zeros(max(int(label_map.max()), *map(max, regions)) + 1, np.int64)
+    for number, region in enumerate(regions, start=1):
+        numbers[list(region)] = number
+    return numbers
 
 
 def _measure_alone(mask: Mask | Plane, voxel_mm3: float) -> dict[str, Any]:

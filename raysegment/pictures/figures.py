@@ -30,6 +30,7 @@ from raysegment.scan import Labels
 __all__ = [
     "PredictionCase",
     "choose_cases",
+    "draw_confusion_between",
     "draw_confusion_matrix",
     "draw_curves",
     "draw_dice_per_scan",
@@ -39,6 +40,7 @@ __all__ = [
 
 MOST_NAMED_SCANS = 40
 MATRICES_IN_A_ROW = 3
+MOST_WRITTEN_SIDES = 12
 
 
 def draw_curves(
@@ -89,6 +91,37 @@ def draw_confusion_matrix(confusion: Mapping[str, Mapping[str, int]], path: str 
             others = "elsewhere" if len(confusion) > 1 else "background"
             drawn = _draw_matrix(panel, counts, (others, shorten(label, 24 if len(confusion) > 1 else LONGEST_NAME)))
         bar = figure.colorbar(drawn, ax=panels, shrink=0.8, format=PercentFormatter(1))
+        bar.set_label("share of the reference's row")
+        bar.outline.set_visible(False)
+
+
+def draw_confusion_between(names: Sequence[str], counts: npt.NDArray[np.int64], path: str | Path) -> None:
+    """Draw what masks have where references have background and each label, pooled over all scans.
+
+    Args:
+        names: Of labels that exclude each other.
+        counts: Voxels, (1 + labels in the reference, 1 + labels in the mask), background first.
+        path: PNG to write.
+    """
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    sides = ["background", *(shorten(name, 16) for name in names)]
+    is_written = len(sides) <= MOST_WRITTEN_SIDES
+    side = max(5.0, (1.25 if is_written else 0.3) * len(sides))
+    with open_figure(path, (side + 1.2, side)) as figure:
+        panel = figure.subplots()
+        colours = LinearSegmentedColormap.from_list("share", ["#FFFFFF", BLUE])
+        drawn = panel.imshow(shares, cmap=colours, vmin=0, vmax=1)
+        for row, column in np.ndindex(*counts.shape) if is_written else ():
+            ink = "white" if shares[row, column] > 0.55 else INK
+            text = f"{int(counts[row, column]):,}\n{shares[row, column]:.2%}"
+            panel.text(column, row, text, ha="center", va="center", color=ink, linespacing=1.5, fontsize=9)
+        panel.set_xticks(range(len(sides)), sides, rotation=30, ha="right", rotation_mode="anchor")
+        panel.set_yticks(range(len(sides)), sides)
+        panel.set(xlabel="mask", ylabel="reference", title="Voxels of all scans")
+        panel.grid(False)
+        panel.tick_params(length=0)
+        bar = figure.colorbar(drawn, ax=panel, shrink=0.8, format=PercentFormatter(1))
         bar.set_label("share of the reference's row")
         bar.outline.set_visible(False)
 

@@ -89,7 +89,7 @@ def draw_inference_figures(
 
 
 def _draw_scores(folder: Path, metrics: pa.Table, labels: Labels | None) -> list[Path]:
-    from raysegment.pictures.figures import draw_confusion_matrix, draw_dice_per_scan
+    from raysegment.pictures.figures import draw_confusion_between, draw_confusion_matrix, draw_dice_per_scan
 
     by_label = {
         name: metrics.filter(pc.equal(metrics["label"], name)) for name in metrics["label"].unique().to_pylist()
@@ -97,7 +97,11 @@ def _draw_scores(folder: Path, metrics: pa.Table, labels: Labels | None) -> list
     confusion = {
         label: {name: int(pc.sum(rows[name]).as_py()) for name in CONFUSION} for label, rows in by_label.items()
     }
-    draw_confusion_matrix(confusion, folder / "confusion_matrix.png")
+    between = _count_between(by_label)
+    if between is None:
+        draw_confusion_matrix(confusion, folder / "confusion_matrix.png")
+    else:
+        draw_confusion_between(list(by_label), between, folder / "confusion_matrix.png")
     ids, dice = _mean_over_labels(metrics, "dice")
     apart = {}
     for label, rows in by_label.items() if len(by_label) > 1 else ():
@@ -105,6 +109,19 @@ def _draw_scores(folder: Path, metrics: pa.Table, labels: Labels | None) -> list
         apart[label] = [known.get(scan_id, math.nan) for scan_id in ids]
     draw_dice_per_scan(ids, dice.tolist(), folder / "dice_per_scan.png", by_label=apart, labels=labels)
     return [folder / "confusion_matrix.png", folder / "dice_per_scan.png"]
+
+
+def _count_between(by_label: Mapping[str, pa.Table]) -> npt.NDArray[np.int64] | None:
+    """Voxels of all scans by what reference and mask have there, background first; None where that is not known."""
+    if len(by_label) < 2 or any(rows["voxels_by_reference"].null_count for rows in by_label.values()):
+        return None
+    of_labels = [np.array(rows["voxels_by_reference"].to_pylist(), np.int64).sum(axis=0) for rows in by_label.values()]
+    first = next(iter(by_label.values()))
+    total = sum(int(pc.sum(first[name]).as_py()) for name in CONFUSION)
+    in_reference = [int(pc.sum(rows["reference_voxels"]).as_py()) for rows in by_label.values()]
+    drawn = np.array([total - sum(in_reference), *in_reference])
+    found = np.stack(of_labels, axis=1)
+    return np.column_stack([drawn - found.sum(axis=1), found])
 
 
 def _mean_over_labels(metrics: pa.Table, name: str) -> tuple[list[str], npt.NDArray[np.float64]]:

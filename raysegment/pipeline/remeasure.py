@@ -16,7 +16,7 @@ import numpy.typing as npt
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.names import show_name
 from raysegment.errors import GridMismatchError, ScanError, WorkerCrashedError
-from raysegment.imaging.measure import measure_mask
+from raysegment.imaging.measure import count_by_reference, measure_mask
 from raysegment.scan import LabelMap, Mask, ReadSettings, ScanEntry, Spacing
 from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
@@ -161,6 +161,8 @@ def _measure(
             f"{show_name(scan_id)}: its mask has the labels {', '.join(values)}, others have "
             f"{', '.join(settings.labels)}."
         )
+    order = [values[name] for name in settings.labels]
+    by_reference = count_by_reference(mask, order, reference, settings.read.labels)
     rows = []
     for position, name in enumerate(settings.labels):
         known = before.get(name, {})
@@ -171,6 +173,7 @@ def _measure(
             affine=_affine_of(row),
             surface_tolerance_mm=settings.surface_tolerance_mm,
         )
+        measured["voxels_by_reference"] = by_reference[position]
         copied = {"mean_probability": known.get("mean_probability")}
         copied["dice_at_half"] = known.get("dice_at_half") if stored.has_same_files else None
         rows.append({"scan_id": scan_id, "patient_id": stored.scan["patient_id"], "label": name} | measured | copied)

@@ -20,7 +20,7 @@ from raysegment.errors import (
     parse_scan_error,
     scan_error,
 )
-from raysegment.imaging.measure import measure_mask
+from raysegment.imaging.measure import count_by_reference, measure_mask
 from raysegment.imaging.postprocess import clean_labels
 from raysegment.imaging.preprocess import (
     PreparedScan,
@@ -191,8 +191,12 @@ class ScanSegmenter:
             fill_holes=bool(settings.postprocessing.fill_holes),
         )
         spacing_mm = work.scan.spacing_mm or settings.spacing_mm
+        by_reference = count_by_reference(
+            mask, list(settings.labels.mask_values.values()), read.reference, settings.drawn_labels
+        )
         metrics = tuple(
             {"scan_id": read.scan_id, "patient_id": read.patient_id, "label": name}
+            | {"voxels_by_reference": by_reference[position]}
             | self._measure(read, mask, position, spacing_mm, raw.dice_at_half[position])
             | {"mean_probability": slabs.mean_inside(position, settings.labels.plane_of_mask(mask, position))}
             for position, name in enumerate(settings.labels.names)

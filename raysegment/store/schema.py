@@ -73,6 +73,7 @@ METRICS_SCHEMA = pa.schema(
         ("lesions_found", pa.int64()),
         ("lesions_missed", pa.int64()),
         ("lesions_false", pa.int64()),
+        ("voxels_by_reference", pa.list_(pa.int64())),
     ]
 )
 """One row per ok scan and label. From `reference_is_empty` on all are null where the scan has no usable reference.
@@ -82,7 +83,8 @@ the Dice of `probability >= 0.5` before any cleaning; `lesion_slices` are slices
 `lesion_slice_dice_sum` the sum of Dice over them, `clean_slices` the other slices. `imaging/surface` says what the
 distances are: NaN without spacing, and where mask or reference is empty; `surface_dice` is at `surface_tolerance_mm`.
 `lesions_…` count 26-connected components: `found` those of the reference that the mask touches, `false` those of the
-mask that touch no reference.
+mask that touch no reference. `voxels_by_reference`, where labels exclude each other: the mask's voxels by what the
+reference has there, background first, then the labels in their order.
 """
 
 MASKS_SCHEMA = pa.schema(
@@ -111,6 +113,7 @@ ADDED_COLUMNS = {
         "lesions_found",
         "lesions_missed",
         "lesions_false",
+        "voxels_by_reference",
     ),
 }
 """Columns that version 1 did not have."""

@@ -87,6 +87,11 @@ def test_each_label_has_a_row_a_value_and_a_summary(tmp_path, archive, labels):
             found = metrics[(metrics.scan_id == row["scan_id"]) & (metrics.label == name)].iloc[0]
             plane, truth = labels.plane_of_mask(mask, position), np.isin(drawn, labels.regions[position])
             assert (found["voxels"], found["true_positives"]) == (plane.sum(), (plane & truth).sum())
+    between = metrics["voxels_by_reference"]
+    assert between.isna().all() == labels.overlap
+    if not labels.overlap:
+        assert between.map(sum).tolist() == metrics["voxels"].tolist()
+        assert [counts[1 + number % 2] for number, counts in enumerate(between)] == metrics["true_positives"].tolist()
     summary = json.loads((out / "summary.json").read_text())
     assert list(summary["labels"]) == list(labels.names)
     assert summary["threshold"] == (0.6 if labels.exclude_each_other else {"whole": 0.5, "core": 0.45})

@@ -11,7 +11,8 @@ from scipy import ndimage
 from sklearn import metrics
 
 from raysegment.errors import GridMismatchError
-from raysegment.imaging.measure import REFERENCE_COLUMNS, measure_mask, overlap_of
+from raysegment.imaging.measure import REFERENCE_COLUMNS, count_by_reference, measure_mask, overlap_of
+from raysegment.scan import Labels
 
 PAIRS = arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(2, 9), st.integers(2, 9)), elements=st.integers(0, 3))
 
@@ -146,3 +147,25 @@ def test_the_volume_of_sheared_voxels_is_that_of_their_affine():
     sheared = np.array([[0, 0, 1, 4], [3, 1, 0, 5], [4, 0, 0, 6], [0, 0, 0, 1]], np.float64)
     assert measure_mask(mask, None, (5.0, 1.0, 1.0))["volume_ml"] == pytest.approx(10 * 5 / 1000)
     assert measure_mask(mask, None, (5.0, 1.0, 1.0), affine=sheared)["volume_ml"] == pytest.approx(10 * 4 / 1000)
+
+
+@given(pair=PAIRS, seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_what_masks_have_by_reference_agrees_with_scikit_learn(pair, seed):
+    values, drawn = np.array([0, 2, 300], np.uint16), Labels(("a", "b", "other"), ((1, 7), (4,), (9,)))
+    random = np.random.default_rng(seed)
+    mask = values[random.integers(0, 3, pair.shape)]
+    reference = np.array([0, 1, 7, 4, 9], np.uint8)[random.integers(0, 5, pair.shape)]
+    truth = np.select([np.isin(reference, (1, 7)), reference == 4], [1, 2], 0)
+    expected = metrics.confusion_matrix(truth.ravel(), np.searchsorted(values, mask).ravel(), labels=[0, 1, 2])
+    assert count_by_reference(mask, [2, 300], reference, drawn) == expected.T[1:].tolist()
+
+
+def test_there_is_nothing_between_labels_that_share_voxels_or_without_a_reference():
+    mask, apart = np.ones((1, 2, 2), np.uint8), Labels(("a", "b"), ((1,), (2,)))
+    nested = Labels(("a", "b"), ((1, 2), (2,)))
+    assert count_by_reference(mask, [1, 2], None, apart) == [None, None]
+    assert count_by_reference(mask, [1, 2], mask, nested) == [None, None]
+    assert count_by_reference(np.stack([mask, mask]), [1, 1], mask, apart) == [None, None]
+    assert count_by_reference(mask, [1], mask, Labels()) == [None]
+    assert count_by_reference(mask, [1, 2], mask, apart) == [[0, 4, 0], [0, 0, 0]]

@@ -10,6 +10,7 @@ from matplotlib.image import imread
 from raysegment.imaging.phantom import make_phantom
 from raysegment.pictures.figures import (
     choose_cases,
+    draw_confusion_between,
     draw_confusion_matrix,
     draw_curves,
     draw_dice_per_scan,
@@ -194,3 +195,10 @@ def test_dice_of_each_label_stands_beside_the_mean(tmp_path, count):
     names = [f"scan {index}" for index in range(count)]
     draw_dice_per_scan(names, mean, tmp_path / "dice.png", by_label=apart, labels=DISJOINT)
     assert count_colour(read(tmp_path / "dice.png"), (10, 200, 30)) > 20
+
+
+@pytest.mark.parametrize("count", [2, 5, 30])
+def test_labels_that_exclude_each_other_share_one_confusion_matrix(tmp_path, count):
+    counts = np.random.default_rng(0).integers(0, 5000, (count + 1, count + 1)) + 10**6 * np.eye(count + 1, dtype=int)
+    draw_confusion_between([f"label number {number}" for number in range(count)], counts, tmp_path / "confusion.png")
+    assert max(read(tmp_path / "confusion.png").shape) < 2000
