@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from raysegment.errors import ScanError, UnknownFormatError
 CONCURRENT_HEADERS = 16
 BUFFER_BYTES = 16 * 1024
 LARGEST_IN_COLUMN = 2**31 - 1
+MAX_SPACINGS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,13 @@ def examine_drafts(source: str, drafts: list[Draft]) -> list[Examined]:
         with ThreadPoolExecutor(CONCURRENT_HEADERS) as pool:
             groups = list(pool.map(lambda draft: _examine(source, draft), drafts))
     return [item for group in groups for item in group]
+
+
+def count_spacings(examined: list[Examined]) -> dict[str, int]:
+    """Scans by spacing in millimetres, the most frequent first; scans without one do not count."""
+    spacings = (item.header.spacing_mm for item in examined if item.header is not None)
+    shown = Counter(" x ".join(f"{size:.3g}" for size in spacing) for spacing in spacings if spacing is not None)
+    return dict(shown.most_common(MAX_SPACINGS))
 
 
 def _examine(source: str, draft: Draft) -> list[Examined]:

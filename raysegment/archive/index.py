@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.fingerprint import fingerprint_files, renew_fingerprints
 from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.grouping.folders import name_of_source
-from raysegment.archive.grouping.globs import parse_channels, parse_references
-from raysegment.archive.grouping.layouts import Naming, group_files
+from raysegment.archive.grouping.layouts import group_files
+from raysegment.archive.grouping.naming import Naming, parse_naming
 from raysegment.archive.grouping.patients import assign_patients, match_patients
 from raysegment.archive.grouping.ways import join_ways
-from raysegment.archive.headers import Examined, examine_drafts
+from raysegment.archive.headers import Examined, count_spacings, examine_drafts
 from raysegment.archive.manifest import FINGERPRINT_MODE, MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import show_name
 from raysegment.archive.neighbours import BY_EXTENSION, describe_unread, set_aside
@@ -36,7 +35,6 @@ LAYOUTS = b"raysegment.layouts"
 SPACINGS = b"raysegment.spacings_mm"
 LEFT_ALONE = b"raysegment.files_left_alone"
 UNREAD = b"raysegment.files_unread"
-MAX_SPACINGS = 20
 
 
 @dataclass(frozen=True)
@@ -110,12 +108,9 @@ def find_scans(
     Raises:
         UsageError: The source is missing or holds no scan, or a pattern or glob does not fit.
     """
-    naming = Naming(
-        _compile_pattern("--scan-pattern", scan_pattern, "scan"), parse_channels(channels), parse_references(references)
-    )
-    patients = _compile_pattern("--patient-pattern", patient_pattern, "patient")
+    naming = parse_naming(scan_pattern, channels, references, patient_pattern)
     if not is_manifest(source):
-        return _find_in_archive(source, naming, patients, fingerprint)
+        return _find_in_archive(source, naming, fingerprint)
     given = {"--scan-pattern": scan_pattern, "--channel": channels, "--reference": references}
     if option := next((name for name, value in given.items() if value), None):
         raise UsageError(
@@ -123,9 +118,9 @@ def find_scans(
             "Give it to `raysegment index` when the manifest is made."
         )
     table = renew_fingerprints(read_manifest(source), fingerprint)
-    if patients is None:
+    if naming.patients is None:
         return table
-    column = pa.array(match_patients(table["scan_id"].to_pylist(), patients), pa.string())
+    column = pa.array(match_patients(table["scan_id"].to_pylist(), naming.patients), pa.string())
     metadata = {**(table.schema.metadata or {}), OWN_PATIENTS: b"0"}
     index = table.schema.get_field_index("patient_id")
     return table.set_column(index, MANIFEST_SCHEMA.field("patient_id"), column).replace_schema_metadata(metadata)
@@ -166,13 +161,12 @@ def summarise(table: pa.Table) -> IndexSummary:
     )
 
 
-def _find_in_archive(
-    source: str, naming: Naming, patient_pattern: re.Pattern[str] | None, fingerprint: str
-) -> pa.Table:
+def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
     """Walk, draft, look into each, name the patients, hash: the manifest of a folder or bucket."""
     source = absolute_source(source)
     known = frozenset(readers_by_extension())
-    folders, unread = set_aside(walk_source(source, known | BY_EXTENSION.keys()), known)
+    walked = walk_source(source, known | BY_EXTENSION.keys())
+    folders, unread = set_aside(walked, known)
     drafts, lone_masks = group_files(
         [folder for folder in folders if not folder.is_own],
         name_of_source(source),
@@ -184,7 +178,8 @@ def _find_in_archive(
     if not any(draft.files for draft in drafts):
         raise _no_scans(source, known, lone_masks, unread)
     examined = examine_drafts(source, drafts)
-    patients, num_own = assign_patients([item.draft for item in examined], patient_pattern)
+    spacings = count_spacings(examined)
+    patients, num_own = assign_patients([item.draft for item in examined], naming.patients)
     rows = [_row_of(source, item, patient, fingerprint) for item, patient in zip(examined, patients, strict=True)]
     columns = [list(column) for column in zip(*rows, strict=True)]
     metadata = {
@@ -193,7 +188,7 @@ def _find_in_archive(
         FINGERPRINT_MODE: fingerprint,
         OWN_FOLDERS: str(sum(folder.is_own for folder in folders)),
         LAYOUTS: json.dumps(Counter(item.draft.layout or FOLDERS_AND_NAMES for item in examined)),
-        SPACINGS: json.dumps(_count_spacings(examined)),
+        SPACINGS: json.dumps(spacings),
         LEFT_ALONE: str(max(0, sum(len(folder.files) for folder in folders) - num_used)),
         UNREAD: json.dumps(unread),
     }
@@ -228,25 +223,6 @@ def _row_of(source: str, item: Examined, patient: str, fingerprint: str) -> tupl
         draft.channel_names,
         item.problem,
     )
-
-
-def _count_spacings(examined: list[Examined]) -> dict[str, int]:
-    """Scans by spacing in millimetres, the most frequent first; scans without one do not count."""
-    spacings = (item.header.spacing_mm for item in examined if item.header is not None)
-    shown = Counter(" x ".join(f"{size:.3g}" for size in spacing) for spacing in spacings if spacing is not None)
-    return dict(shown.most_common(MAX_SPACINGS))
-
-
-def _compile_pattern(option: str, pattern: str | None, what: str) -> re.Pattern[str] | None:
-    if pattern is None:
-        return None
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise UsageError(f"{option} {pattern!r} is no regular expression: {error}.") from error
-    if not compiled.groups:
-        raise UsageError(f"{option} {pattern!r} has no group; put brackets around the {what}'s part.")
-    return compiled
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

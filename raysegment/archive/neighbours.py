@@ -45,10 +45,10 @@ def set_aside(folders: Iterable[Folder], known: frozenset[str]) -> tuple[list[Fo
     unread = BY_EXTENSION.keys() - known
     kept, found = [], Counter[str]()
     for folder in folders:
-        extensions = [extension_of(file.name) for file in folder.files]
+        extensions = [file.extension for file in folder.files]
         found.update(extension for extension in extensions if extension in unread)
         if not unread.isdisjoint(extensions):
-            folder.files = [file for file in folder.files if extension_of(file.name) not in unread]
+            folder.files = [file for file in folder.files if file.extension not in unread]
         if folder.files or folder.problem or folder.is_own:
             kept.append(folder)
     return kept, dict(found.most_common())

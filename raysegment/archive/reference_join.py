@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.fingerprint import fingerprint_files
 from raysegment.archive.formats import readers_by_extension
-from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, LocatedFile, name_of_source
-from raysegment.archive.grouping.globs import files_by_scan, parse_references
-from raysegment.archive.grouping.volumes import list_files
+from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, name_of_source
+from raysegment.archive.grouping.globs import files_by_scan
+from raysegment.archive.grouping.naming import parse_references
 from raysegment.archive.manifest import to_table
 from raysegment.archive.names import extension_of, natural_key, show_name, stem_of
-from raysegment.archive.walk import walk_source
+from raysegment.archive.walk import LocatedFile, walk_source
 from raysegment.errors import UsageError
 from raysegment.scan import ScanEntry
 
@@ -76,7 +76,8 @@ def find_references(source: str, globs: Sequence[str], scans: pa.Table, fingerpr
     """
     source = absolute_source(source)
     folders = [folder for folder in walk_source(source, frozenset(readers_by_extension())) if not folder.is_own]
-    found = files_by_scan(list_files(folders), parse_references(globs), name_of_source(source))
+    files = sorted((item for folder in folders for item in folder.located), key=lambda item: item[0])
+    found = files_by_scan(files, parse_references(globs), name_of_source(source))
     meant = _scans_by_name(scans["scan_id"].to_pylist())
     patients = dict(zip(scans["scan_id"].to_pylist(), scans["patient_id"].to_pylist(), strict=True))
     entries = {}

@@ -47,6 +47,20 @@ class FoundFile:
     num_links: int = 0
     num_names: int = 1
 
+    @property
+    def extension(self) -> str:
+        """In lower case with its dot, empty where there is none."""
+        return extension_of(self.name)
+
+    @property
+    def stem(self) -> str:
+        """The name without its extension."""
+        return self.name[: len(self.name) - len(self.extension)]
+
+
+LocatedFile = tuple[str, FoundFile]
+"""A file and its path below the source."""
+
 
 @dataclass(slots=True)
 class Folder:
@@ -63,6 +77,11 @@ class Folder:
     files: list[FoundFile] = field(default_factory=list)
     problem: str | None = None
     is_own: bool = False
+
+    @property
+    def located(self) -> list[LocatedFile]:
+        """The files with their paths below the source."""
+        return [(_join(self.path, file.name), file) for file in self.files]
 
 
 def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:

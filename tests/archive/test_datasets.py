@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from raysegment.archive.dataset_json import channels_of_dataset
 from raysegment.archive.grouping.folders import Draft
-from raysegment.archive.grouping.layouts import Naming, group_files
+from raysegment.archive.grouping.layouts import group_files
+from raysegment.archive.grouping.naming import Naming
 from raysegment.archive.grouping.patients import assign_patients
 from raysegment.archive.index import find_scans
 from raysegment.archive.split import assign_splits

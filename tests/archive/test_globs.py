@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raysegment.archive.grouping.folders import Draft
-from raysegment.archive.grouping.globs import parse_channels, parse_references
-from raysegment.archive.grouping.layouts import Naming, group_files
+from raysegment.archive.grouping.layouts import group_files
+from raysegment.archive.grouping.naming import Naming, parse_channels, parse_references
 from raysegment.archive.index import find_scans, summarise
 from raysegment.archive.walk import Folder, FoundFile
 from raysegment.errors import UsageError

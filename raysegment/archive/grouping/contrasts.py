@@ -24,9 +24,10 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from raysegment.archive.grouping.folders import Draft, LocatedFile
+from raysegment.archive.grouping.folders import Draft
 from raysegment.archive.grouping.volumes import Taken, add_reference, draft_channels, place_of
 from raysegment.archive.names import stem_of
+from raysegment.archive.walk import LocatedFile
 
 BRATS = "BraTS"
 BIDS = "BIDS"
@@ -70,7 +71,7 @@ def take_bids(volumes: Sequence[LocatedFile]) -> Taken:
     paths: set[str] = set()
     for item in volumes:
         folders = item[0].split("/")[:-1]
-        parts = stem_of(item[0]).split("_")
+        parts = item[1].stem.split("_")
         is_derived = DERIVATIVES in folders
         if not parts[0].startswith("sub-") or not (is_derived or "anat" in folders[-1:]):
             continue
@@ -128,7 +129,7 @@ def _add_mask(draft: Draft, archive: _Bids) -> list[str]:
     stem = stem_of(draft.scan_id)
     owner = stem if folder_and_name else "_".join(part for part in stem.split("_")[:2] if part[:4] in ("sub-", "ses-"))
     masks = archive.masks.get(owner, [])
-    begin = [item for item in masks if stem_of(item[0]).startswith(f"{stem}_")]
+    begin = [item for item in masks if item[1].stem.startswith(f"{stem}_")]
     add_reference(draft, begin if not folder_and_name else masks)
     return [path for path, _ in masks]
 
@@ -145,7 +146,7 @@ def _find_cases(volumes: Sequence[LocatedFile], separator: str, words: tuple[str
     cases: dict[str, Case] = defaultdict(lambda: defaultdict(list))
     for item in volumes:
         folder = item[0].rpartition("/")[0]
-        case, _, word = stem_of(item[0]).rpartition(separator)
+        case, _, word = item[1].stem.rpartition(separator)
         if case and word.lower() in words:
             cases[f"{folder}/{case}" if folder else case][word.lower()].append(item)
     return cases

@@ -21,9 +21,10 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
-from raysegment.archive.grouping.folders import Draft, LocatedFile
+from raysegment.archive.grouping.folders import Draft
 from raysegment.archive.grouping.volumes import ChannelsOf, Taken, add_reference, draft_channels, place_of
 from raysegment.archive.names import stem_of
+from raysegment.archive.walk import LocatedFile
 
 DECATHLON = "Medical Segmentation Decathlon"
 NNUNET = "nnU-Net"
@@ -66,7 +67,7 @@ def _draft_dataset(dataset: Dataset, names: tuple[str, ...]) -> tuple[list[Draft
     """The cases of one dataset, and the number of references without a case."""
     references: dict[str, list[LocatedFile]] = defaultdict(list)
     for item in dataset[REFERENCES]:
-        references[stem_of(item[0])].append(item)
+        references[item[1].stem].append(item)
     images = dataset[TRAINING] + dataset[TESTING]
     drafts = _draft_numbered(images, names) if _has_numbers(images, references, names) else _draft_whole(images, names)
     of_training = {path.rpartition("/")[0] for path, _ in dataset[TRAINING]}
@@ -80,7 +81,7 @@ def _draft_dataset(dataset: Dataset, names: tuple[str, ...]) -> tuple[list[Draft
 
 def _has_numbers(images: list[LocatedFile], references: Collection[str], names: tuple[str, ...]) -> bool:
     """Whether the names of images end in the number of a channel."""
-    stems = [stem_of(path) for path, _ in images]
+    stems = [file.stem for _, file in images]
     if any(stem in references for stem in stems):
         return False
     matches = [_NUMBERED.fullmatch(stem) for stem in stems]
@@ -94,7 +95,7 @@ def _draft_numbered(images: list[LocatedFile], names: tuple[str, ...]) -> list[D
     """nnU-Net: a file for each channel."""
     cases: dict[str, dict[int, list[LocatedFile]]] = defaultdict(lambda: defaultdict(list))
     for item in images:
-        folder, stem = item[0].rpartition("/")[0], stem_of(item[0])
+        folder, stem = item[0].rpartition("/")[0], item[1].stem
         match = _NUMBERED.fullmatch(stem)
         case, number = (match[1], int(match[2])) if match else (stem, -1)
         cases[f"{folder}/{case}" if folder else case][number].append(item)

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 
-from raysegment.archive.names import extension_of, natural_key, show_name
-from raysegment.archive.walk import Folder, FoundFile
+from raysegment.archive.names import natural_key, show_name, stem_of
+from raysegment.archive.walk import Folder, FoundFile, LocatedFile
 from raysegment.errors import UsageError
 
 IMAGE_FOLDERS = ("images", "image", "imgs", "img")
@@ -39,9 +39,6 @@ SPLIT_FOLDERS = {
 SPLIT_DEPTH = 3
 
 _NUMBERED = re.compile(r"(.*?)([0-9]+)", re.DOTALL)
-
-LocatedFile = tuple[str, FoundFile]
-"""A file and its path below the source."""
 
 
 @dataclass(slots=True)
@@ -97,7 +94,10 @@ class Draft:
 
 
 def draft_scans(
-    folders: Iterable[Folder], source_name: str, scan_pattern: re.Pattern[str] | None = None
+    folders: Iterable[Folder],
+    source_name: str,
+    scan_pattern: re.Pattern[str] | None = None,
+    taken: Collection[str] = (),
 ) -> tuple[list[Draft], int]:
     """Join files to scans.
 
@@ -105,14 +105,16 @@ def draft_scans(
         folders: What lies below the source.
         source_name: The source's last folder, which names a scan that lies directly in it.
         scan_pattern: Names the scan of each image by its first group; None where the layout tells the scans.
+        taken: Paths of files that belong to other scans.
 
     Returns:
-        The scans, and the number of masks beside which no image lies.
+        The scans in natural order of their scan_ids, which are all different, and the number of masks beside which no
+        image lies.
 
     Raises:
         UsageError: The pattern finds no scan in an image's path.
     """
-    by_path = {folder.path: folder for folder in folders}
+    by_path = {folder.path: folder for folder in _leave_out(folders, taken)}
     mask_folders = _mask_folders(by_path)
     used = 0
     drafts: list[Draft] = []
@@ -190,9 +192,17 @@ def former_names(files: Sequence[str], source_name: str) -> set[str]:
     names = set(files)
     for path in files:
         folder, _, name = path.rpartition("/")
-        if match := _NUMBERED.fullmatch(_stem(name)):
+        if match := _NUMBERED.fullmatch(stem_of(name)):
             names |= {folder or source_name, _join(folder, match[1].strip("_-. "))}
     return names
+
+
+def _leave_out(folders: Iterable[Folder], paths: Collection[str]) -> Iterable[Folder]:
+    """The folders without some of their files."""
+    if not paths:
+        return folders
+    left = [replace(folder, files=[file for path, file in folder.located if path not in paths]) for folder in folders]
+    return [folder for folder in left if folder.files or folder.problem]
 
 
 def _draft_folder(path: str, images: list[FoundFile], masks: dict[str, LocatedFile], source_name: str) -> list[Draft]:
@@ -209,7 +219,7 @@ def _draft_folder(path: str, images: list[FoundFile], masks: dict[str, LocatedFi
             only = num_series == 1 or not title
             draft.scan_id = (path or source_name) if only else _join(path, title)
             draft.place = (names or (source_name,)) if only else (*names, title)
-        references = [masks.get(_stem(file.name)) for file in group]
+        references = [masks.get(file.stem) for file in group]
         draft.references = references if any(references) else []
         drafts.append(draft)
     return drafts
@@ -222,7 +232,7 @@ def _draft_image(path: str, file: FoundFile, masks: dict[str, LocatedFile], scan
     if match is None or not match[1]:
         raise UsageError(f"--scan-pattern {scan_pattern.pattern!r} finds no scan in {show_name(located)}.")
     names, split = naming_parts(path)
-    reference = masks.get(_stem(file.name))
+    reference = masks.get(file.stem)
     return Draft(match[1], (*names, match[1]), [(located, file)], [reference], split=split, is_named=True)
 
 
@@ -255,9 +265,9 @@ def _find_series(images: list[FoundFile]) -> list[tuple[str | None, list[FoundFi
     numbered: dict[tuple[str, str], list[tuple[int, str, FoundFile]]] = defaultdict(list)
     groups: list[tuple[str | None, list[FoundFile]]] = []
     for file in images:
-        match = None if _is_volume(file) else _NUMBERED.fullmatch(_stem(file.name))
+        match = None if _is_volume(file) else _NUMBERED.fullmatch(file.stem)
         if match:
-            numbered[match[1], extension_of(file.name)].append((int(match[2]), file.name, file))
+            numbered[match[1], file.extension].append((int(match[2]), file.name, file))
         else:
             groups.append((None, [file]))
     for (prefix, _), items in numbered.items():
@@ -272,20 +282,20 @@ def _find_series(images: list[FoundFile]) -> list[tuple[str | None, list[FoundFi
 def _tell_masks(folder: Folder) -> tuple[list[FoundFile], dict[str, LocatedFile]]:
     """The images of a folder, and its files of masks by the stem of their image."""
     images, masks = [], {}
-    for file in folder.files:
-        stem = _stem(file.name)
+    for path, file in folder.located:
+        stem = file.stem
         suffixes = VOLUME_MASK_SUFFIXES if _is_volume(file) else (MASK_SUFFIX,)
         suffix = next((each for each in suffixes if stem.lower().endswith(each) and len(stem) > len(each)), None)
         if suffix is None:
             images.append(file)
         else:
-            masks[stem[: -len(suffix)]] = (_join(folder.path, file.name), file)
+            masks[stem[: -len(suffix)]] = (path, file)
     return images, masks
 
 
 def _masks_by_stem(folder: Folder, path: str) -> dict[str, LocatedFile]:
     images, masks = _tell_masks(folder)
-    return masks | {_stem(file.name): (_join(path, file.name), file) for file in images}
+    return masks | {file.stem: (_join(path, file.name), file) for file in images}
 
 
 def _mask_folders(by_path: dict[str, Folder]) -> dict[str, str]:
@@ -298,7 +308,7 @@ def _mask_folders(by_path: dict[str, Folder]) -> dict[str, str]:
             continue
         base = _base(path, MASK_FOLDERS)
         parent = base.partition("\0")[0].rstrip("/")
-        has_images = parent in by_path and any(extension_of(file.name) for file in by_path[parent].files)
+        has_images = parent in by_path and any(file.extension for file in by_path[parent].files)
         if folder.files and (base.partition("\0")[0] in roots or has_images):
             found[path] = base
     return found
@@ -345,11 +355,7 @@ def make_unique(drafts: list[Draft]) -> None:
 
 
 def _is_volume(file: FoundFile) -> bool:
-    return extension_of(file.name) in VOLUME_EXTENSIONS
-
-
-def _stem(name: str) -> str:
-    return name[: len(name) - len(extension_of(name))]
+    return file.extension in VOLUME_EXTENSIONS
 
 
 def _join(folder: str, name: str) -> str:

@@ -14,50 +14,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, Draft, LocatedFile, naming_parts
+from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, Draft, naming_parts
+from raysegment.archive.grouping.naming import PLACEHOLDER, Channels, Globs, example_glob
 from raysegment.archive.grouping.volumes import add_reference, draft_channels
 from raysegment.archive.names import extension_of, natural_key, show_name, stem_of
+from raysegment.archive.walk import LocatedFile
 from raysegment.errors import UsageError
 
 GIVEN = "--channel"
-PLACEHOLDER = "{scan}"
 MAX_EXAMPLES = 3
-
-Globs = tuple[re.Pattern[str], ...]
-"""Ways in which the files of one kind are called."""
-
-Channels = Mapping[str, Globs]
-"""Globs by the name of their channel, in order."""
-
-_TOKEN = re.compile(r"\{scan\}|\*\*/|\*\*|\*|\?|\[!?\]?[^\]/]*\]|.", re.DOTALL)
-
-
-def parse_channels(given: Sequence[str] | None) -> Channels:
-    """Globs of channels as `--channel` says them.
-
-    Raises:
-        UsageError: Names the text that is no NAME=GLOB with `{scan}` in it.
-    """
-    found: dict[str, Globs] = {}
-    for text in given or ():
-        name, equals, glob = text.partition("=")
-        if not equals or not name.strip():
-            raise UsageError(f"--channel {show_name(text)!r} is no channel; expected NAME=GLOB, {_example('flair=')}.")
-        found[name.strip()] = (*found.get(name.strip(), ()), _compile_glob("--channel", glob))
-    return found
-
-
-def parse_references(given: Sequence[str] | None) -> Globs:
-    """Globs of references as `--reference` says them.
-
-    Raises:
-        UsageError: Names the glob without `{scan}`.
-    """
-    return tuple(_compile_glob("--reference", glob) for glob in given or ())
 
 
 def files_by_scan(files: Iterable[LocatedFile], globs: Globs, source_name: str) -> dict[str, list[LocatedFile]]:
@@ -70,27 +38,26 @@ def files_by_scan(files: Iterable[LocatedFile], globs: Globs, source_name: str) 
     return found
 
 
-def draft_named(
-    files: Sequence[LocatedFile], channels: Channels, references: Globs, source_name: str
-) -> tuple[list[Draft], int]:
-    """The scans that globs of channels tell, and the number of references without one.
+def draft_named(files: Sequence[LocatedFile], channels: Channels, source_name: str) -> list[Draft]:
+    """The scans that globs of channels tell, without references.
 
     Raises:
         UsageError: A channel's globs fit no file at all, or files of which one holds a whole scan.
     """
-    masks = files_by_scan(files, references, source_name)
-    used = {path for items in masks.values() for path, _ in items}
-    images = [item for item in files if item[0] not in used]
     found: dict[str, dict[str, list[LocatedFile]]] = defaultdict(dict)
     for name, globs in channels.items():
-        by_scan = files_by_scan(images, globs, source_name)
+        by_scan = files_by_scan(files, globs, source_name)
         _check_files(name, by_scan, len(channels))
         for scan_id, items in by_scan.items():
             found[scan_id][name] = items
-    drafts = [_draft_scan(scan_id, tuple(channels), found[scan_id]) for scan_id in sorted(found, key=natural_key)]
+    return [_draft_scan(scan_id, tuple(channels), found[scan_id]) for scan_id in sorted(found, key=natural_key)]
+
+
+def give_references(drafts: list[Draft], masks: dict[str, list[LocatedFile]]) -> int:
+    """Give each scan that globs tell its references; returns how many of these have no scan."""
     for draft in drafts:
         add_reference(draft, masks.pop(draft.scan_id, ()))
-    return drafts, sum(map(len, masks.values()))
+    return sum(map(len, masks.values()))
 
 
 def replace_references(drafts: list[Draft], masks: Mapping[str, Sequence[LocatedFile]]) -> int:
@@ -139,7 +106,7 @@ def _draft_scan(scan_id: str, names: tuple[str, ...], found: Mapping[str, list[L
         shared = _shared_by_channels(found)
         draft = draft_channels(scan_id, names, {name: items for name, items in found.items() if name not in shared})
         draft.problem = "; ".join(filter(None, [*shared.values(), draft.problem if not shared else None])) or None
-    if extension_of(first[0][0]) not in VOLUME_EXTENSIONS:
+    if first[0][1].extension not in VOLUME_EXTENSIONS:
         draft.channel_names = draft.missing = ()
     draft.split = naming_parts(first[0][0].rpartition("/")[0])[1]
     draft.layout = GIVEN
@@ -163,37 +130,10 @@ def _shared_by_channels(found: Mapping[str, list[LocatedFile]]) -> dict[str, str
 def _check_files(name: str, by_scan: Mapping[str, list[LocatedFile]], num_channels: int) -> None:
     """Refuse globs that fit nothing, and several channels of files that are no volumes."""
     if not by_scan:
-        raise UsageError(f"--channel {show_name(name)} fits no file; globs are paths below SOURCE, {_example('')}.")
-    others = [path for items in by_scan.values() for path, _ in items if extension_of(path) not in VOLUME_EXTENSIONS]
+        raise UsageError(f"--channel {show_name(name)} fits no file; globs are paths below SOURCE, {example_glob('')}.")
+    others = [path for items in by_scan.values() for path, file in items if file.extension not in VOLUME_EXTENSIONS]
     if others and num_channels > 1:
         raise UsageError(
             f"--channel {show_name(name)} fits {show_name(others[0])}; only volumes ({', '.join(VOLUME_EXTENSIONS)}) "
             "have a file for each channel."
         )
-
-
-def _compile_glob(option: str, glob: str) -> re.Pattern[str]:
-    """A glob as a regular expression with the group `scan`."""
-    text = glob.strip().removeprefix("./")
-    if PLACEHOLDER not in text or text.startswith("/") or ".." in text.split("/"):
-        raise UsageError(
-            f"{option} {show_name(glob)!r} must be a glob below SOURCE with {PLACEHOLDER} in it, {_example('')}."
-        )
-    pieces: list[str] = []
-    for token in _TOKEN.findall(text):
-        pieces.append(_translate(token, is_first=not any("(?P<scan>" in piece for piece in pieces)))
-    return re.compile("".join(pieces), re.IGNORECASE | re.DOTALL)
-
-
-def _translate(token: str, is_first: bool) -> str:
-    simple = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    if token == PLACEHOLDER:
-        return "(?P<scan>.+)" if is_first else "(?P=scan)"
-    if len(token) > 2 and token.startswith("["):
-        inside = token[1:-1].replace("\\", "\\\\").replace("[", "\\[").replace("&&", "&\\&")
-        return f"(?!/)[{'^' + inside[1:] if inside.startswith('!') else inside}]"
-    return simple.get(token) or re.escape(token)
-
-
-def _example(name: str) -> str:
-    return f"such as {name}'{PLACEHOLDER}/*_flair.nii.gz'"

@@ -2,41 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 
 from raysegment.archive.grouping.contrasts import take_bids, take_brats
 from raysegment.archive.grouping.datasets import take_datasets
-from raysegment.archive.grouping.folders import Draft, LocatedFile, draft_scans, make_unique
-from raysegment.archive.grouping.globs import Channels, Globs, draft_named, files_by_scan, replace_references
-from raysegment.archive.grouping.volumes import ChannelsOf, Taken, leave_out, list_files, list_volumes
+from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, Draft, draft_scans, make_unique
+from raysegment.archive.grouping.globs import draft_named, files_by_scan, give_references, replace_references
+from raysegment.archive.grouping.naming import Naming
+from raysegment.archive.grouping.volumes import ChannelsOf, Taken
 from raysegment.archive.names import natural_key
-from raysegment.archive.walk import Folder
-from raysegment.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Naming:
-    """What the user says of which files make a scan.
-
-    Attributes:
-        scan_pattern: Names the scan of each image by its first group; layouts then tell nothing.
-        channels: Globs of channels; layouts then tell nothing.
-        references: Globs of references; those of a layout then do not count.
-
-    Raises:
-        UsageError: Both a pattern and globs say what a scan is.
-    """
-
-    scan_pattern: re.Pattern[str] | None = None
-    channels: Channels = field(default_factory=dict)
-    references: Globs = ()
-
-    def __post_init__(self) -> None:
-        if self.scan_pattern is not None and self.channels:
-            raise UsageError("--scan-pattern and --channel both say what a scan is; leave one of them out.")
+from raysegment.archive.walk import Folder, LocatedFile
 
 
 def group_files(
@@ -56,36 +32,33 @@ def group_files(
     Raises:
         UsageError: A pattern or glob fits nothing, or a dataset's own file names no channels.
     """
-    files = list_files(folders)
-    if naming.channels:
-        return draft_named(files, naming.channels, naming.references, source_name)
+    files = sorted((item for folder in folders for item in folder.located), key=lambda item: item[0])
     masks = files_by_scan(files, naming.references, source_name)
-    folders = leave_out(folders, {path for items in masks.values() for path, _ in items})
-    if naming.scan_pattern is not None:
-        drafts, lone_masks = draft_scans(folders, source_name, naming.scan_pattern)
-    else:
-        drafts, lone_masks = _draft_layouts(folders, source_name, channels_of)
+    taken = Taken(paths={path for items in masks.values() for path, _ in items})
+    files = [item for item in files if item[0] not in taken.paths]
+    if naming.channels:
+        drafts = draft_named(files, naming.channels, source_name)
+        return drafts, give_references(drafts, masks)
+    if naming.scan_pattern is None:
+        taken = taken.with_others(_take_layouts(files, source_name, channels_of))
+    drafts, lone_masks = draft_scans(folders, source_name, naming.scan_pattern, taken.paths)
+    if taken.drafts:
+        drafts = sorted(drafts + taken.drafts, key=lambda draft: natural_key(draft.scan_id))
+        make_unique(drafts)
     if naming.references:
-        lone_masks = replace_references(drafts, masks)
-    return drafts, lone_masks
+        return drafts, replace_references(drafts, masks)
+    return drafts, lone_masks + taken.lone_masks
 
 
-def _draft_layouts(folders: Sequence[Folder], source_name: str, channels_of: ChannelsOf) -> tuple[list[Draft], int]:
-    """Each layout takes its files out; folders and names tell the rest."""
+def _take_layouts(files: Sequence[LocatedFile], source_name: str, channels_of: ChannelsOf) -> Taken:
+    """Each layout takes its volumes; the next one sees the others."""
     layouts: tuple[Callable[[Sequence[LocatedFile]], Taken], ...] = (
         partial(take_datasets, source_name=source_name, channels_of=channels_of),
         take_bids,
         take_brats,
     )
-    found: list[Draft] = []
-    lone_masks = 0
+    taken = Taken()
+    volumes = [item for item in files if item[1].extension in VOLUME_EXTENSIONS]
     for take in layouts:
-        taken = take(list_volumes(folders))
-        folders = leave_out(folders, taken.paths)
-        found += taken.drafts
-        lone_masks += taken.lone_masks
-    drafts, num_lone = draft_scans(folders, source_name)
-    if found:
-        drafts = sorted(drafts + found, key=lambda draft: natural_key(draft.scan_id))
-        make_unique(drafts)
-    return drafts, lone_masks + num_lone
+        taken = taken.with_others(take([item for item in volumes if item[0] not in taken.paths]))
+    return taken

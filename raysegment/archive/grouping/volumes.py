@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, Draft, LocatedFile, naming_parts
-from raysegment.archive.names import extension_of, show_name
-from raysegment.archive.walk import Folder
+from raysegment.archive.grouping.folders import Draft, naming_parts
+from raysegment.archive.names import show_name
+from raysegment.archive.walk import LocatedFile
 
 ChannelsOf = Callable[[str], tuple[str, ...]]
 """Names of the channels that `dataset.json` in a folder below the source tells; empty where none does."""
@@ -27,33 +27,9 @@ class Taken:
     paths: set[str] = field(default_factory=set)
     lone_masks: int = 0
 
-
-def list_files(folders: Iterable[Folder]) -> list[LocatedFile]:
-    """All files with their paths below the source, ordered by path."""
-    found = [
-        (f"{folder.path}/{file.name}" if folder.path else file.name, file)
-        for folder in folders
-        for file in folder.files
-    ]
-    return sorted(found, key=lambda item: item[0])
-
-
-def list_volumes(folders: Iterable[Folder]) -> list[LocatedFile]:
-    """All volumes with their paths below the source, ordered by path."""
-    return [item for item in list_files(folders) if extension_of(item[0]) in VOLUME_EXTENSIONS]
-
-
-def leave_out(folders: Iterable[Folder], paths: set[str]) -> list[Folder]:
-    """The folders without some of their files."""
-    if not paths:
-        return list(folders)
-    kept = []
-    for folder in folders:
-        prefix = f"{folder.path}/" if folder.path else ""
-        files = [file for file in folder.files if prefix + file.name not in paths]
-        if files or folder.problem:
-            kept.append(Folder(folder.path, files, folder.problem, folder.is_own))
-    return kept
+    def with_others(self, others: Taken) -> Taken:
+        """What two layouts recognise in one archive."""
+        return Taken(self.drafts + others.drafts, self.paths | others.paths, self.lone_masks + others.lone_masks)
 
 
 def draft_channels(scan_id: str, names: Sequence[str], found: Mapping[str, Sequence[LocatedFile]]) -> Draft:

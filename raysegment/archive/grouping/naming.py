@@ -1,0 +1,133 @@
+"""What the user says of which files make a scan: patterns and globs, compiled."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from raysegment.archive.names import show_name
+from raysegment.errors import UsageError
+
+PLACEHOLDER = "{scan}"
+
+Globs = tuple[re.Pattern[str], ...]
+"""Ways in which the files of one kind are called."""
+
+Channels = Mapping[str, Globs]
+"""Globs by the name of their channel, in order."""
+
+_TOKEN = re.compile(r"\{scan\}|\*\*/|\*\*|\*|\?|\[!?\]?[^\]/]*\]|.", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Naming:
+    """What the user says of which files make a scan.
+
+    Attributes:
+        scan_pattern: Names the scan of each image by its first group; layouts then tell nothing.
+        channels: Globs of channels; layouts then tell nothing.
+        references: Globs of references; those of a layout then do not count.
+        patients: Names the patient of each scan by its first group.
+
+    Raises:
+        UsageError: Both a pattern and globs say what a scan is.
+    """
+
+    scan_pattern: re.Pattern[str] | None = None
+    channels: Channels = field(default_factory=dict)
+    references: Globs = ()
+    patients: re.Pattern[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.scan_pattern is not None and self.channels:
+            raise UsageError("--scan-pattern and --channel both say what a scan is; leave one of them out.")
+
+
+def parse_naming(
+    scan_pattern: str | None,
+    channels: Sequence[str] | None,
+    references: Sequence[str] | None,
+    patient_pattern: str | None,
+) -> Naming:
+    """What `--scan-pattern`, `--channel`, `--reference` and `--patient-pattern` say.
+
+    Raises:
+        UsageError: A pattern is no regular expression with a group, a glob has no `{scan}`, or both tell the scans.
+    """
+    return Naming(
+        _compile_pattern("--scan-pattern", scan_pattern, "scan"),
+        parse_channels(channels),
+        parse_references(references),
+        _compile_pattern("--patient-pattern", patient_pattern, "patient"),
+    )
+
+
+def parse_channels(given: Sequence[str] | None) -> Channels:
+    """Globs of channels as `--channel` says them.
+
+    Raises:
+        UsageError: Names the text that is no NAME=GLOB with `{scan}` in it.
+    """
+    found: dict[str, Globs] = {}
+    for text in given or ():
+        name, equals, glob = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(
+                f"--channel {show_name(text)!r} is no channel; expected NAME=GLOB, {example_glob('flair=')}."
+            )
+        found[name.strip()] = (*found.get(name.strip(), ()), _compile_glob("--channel", glob))
+    return found
+
+
+def parse_references(given: Sequence[str] | None) -> Globs:
+    """Globs of references as `--reference` says them.
+
+    Raises:
+        UsageError: Names the glob without `{scan}`.
+    """
+    return tuple(_compile_glob("--reference", glob) for glob in given or ())
+
+
+def _compile_pattern(option: str, pattern: str | None, what: str) -> re.Pattern[str] | None:
+    if pattern is None:
+        return None
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"{option} {pattern!r} is no regular expression: {error}.") from error
+    if not compiled.groups:
+        raise UsageError(f"{option} {pattern!r} has no group; put brackets around the {what}'s part.")
+    return compiled
+
+
+def _compile_glob(option: str, glob: str) -> re.Pattern[str]:
+    """A glob as a regular expression with the group `scan`."""
+    text = glob.strip().removeprefix("./")
+    if PLACEHOLDER not in text or text.startswith("/") or ".." in text.split("/"):
+        raise UsageError(
+            f"{option} {show_name(glob)!r} must be a glob below SOURCE with {PLACEHOLDER} in it, {example_glob('')}."
+        )
+    pieces: list[str] = []
+    for token in _TOKEN.findall(text):
+        pieces.append(_translate(token, is_first=not any("(?P<scan>" in piece for piece in pieces)))
+    return re.compile("".join(pieces), re.IGNORECASE | re.DOTALL)
+
+
+def _translate(token: str, is_first: bool) -> str:
+    simple = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    if token == PLACEHOLDER:
+        return "(?P<scan>.+)" if is_first else "(?P=scan)"
+    if len(token) > 2 and token.startswith("["):
+        inside = token[1:-1].replace("\\", "\\\\").replace("[", "\\[").replace("&&", "&\\&")
+        return f"(?!/)[{'^' + inside[1:] if inside.startswith('!') else inside}]"
+    return simple.get(token) or re.escape(token)
+
+
+def example_glob(name: str) -> str:
+    """A glob for messages.
+
+    Args:
+        name: What stands before it.
+    """
+    return f"such as {name}'{PLACEHOLDER}/*_flair.nii.gz'"
