@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from raysegment.archive.grouping.folders import Draft
@@ -126,7 +126,14 @@ def test_a_reference_without_scan_is_refused():
         parse_references(("labels/*.nii",))
 
 
-@given(st.text("ab[]!?*\\^-&|.{}()+$/", max_size=12))
+def test_a_range_that_ends_before_it_begins_is_refused():
+    with pytest.raises(UsageError, match=re.escape("--reference '{scan}[b-a]' is no glob: bad character range b-a")):
+        parse_references(("{scan}[b-a]",))
+
+
+@given(st.text("ab[]!?*\\^-&|~.{}()+$/", max_size=12))
+@example("[?||]")
+@example("[a--]")
 def test_any_glob_is_understood_or_refused(text):
     try:
         (pattern,) = parse_references(("{scan}" + text,))

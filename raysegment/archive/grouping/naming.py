@@ -111,7 +111,10 @@ def _compile_glob(option: str, glob: str) -> re.Pattern[str]:
     pieces: list[str] = []
     for token in _TOKEN.findall(text):
         pieces.append(_translate(token, is_first=not any("(?P<scan>" in piece for piece in pieces)))
-    return re.compile("".join(pieces), re.IGNORECASE | re.DOTALL)
+    try:
+        return re.compile("".join(pieces), re.IGNORECASE | re.DOTALL)
+    except re.error as error:
+        raise UsageError(f"{option} {show_name(glob)!r} is no glob: {error.msg}.") from None
 
 
 def _translate(token: str, is_first: bool) -> str:
@@ -119,7 +122,8 @@ def _translate(token: str, is_first: bool) -> str:
     if token == PLACEHOLDER:
         return "(?P<scan>.+)" if is_first else "(?P=scan)"
     if len(token) > 2 and token.startswith("["):
-        inside = token[1:-1].replace("\\", "\\\\").replace("[", "\\[").replace("&&", "&\\&")
+        # Python may one day read doubled signs as operations on sets, and warns of them.
+        inside = re.sub(r"[\\\[&~|]|-(?=-)", r"\\\g<0>", token[1:-1])
         return f"(?!/)[{'^' + inside[1:] if inside.startswith('!') else inside}]"
     return simple.get(token) or re.escape(token)
 
