@@ -4,7 +4,7 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from volumes_made import make_affine, restack
 
@@ -32,6 +32,7 @@ def test_slices_rows_and_columns_run_as_a_radiologist_sees_them(plane):
     np.testing.assert_array_equal(found.affine(affine, SHAPE)[:3, :3], EXPECTED[plane])
 
 
+@settings(deadline=None)
 @given(spacing=spacings, turned=angles, shape=shapes, slice_axis=axes)
 def test_turning_and_undoing_gives_the_same_volume_and_no_voxel_moves(spacing, turned, shape, slice_axis):
     affine = make_affine(spacing, turned)
@@ -47,6 +48,7 @@ def test_turning_and_undoing_gives_the_same_volume_and_no_voxel_moves(spacing, t
     assert np.allclose(sorted(spacing_of(arranged_affine)), sorted(spacing))
 
 
+@settings(deadline=None)
 @given(spacing=spacings, turned=angles, slice_axis=axes)
 def test_channels_stay_where_they_are(spacing, turned, slice_axis):
     found = find_orientation(make_affine(spacing, turned), SHAPE, slice_axis)
@@ -55,6 +57,7 @@ def test_channels_stay_where_they_are(spacing, turned, slice_axis):
     np.testing.assert_array_equal(found.undo(found.apply(channels)), channels)
 
 
+@settings(deadline=None)
 @given(turned=st.tuples(*[st.floats(-30, 30)] * 3), slice_axis=axes)
 def test_every_way_to_store_a_volume_gives_the_same_slices(turned, slice_axis):
     affine = make_affine((0.9, 1.1, 3), turned)
