@@ -66,7 +66,10 @@ def clean_labels(
     if len(labels) == 1 or not (filters or fill_holes):
         return clean_mask(mask, **choices, fill_holes=fill_holes)  # type: ignore[arg-type]
     if labels.overlap:
-        return np.stack([clean_mask(plane, **choices, fill_holes=fill_holes) for plane in mask])  # type: ignore[arg-type]
+        cleaned = np.empty_like(mask)
+        for plane, target in zip(mask, cleaned, strict=True):
+            target[:] = clean_mask(plane, **choices, fill_holes=fill_holes)  # type: ignore[arg-type]
+        return cleaned
     cleaned = mask
     if filters:
         cleaned = np.zeros_like(mask)
