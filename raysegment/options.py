@@ -488,7 +488,9 @@ class ExportOptions(Checked):
     tables: str = choice(MISSING, "folder that `infer` or `evaluate` wrote", positional=True)
     out: str = choice(MISSING, "folder for the files")
     to: Literal["tiff", "nifti"] = choice(
-        "tiff", "format of the masks: pages of a TIFF, or a NIfTI volume on the grid of the scan's own file"
+        "tiff",
+        "format of the masks: pages of a TIFF, or a NIfTI volume on the grid of the scan's own file, one for each "
+        "label where labels overlap",
     )
     source: str | None = choice(
         None,
