@@ -16,6 +16,7 @@ from raysegment.options import (
     ExportOptions,
     IndexOptions,
     InferOptions,
+    MeasureOptions,
     ReportOptions,
     TrainOptions,
 )
@@ -27,6 +28,7 @@ COMMANDS = {
     "train": TrainOptions,
     "infer": InferOptions,
     "evaluate": EvaluateOptions,
+    "measure": MeasureOptions,
     "export": ExportOptions,
     "report": ReportOptions,
 }
