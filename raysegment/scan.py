@@ -137,6 +137,26 @@ class Labels:
         return bool(self.regions)
 
     @property
+    def as_typed(self) -> tuple[str, ...]:
+        """As `--labels` says them, values in order and once each; empty where nobody declared values."""
+        pairs = zip(self.names, self.regions, strict=False)
+        return tuple(f"{name}={'+'.join(map(str, sorted(set(region))))}" for name, region in pairs)
+
+    @property
+    def as_plain(self) -> list[Any]:
+        """As model.json and run.json have them: the names alone where nobody declared values."""
+        if not self.are_declared:
+            return list(self.names)
+        nothing = (None,) * len(self)
+        rows = zip(self.names, self.regions, self.colours or nothing, self.codes or nothing, strict=True)
+        return [
+            {"name": name, "values": list(region)}
+            | ({"colour": list(colour)} if colour is not None else {})
+            | ({"code": code} if code is not None else {})
+            for name, region, colour, code in rows
+        ]
+
+    @property
     def overlap(self) -> bool:
         """Whether a voxel can have two labels, because two regions share a value."""
         values = [value for region in self.regions for value in set(region)]

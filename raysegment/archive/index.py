@@ -176,7 +176,7 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
     num_used = sum(draft.num_files for draft in drafts) + lone_masks
     drafts = join_ways(drafts)
     if not any(draft.files for draft in drafts):
-        raise _no_scans(source, known, lone_masks, unread)
+        raise UsageError(f"no scans found in {show_name(source)}: {_describe_nothing(known, lone_masks, unread)}")
     examined = examine_drafts(source, drafts)
     spacings = count_spacings(examined)
     patients, num_own = assign_patients([item.draft for item in examined], naming.patients)
@@ -195,13 +195,11 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
     return pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
 
 
-def _no_scans(source: str, known: Iterable[str], lone_masks: int, unread: Mapping[str, int]) -> UsageError:
+def _describe_nothing(known: Iterable[str], lone_masks: int, unread: Mapping[str, int]) -> str:
     looked_for = ", ".join(f"*{extension}" for extension in sorted(known))
     masks = f" {lone_masks} files look like masks of images that are not there." if lone_masks else ""
     others = f" {describe_unread(unread)}" if unread else ""
-    return UsageError(
-        f"no scans found in {show_name(source)}: looked for {looked_for} in it and all folders below.{masks}{others}"
-    )
+    return f"looked for {looked_for} in it and all folders below.{masks}{others}"
 
 
 def _row_of(source: str, item: Examined, patient: str, fingerprint: str) -> tuple[Any, ...]:

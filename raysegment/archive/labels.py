@@ -24,12 +24,13 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
 from raysegment.archive.dataset_json import DATASET_FILE, IGNORE, labels_of_dataset, read_dataset, refuse_ignore
 from raysegment.archive.filesystem import absolute_source, folder_of, is_uri, read_small_file
-from raysegment.archive.manifest import is_manifest, read_manifest
+from raysegment.archive.manifest import is_manifest
 from raysegment.archive.names import show_name
 from raysegment.errors import UsageError
 from raysegment.scan import LARGEST_LABEL_VALUE, Colour, Labels, Region
@@ -43,7 +44,7 @@ _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _CODE = re.compile(r"[^\s:]+:\S+")
 
 
-def find_labels(source: str, given: tuple[str, ...] | None, name: str) -> Labels:
+def find_labels(source: str, given: tuple[str, ...] | None, name: str, found: pa.Table | None = None) -> Labels:
     """The labels of an archive, by the rules above.
 
     Args:
@@ -51,18 +52,21 @@ def find_labels(source: str, given: tuple[str, ...] | None, name: str) -> Labels
         given: What `--labels` says, such as ("WT=1+2+4", "ET=4"); several may stand in one text, with spaces or commas
             between.
         name: Of the one label, where nothing declares any.
+        found: Scans of the source, which say where those of a manifest lie.
 
     Raises:
         UsageError: The option or the file says something else than labels; the message names the place.
     """
-    return locate_labels(source, given, name)[0]
+    return locate_labels(source, given, name, found)[0]
 
 
-def locate_labels(source: str, given: tuple[str, ...] | None, name: str) -> tuple[Labels, str]:
+def locate_labels(
+    source: str, given: tuple[str, ...] | None, name: str, found: pa.Table | None = None
+) -> tuple[Labels, str]:
     """As `find_labels`, and in words where the labels come from; empty where nothing declares any."""
     if given:
         return parse_labels(given), "--labels"
-    for folder in label_folders(source):
+    for folder in label_folders(source, found):
         if (data := read_small_file(folder, LABELS_FILE, MAX_BYTES)) is not None:
             return parse_labels_file(data, LABELS_FILE), LABELS_FILE
         labels = labels_of_dataset(read_dataset(folder))
@@ -71,7 +75,7 @@ def locate_labels(source: str, given: tuple[str, ...] | None, name: str) -> tupl
     return Labels((name,)), ""
 
 
-def match_labels(source: str, given: tuple[str, ...] | None, model: Labels) -> Labels:
+def match_labels(source: str, given: tuple[str, ...] | None, model: Labels, found: pa.Table | None = None) -> Labels:
     """What the values of an archive's references mean, where a model's labels are compared with them.
 
     The names are the model's. Their values are those of `--labels` or of the archive's file, else those that they had
@@ -82,40 +86,28 @@ def match_labels(source: str, given: tuple[str, ...] | None, model: Labels) -> L
         source: Folder, manifest or bucket, as the user gave it.
         given: What `--labels` says.
         model: The model's labels.
+        found: As in `find_labels`.
 
     Returns:
-        The model's labels in its order, and after them other ones that the archive has.
+        The model's labels in its order, and after them other ones that the archive has; these very labels where
+        nothing differs.
 
     Raises:
         UsageError: A label of the model is not among those that are named.
     """
-    found, where = locate_labels(source, given, model.names[0])
-    missing = [name for name in model.names if name not in found.names]
-    if not found.are_declared or (missing and not given and not model.are_declared):
+    drawn, where = locate_labels(source, given, model.names[0], found)
+    missing = [name for name in model.names if name not in drawn.names]
+    if not drawn.are_declared or (missing and not given and not model.are_declared):
         return model
     if missing:
         raise UsageError(
-            f"{where} has the labels {', '.join(found.names)}; the model has {', '.join(model.names)}. Say which "
+            f"{where} has the labels {', '.join(drawn.names)}; the model has {', '.join(model.names)}. Say which "
             f"values these have in references, such as --labels {missing[0]}=1."
         )
-    regions = dict(zip(found.names, found.regions, strict=True))
-    names = (*model.names, *(name for name in found.names if name not in model.names))
-    return Labels(names, tuple(regions[name] for name in names))
-
-
-def show_other_values(drawn: Labels, model: Labels) -> tuple[str, ...] | None:
-    """Labels of an archive as `--labels` says them; None where they are as in a model's training.
-
-    Args:
-        drawn: From `match_labels`.
-        model: The model's labels.
-    """
-    if drawn.names == model.names and list(map(set, drawn.regions)) == list(map(set, model.regions)):
-        return None
-    return tuple(
-        f"{name}={'+'.join(map(str, sorted(set(region))))}"
-        for name, region in zip(drawn.names, drawn.regions, strict=True)
-    )
+    regions = dict(zip(drawn.names, drawn.regions, strict=True))
+    names = (*model.names, *(name for name in drawn.names if name not in model.names))
+    matched = Labels(names, tuple(regions[name] for name in names))
+    return model if matched.as_typed == model.as_typed else matched
 
 
 def parse_labels(given: tuple[str, ...]) -> Labels:
@@ -166,14 +158,14 @@ def parse_labels_file(data: bytes, where: str) -> Labels:
     return Labels(tuple(found), regions, colours if any(colours) else (), codes if any(codes) else ())
 
 
-def label_folders(source: str) -> Iterator[str]:
+def label_folders(source: str, found: pa.Table | None) -> Iterator[str]:
     """Folders or buckets in which files about an archive are looked for."""
     if not is_manifest(source):
         yield absolute_source(source)
         return
     if not is_uri(source):
         yield folder_of(source)
-    sources = pc.unique(read_manifest(source)["source"]).to_pylist()
+    sources = [] if found is None else pc.unique(found["source"]).to_pylist()
     if len(sources) == 1:
         yield sources[0]
 

@@ -58,6 +58,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         references=options.reference,
         fingerprint=options.fingerprint,
     )
+    drawn = match_labels(options.source, options.labels, bundle.labels, found)
     found = order_channels(found, bundle.channel_names)
     manifest, split_origin = choose_scans(
         found, split=options.split, split_file=options.split_file, run_manifest=find_run_manifest(options.model)
@@ -65,7 +66,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     if options.split in ("val", "test") and not options.allow_training_patients:
         refuse_training_patients(manifest, options.split, bundle.has_seen)
     manifest = manifest.slice(0, options.limit) if options.limit else manifest
-    inference = run_inference(options, bundle, manifest, found, command="evaluate", started=started)
+    inference = run_inference(options, bundle, drawn, manifest, found, command="evaluate", started=started)
     place = Place(options.out)
     thresholds = resolve_thresholds(options.threshold, bundle.labels, bundle.threshold)
     summary = summarise_metrics(
@@ -76,7 +77,6 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     )
     summary |= {"split": options.split, "split_origin": split_origin}
     place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
-    drawn = match_labels(options.source, options.labels, bundle.labels)
     figures = draw_inference_figures(Path(options.out), manifest, bundle.labels, drawn) if place.is_local else []
     return EvaluateResult(**vars(inference), summary=summary, figures=tuple(map(str, figures)))
 

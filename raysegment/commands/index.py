@@ -58,7 +58,6 @@ def index(options: IndexOptions) -> IndexResult:
     """
     if options.out is not None:
         check_target(options.out)
-    labels, labels_from = locate_labels(options.source, options.labels, Labels().names[0])
     table = find_scans(
         options.source,
         patient_pattern=options.patient_pattern,
@@ -67,6 +66,7 @@ def index(options: IndexOptions) -> IndexResult:
         references=options.reference,
         fingerprint=options.fingerprint,
     )
+    labels, labels_from = locate_labels(options.source, options.labels, Labels().names[0], table)
     if options.out is not None:
         write_manifest(table, options.out)
     return IndexResult(table, summarise(table), sample_references(table, labels), labels, labels_from)

@@ -108,7 +108,7 @@ def measure(options: MeasureOptions) -> MeasureResult:
         run_manifest=stored.find_run_manifest(),
     )
     stored.check_patients(manifest)
-    labels = stored.match_labels(options)
+    labels = stored.match_labels(options, joined.table)
     notes = []
     if stored.why_unknown:
         notes.append(f"warning: whether the model was trained on these patients is not known: {stored.why_unknown}.")
@@ -134,7 +134,7 @@ class Measurement:
     def __init__(
         self, options: MeasureOptions, stored: StoredTables, manifest: pa.Table, labels: Labels, started: float
     ) -> None:
-        self.options = replace(options, labels=_show_labels(labels))
+        self.options = replace(options, labels=labels.as_typed or None)
         self.stored = stored
         self.labels = labels
         self.started = started
@@ -312,14 +312,6 @@ def _join(options: MeasureOptions, stored: StoredTables) -> Joined:
         how = {"channels": stored.chosen.get("channel"), "references": stored.chosen.get("reference")}
         how["scan_pattern"] = options.scan_pattern or stored.chosen.get("scan_pattern")
     return join_references(find_scans(options.references, fingerprint=options.fingerprint, **how), stored.scans)
-
-
-def _show_labels(labels: Labels) -> tuple[str, ...] | None:
-    """Labels as `--labels` says them, so that a folder goes on only with the same; None where none are declared."""
-    if not labels.are_declared:
-        return None
-    pairs = zip(labels.names, labels.regions, strict=True)
-    return tuple(f"{name}={'+'.join(map(str, sorted(set(region))))}" for name, region in pairs)
 
 
 def _mark(manifest: pa.Table, scans: pa.Table) -> tuple[pa.Table, set[str]]:

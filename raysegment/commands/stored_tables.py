@@ -98,8 +98,12 @@ class StoredTables:
             return None
         return sum(map(self.bundle.has_seen, set(manifest["patient_id"].to_pylist())))
 
-    def match_labels(self, options: MeasureOptions) -> Labels:
+    def match_labels(self, options: MeasureOptions, found: pa.Table) -> Labels:
         """What the values of references mean, for the masks' labels first.
+
+        Args:
+            options: Choices of `measure`.
+            found: Scans with references.
 
         Raises:
             UsageError: The references have other labels, or nobody knows which values labels that overlap have.
@@ -107,16 +111,16 @@ class StoredTables:
         values, overlap = self.mask_labels
         names = tuple(values)
         if self.bundle is not None:
-            return match_labels(options.references, options.labels, self.bundle.labels)
+            return match_labels(options.references, options.labels, self.bundle.labels, found)
         if not overlap:
             regions = () if values == {names[0]: 1} else tuple((value,) for value in values.values())
-            return match_labels(options.references, options.labels, Labels(names, regions))
-        if not locate_labels(options.references, options.labels, names[0])[0].are_declared:
+            return match_labels(options.references, options.labels, Labels(names, regions), found)
+        if not locate_labels(options.references, options.labels, names[0], found)[0].are_declared:
             raise UsageError(
                 f"which values {', '.join(names)} have in references is known from nowhere: the model is not at hand "
                 f"({self.why_unknown}). Give --model, or --labels {names[0]}=1+2 for each."
             )
-        return match_labels(options.references, options.labels, Labels(names, ((1,),) * len(names)))
+        return match_labels(options.references, options.labels, Labels(names, ((1,),) * len(names)), found)
 
     def describe_threshold(self) -> float | dict[str, float] | None:
         """The threshold of the masks, as summary.json has it; None where run.json does not say."""

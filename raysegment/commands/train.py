@@ -78,8 +78,6 @@ def train(options: TrainOptions) -> TrainResult:
     place = Place(str(folder))
     options = keep_rules(options, place)
     check_temp_dir(options.address, options.temp_dir)
-    labels = find_labels(options.source, options.labels, options.label)
-    check_flip(options, labels)
     found = find_scans(
         options.source,
         patient_pattern=options.patient_pattern,
@@ -87,6 +85,8 @@ def train(options: TrainOptions) -> TrainResult:
         channels=options.channel,
         references=options.reference,
     )
+    labels = find_labels(options.source, options.labels, options.label, found)
+    check_flip(options, labels)
     found = order_channels(found, most_common_names(found))
     split = assign_splits(
         select_referenced(found, options.source),

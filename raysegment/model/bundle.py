@@ -230,27 +230,13 @@ def compute_model_id(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
-def describe_labels(labels: Labels) -> list[Any]:
-    """Labels as model.json has them: the name alone where nobody declared values."""
-    if not labels.are_declared:
-        return list(labels.names)
-    nothing = (None,) * len(labels)
-    rows = zip(labels.names, labels.regions, labels.colours or nothing, labels.codes or nothing, strict=True)
-    return [
-        {"name": name, "values": list(region)}
-        | ({"colour": list(colour)} if colour is not None else {})
-        | ({"code": code} if code is not None else {})
-        for name, region, colour, code in rows
-    ]
-
-
 def _describe(description: BundleDescription) -> dict[str, Any]:
     content: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "preprocessing": as_plain(description.preprocessing),
         "postprocessing": as_plain(description.postprocessing),
-        "labels": describe_labels(description.labels),
+        "labels": description.labels.as_plain,
         "num_channels": description.num_channels,
         "network": dict(description.network),
         "training_patients": sorted(hash_patient(patient) for patient in description.training_patients),
@@ -292,7 +278,7 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes
 
 
 def read_labels(items: list[Any]) -> Labels:
-    """Labels from what `describe_labels` made of them."""
+    """Labels from what `Labels.as_plain` made of them."""
     if all(isinstance(item, str) for item in items):
         return Labels(tuple(items))
     colours = tuple(tuple(item["colour"]) if "colour" in item else None for item in items)

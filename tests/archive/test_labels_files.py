@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.archive.labels import find_labels, locate_labels, match_labels, parse_labels, show_other_values
-from raysegment.archive.manifest import write_manifest
+from raysegment.archive.labels import find_labels, locate_labels, match_labels, parse_labels
+from raysegment.archive.manifest import read_manifest, write_manifest
 from raysegment.errors import UsageError
 from raysegment.scan import Labels
 
@@ -179,10 +179,11 @@ def test_beside_a_manifest_labels_are_looked_for_in_its_folder_and_in_its_source
     archive.mkdir()
     labels_in(archive, "a: 1")
     rows = {"scan_id": ["s"], "files": [["s.tif"]], "source": [str(archive)]}
-    write_manifest(pa.table(rows | {"reference_files": [[]], "channel_names": [[]]}), str(tmp_path / "m.parquet"))
-    assert find_labels(str(tmp_path / "m.parquet"), None, "x").names == ("a",)
+    manifest = str(tmp_path / "m.parquet")
+    write_manifest(pa.table(rows | {"reference_files": [[]], "channel_names": [[]]}), manifest)
+    assert find_labels(manifest, None, "x", read_manifest(manifest)).names == ("a",)
     labels_in(tmp_path, "b: 1")
-    assert find_labels(str(tmp_path / "m.parquet"), None, "x").names == ("b",)
+    assert find_labels(manifest, None, "x", read_manifest(manifest)).names == ("b",)
 
 
 def test_a_bucket_has_labels_too(tmp_path):
@@ -195,14 +196,13 @@ MODEL = Labels(("WT", "ET"), ((1, 2, 4), (4,)))
 
 def test_a_models_labels_have_the_values_of_the_archive_they_are_compared_with(tmp_path):
     assert match_labels(str(tmp_path), None, MODEL) == MODEL
-    assert show_other_values(MODEL, MODEL) is None
     (tmp_path / "labels.yaml").write_text("ET: 3\nWT: 1+2+3\nTC: 1+3\n")
     found = match_labels(str(tmp_path), None, MODEL)
     assert (found.names, found.regions) == (("WT", "ET", "TC"), ((1, 2, 3), (3,), (1, 3)))
-    assert show_other_values(found, MODEL) == ("WT=1+2+3", "ET=3", "TC=1+3")
-    assert parse_labels(show_other_values(found, MODEL)) == found
+    assert found.as_typed == ("WT=1+2+3", "ET=3", "TC=1+3")
+    assert parse_labels(found.as_typed) == found
     same = match_labels(str(tmp_path), ("ET=4", "WT=4+2+1"), MODEL)
-    assert show_other_values(same, MODEL) is None
+    assert same is MODEL
 
 
 def test_names_that_are_not_the_models_are_refused_with_both(tmp_path):

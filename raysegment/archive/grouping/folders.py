@@ -136,9 +136,7 @@ def draft_scans(
         drafts += found
     if scan_pattern is not None:
         drafts = _join_by_name(drafts)
-    drafts.sort(key=lambda draft: natural_key(draft.scan_id))
-    make_unique(drafts)
-    return drafts, max(num_masks - used, 0)
+    return put_in_order(drafts), max(num_masks - used, 0)
 
 
 def name_of_source(source: str) -> str:
@@ -343,15 +341,17 @@ def _problem_draft(folder: Folder, source_name: str) -> Draft:
     )
 
 
-def make_unique(drafts: list[Draft]) -> None:
-    """Two scans of one name get the name of their first file added."""
+def put_in_order(drafts: list[Draft]) -> list[Draft]:
+    """Scans in natural order of their scan_ids; of two that have one, the second is called as its first file."""
+    ordered = sorted(drafts, key=lambda draft: natural_key(draft.scan_id))
     seen: set[str] = set()
-    for draft in drafts:
+    for draft in ordered:
         if draft.scan_id in seen and draft.files:
             draft.scan_id = draft.files[0][0]
         while draft.scan_id in seen:
             draft.scan_id += "+"
         seen.add(draft.scan_id)
+    return ordered
 
 
 def _is_volume(file: FoundFile) -> bool:

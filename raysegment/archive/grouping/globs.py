@@ -53,13 +53,6 @@ def draft_named(files: Sequence[LocatedFile], channels: Channels, source_name: s
     return [_draft_scan(scan_id, tuple(channels), found[scan_id]) for scan_id in sorted(found, key=natural_key)]
 
 
-def give_references(drafts: list[Draft], masks: dict[str, list[LocatedFile]]) -> int:
-    """Give each scan that globs tell its references; returns how many of these have no scan."""
-    for draft in drafts:
-        add_reference(draft, masks.pop(draft.scan_id, ()))
-    return sum(map(len, masks.values()))
-
-
 def replace_references(drafts: list[Draft], masks: Mapping[str, Sequence[LocatedFile]]) -> int:
     """Give scans of a layout the references that globs tell, and no others.
 

@@ -7,11 +7,10 @@ from functools import partial
 
 from raysegment.archive.grouping.contrasts import take_bids, take_brats
 from raysegment.archive.grouping.datasets import take_datasets
-from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, Draft, draft_scans, make_unique
-from raysegment.archive.grouping.globs import draft_named, files_by_scan, give_references, replace_references
+from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, Draft, draft_scans, put_in_order
+from raysegment.archive.grouping.globs import draft_named, files_by_scan, replace_references
 from raysegment.archive.grouping.naming import Naming
-from raysegment.archive.grouping.volumes import ChannelsOf, Taken
-from raysegment.archive.names import natural_key
+from raysegment.archive.grouping.volumes import ChannelsOf, Taken, give_references
 from raysegment.archive.walk import Folder, LocatedFile
 
 
@@ -43,8 +42,7 @@ def group_files(
         taken = taken.with_others(_take_layouts(files, source_name, channels_of))
     drafts, lone_masks = draft_scans(folders, source_name, naming.scan_pattern, taken.paths)
     if taken.drafts:
-        drafts = sorted(drafts + taken.drafts, key=lambda draft: natural_key(draft.scan_id))
-        make_unique(drafts)
+        drafts = put_in_order(drafts + taken.drafts)
     if naming.references:
         return drafts, replace_references(drafts, masks)
     return drafts, lone_masks + taken.lone_masks

@@ -64,6 +64,13 @@ def add_reference(draft: Draft, matches: Sequence[LocatedFile]) -> None:
         draft.note = f"{len(matches)} masks fit it, {shown}; name the right one with --reference"
 
 
+def give_references(drafts: list[Draft], masks: dict[str, list[LocatedFile]]) -> int:
+    """Give each scan the masks of its scan_id; returns how many of these have no scan."""
+    for draft in drafts:
+        add_reference(draft, masks.pop(draft.scan_id, ()))
+    return sum(map(len, masks.values()))
+
+
 def place_of(scan_id: str) -> tuple[str, ...]:
     """The folders of a scan that name something, then its own name."""
     folder, _, name = scan_id.rpartition("/")

@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.labels import match_labels, parse_labels, show_other_values
 from raysegment.archive.renamed import find_renamed
 from raysegment.cluster.inference.remaining import Remaining, check_channels, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
@@ -20,7 +19,7 @@ from raysegment.cluster.inference.worker import WorkerSettings
 from raysegment.cluster.session import check_temp_dir, ray_session, resolve_on_cluster
 from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, LockedError
 from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
-from raysegment.model.bundle import Bundle, describe_labels
+from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
 from raysegment.pipeline.segment import SegmentSettings
@@ -36,7 +35,7 @@ from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
 from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record, write_record
-from raysegment.scan import as_spacing
+from raysegment.scan import Labels, as_spacing
 from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, read_rows, take_out
@@ -83,30 +82,39 @@ class InferResult:
 
 
 def run_inference(
-    options: InferOptions, bundle: Bundle, manifest: pa.Table, found: pa.Table, *, command: str, started: float
+    options: InferOptions,
+    bundle: Bundle,
+    drawn: Labels,
+    manifest: pa.Table,
+    found: pa.Table,
+    *,
+    command: str,
+    started: float,
 ) -> InferResult:
     """Bring the tables of an output folder up to a manifest.
 
     Args:
         options: Choices of `infer` or `evaluate`.
         bundle: The model.
+        drawn: What the values of references mean, the model's labels first.
         manifest: Scans that are wanted.
         found: All scans that the source has.
         command: `infer`, or `evaluate`, which fails scans without a usable reference.
         started: When the command began, in seconds since 1970.
     """
-    check_temp_dir(options.address, options.temp_dir)
     check_channels(manifest, bundle.num_channels)
     place = Place(options.out)
+    check_temp_dir(options.address, options.temp_dir)
     record = read_record(place)
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
-        options = resolve_options(options, bundle, record)
-        return _run_in_folder(options, bundle, place, manifest, found, command, started)
+        options = resolve_options(options, bundle, drawn, record)
+        return _run_in_folder(options, bundle, drawn, place, manifest, found, command, started)
 
 
 def _run_in_folder(
     options: InferOptions,
     bundle: Bundle,
+    drawn: Labels,
     place: Place,
     manifest: pa.Table,
     found: pa.Table,
@@ -143,7 +151,7 @@ def _run_in_folder(
             console.say(describe_renamed(renamed.to_pylist()))
             take_out(place, renamed)
         remaining = find_remaining(manifest, read_finished(place), retry_failed=options.retry_failed)
-        run = InferenceRun(options, bundle, place, lock, record, remaining, manifest, started)
+        run = InferenceRun(options, bundle, drawn, place, lock, record, remaining, manifest, started)
         if not run.is_idle:
             with run.recorded():
                 run.segment_all()
@@ -157,7 +165,7 @@ def choose_exit_code(num_ok: int, num_failed: int) -> int:
     return EXIT_SOME_SCANS_FAILED if num_ok else EXIT_FAILED
 
 
-def resolve_options(options: InferOptions, bundle: Bundle, record: Mapping[str, Any]) -> InferOptions:
+def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record: Mapping[str, Any]) -> InferOptions:
     """Fill what was left to the bundle or the hardware, so that it is the same on all nodes and in every resumption.
 
     With `auto`, a folder goes on in the precision that it was begun in, on whatever hardware.
@@ -165,6 +173,7 @@ def resolve_options(options: InferOptions, bundle: Bundle, record: Mapping[str, 
     Args:
         options: As chosen.
         bundle: The model.
+        drawn: What the values of references mean.
         record: What run.json of the folder holds.
 
     Raises:
@@ -185,7 +194,7 @@ def resolve_options(options: InferOptions, bundle: Bundle, record: Mapping[str, 
         **{name: chosen[name] if value is None else value for name, value in given.items()},
         "precision": resolve(precision),
         "threshold": show_thresholds(thresholds, bundle.labels),
-        "labels": show_other_values(match_labels(options.source, options.labels, bundle.labels), bundle.labels),
+        "labels": None if drawn == bundle.labels else drawn.as_typed,
     }
     return replace(options, **resolved)
 
@@ -196,6 +205,7 @@ class InferenceRun:
     Args:
         options: Every choice resolved.
         bundle: The model.
+        drawn: What the values of references mean.
         place: The output folder.
         lock: Held on it.
         record: What run.json holds so far.
@@ -208,6 +218,7 @@ class InferenceRun:
         self,
         options: InferOptions,
         bundle: Bundle,
+        drawn: Labels,
         place: Place,
         lock: RunLock,
         record: dict[str, Any],
@@ -217,6 +228,7 @@ class InferenceRun:
     ) -> None:
         self.options = options
         self.bundle = bundle
+        self.drawn = drawn
         self.place = place
         self.lock = lock
         self.record = record
@@ -260,7 +272,7 @@ class InferenceRun:
                 fill_holes=options.fill_holes,
             ),
             labels=bundle.labels,
-            reference_labels=parse_labels(options.labels) if options.labels else bundle.labels,
+            reference_labels=self.drawn,
             num_channels=bundle.num_channels,
             grid_factor=bundle.grid_factor,
             spacing_mm=as_spacing(options.spacing_mm),
@@ -286,8 +298,7 @@ class InferenceRun:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Keep run.json true from start to end, whatever happens, and leave no staged work behind."""
-        labels = describe_labels(self.bundle.labels)
-        self.record |= {**describe_choices(self.options), **describe_machine(), "labels": labels}
+        self.record |= {**describe_choices(self.options), **describe_machine(), "labels": self.bundle.labels.as_plain}
         try:
             with keep_record(self.place, self.record, measure=self._measure):
                 yield
