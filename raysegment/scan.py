@@ -143,6 +143,12 @@ class Labels:
         return tuple(f"{name}={'+'.join(map(str, sorted(set(region))))}" for name, region in pairs)
 
     @property
+    def values_by_name(self) -> dict[str, list[int] | None]:
+        """The values of each label in references; None where these tell the region themselves."""
+        regions = map(list, self.regions) if self.are_declared else (None,)
+        return dict(zip(self.names, regions, strict=True))
+
+    @property
     def as_plain(self) -> list[Any]:
         """As model.json and run.json have them: the names alone where nobody declared values."""
         if not self.are_declared:

@@ -52,6 +52,26 @@ def order_channels(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
     return table
 
 
+def check_channels(manifest: pa.Table, num_channels: int) -> None:
+    """Refuse an archive of which no scan can have as many channels as the model expects.
+
+    Args:
+        manifest: All scans that are wanted; `channels` is null where no header could be read.
+        num_channels: Channels that the model expects of a scan as read.
+
+    Raises:
+        UsageError: Names both numbers. Where only some scans differ, these fail one by one.
+    """
+    known = manifest["channels"].drop_null()
+    found = sorted(known.unique().to_pylist())
+    if not found or num_channels in found:
+        return
+    raise UsageError(
+        f"the model expects scans of {_count_channels(num_channels)}, and all {len(known)} scans whose headers could "
+        f"be read have others: {', '.join(map(_count_channels, found))}. Give a model for this archive, or other scans."
+    )
+
+
 def _order_row(row: dict[str, Any], wanted: Sequence[str]) -> None:
     """Put the files of one scan in order."""
     names, files = row["channel_names"], row["files"]
@@ -80,3 +100,7 @@ def _key(name: str) -> str:
 
 def _list(names: Sequence[str]) -> str:
     return ", ".join(map(show_name, names))
+
+
+def _count_channels(number: int) -> str:
+    return f"{number} channel" if number == 1 else f"{number} channels"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from raysegment.archive.filesystem import describe, is_uri, open_file
 from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, reads_volumes, recognise
@@ -45,6 +46,26 @@ class Examined:
         names = self.draft.channel_names
         has_file_each = len(self.draft.file_names) > 1 and bool(names)
         return self.header.rows, self.header.columns, len(names) if has_file_each else self.header.channels
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The manifest's row, but for patient, source and fingerprint."""
+        located = self.draft.located
+        height, width, channels = self.shape
+        return {
+            "scan_id": self.draft.scan_id,
+            "reader": self.reader,
+            "files": self.draft.file_names,
+            "reference_files": [reference[0] if reference else "" for reference in self.draft.references],
+            "num_files": len(located),
+            "bytes": sum(file.size for _, file in located),
+            "height": height,
+            "width": width,
+            "channels": channels,
+            "split": self.draft.split,
+            "channel_names": self.draft.channel_names,
+            "problem": self.problem,
+        }
 
 
 def examine_drafts(source: str, drafts: list[Draft]) -> list[Examined]:
@@ -106,7 +127,7 @@ def _is_believable(header: Header, num_files: int) -> bool:
 
 def _file_problem(draft: Draft) -> str | None:
     """What size and links tell of the files, references included."""
-    for path, file in draft.files + [reference for reference in draft.references if reference]:
+    for path, file in draft.located:
         if file.problem:
             return file.problem
         if not file.size:

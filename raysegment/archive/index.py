@@ -6,13 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.dataset_json import channels_of_dataset, read_dataset
-from raysegment.archive.filesystem import absolute_source
+from raysegment.archive.filesystem import absolute_source, open_source
 from raysegment.archive.fingerprint import fingerprint_files, renew_fingerprints
 from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.grouping.folders import name_of_source
@@ -20,7 +19,7 @@ from raysegment.archive.grouping.layouts import group_files
 from raysegment.archive.grouping.naming import Naming, parse_naming
 from raysegment.archive.grouping.patients import assign_patients, match_patients
 from raysegment.archive.grouping.ways import join_ways
-from raysegment.archive.headers import Examined, count_spacings, examine_drafts
+from raysegment.archive.headers import count_spacings, examine_drafts
 from raysegment.archive.manifest import FINGERPRINT_MODE, MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import show_name
 from raysegment.archive.neighbours import BY_EXTENSION, describe_unread, set_aside
@@ -164,8 +163,9 @@ def summarise(table: pa.Table) -> IndexSummary:
 def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
     """Walk, draft, look into each, name the patients, hash: the manifest of a folder or bucket."""
     source = absolute_source(source)
+    opened = open_source(source)
     known = frozenset(readers_by_extension())
-    walked = walk_source(source, known | BY_EXTENSION.keys())
+    walked = walk_source(source, opened, known | BY_EXTENSION.keys())
     folders, unread = set_aside(walked, known)
     drafts, lone_masks = group_files(
         [folder for folder in folders if not folder.is_own],
@@ -173,15 +173,22 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         lambda folder: channels_of_dataset(read_dataset(source, folder)),
         naming,
     )
-    num_used = sum(draft.num_files for draft in drafts) + lone_masks
+    num_used = sum(len(draft.located) for draft in drafts) + lone_masks
     drafts = join_ways(drafts)
     if not any(draft.files for draft in drafts):
         raise UsageError(f"no scans found in {show_name(source)}: {_describe_nothing(known, lone_masks, unread)}")
     examined = examine_drafts(source, drafts)
     spacings = count_spacings(examined)
     patients, num_own = assign_patients([item.draft for item in examined], naming.patients)
-    rows = [_row_of(source, item, patient, fingerprint) for item, patient in zip(examined, patients, strict=True)]
-    columns = [list(column) for column in zip(*rows, strict=True)]
+    rows = [
+        item.row
+        | {
+            "patient_id": patient,
+            "source": source,
+            "fingerprint": fingerprint_files(source, item.draft.located, fingerprint),
+        }
+        for item, patient in zip(examined, patients, strict=True)
+    ]
     metadata = {
         OWN_PATIENTS: str(num_own),
         LONE_MASKS: str(lone_masks),
@@ -192,6 +199,7 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         LEFT_ALONE: str(max(0, sum(len(folder.files) for folder in folders) - num_used)),
         UNREAD: json.dumps(unread),
     }
+    columns = {name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names}
     return pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
 
 
@@ -200,27 +208,6 @@ def _describe_nothing(known: Iterable[str], lone_masks: int, unread: Mapping[str
     masks = f" {lone_masks} files look like masks of images that are not there." if lone_masks else ""
     others = f" {describe_unread(unread)}" if unread else ""
     return f"looked for {looked_for} in it and all folders below.{masks}{others}"
-
-
-def _row_of(source: str, item: Examined, patient: str, fingerprint: str) -> tuple[Any, ...]:
-    """One scan, in the order of the manifest's columns."""
-    draft = item.draft
-    located = draft.files + [reference for reference in draft.references if reference]
-    return (
-        draft.scan_id,
-        patient,
-        source,
-        item.reader,
-        draft.file_names,
-        [reference[0] if reference else "" for reference in draft.references],
-        len(located),
-        sum(file.size for _, file in located),
-        *item.shape,
-        fingerprint_files(source, located, fingerprint),
-        draft.split,
-        draft.channel_names,
-        item.problem,
-    )
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

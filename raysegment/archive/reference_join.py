@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.filesystem import absolute_source
+from raysegment.archive.filesystem import absolute_source, open_source
 from raysegment.archive.fingerprint import fingerprint_files
 from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.grouping.folders import VOLUME_EXTENSIONS, name_of_source
@@ -75,7 +75,8 @@ def find_references(source: str, globs: Sequence[str], scans: pa.Table, fingerpr
         UsageError: No reference is of a scan, several volumes fit one, or a glob is none.
     """
     source = absolute_source(source)
-    folders = [folder for folder in walk_source(source, frozenset(readers_by_extension())) if not folder.is_own]
+    walked = walk_source(source, open_source(source), frozenset(readers_by_extension()))
+    folders = [folder for folder in walked if not folder.is_own]
     files = sorted((item for folder in folders for item in folder.located), key=lambda item: item[0])
     found = files_by_scan(files, parse_references(globs), name_of_source(source))
     meant = _scans_by_name(scans["scan_id"].to_pylist())

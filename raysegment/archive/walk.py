@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raysegment.archive.filesystem import describe, encode_name, is_uri, open_source
+from raysegment.archive.filesystem import describe, encode_name, is_uri
 from raysegment.archive.names import extension_of, show_name
 from raysegment.archive.own_folders import EXPORT_FILE, RECORD_FILE, RECORD_HEAD_BYTES, is_own_record
 from raysegment.errors import UsageError
@@ -84,16 +84,21 @@ class Folder:
         return [(_join(self.path, file.name), file) for file in self.files]
 
 
-def walk_source(source: str, extensions: Extensions) -> Iterator[Folder]:
+def walk_source(source: str, opened: tuple[pafs.FileSystem, str], extensions: Extensions) -> Iterator[Folder]:
     """Every folder below a source that holds files with one of the extensions, or that cannot be listed.
 
     Hidden files and folders (a leading dot) are left out, and so is what lies in folders that raysegment wrote; these
     come alone. Links are followed, unless they lead back to a folder that they lie in.
 
+    Args:
+        source: Folder or bucket.
+        opened: From `open_source`.
+        extensions: In lower case, with their dots.
+
     Raises:
         UsageError: The source does not exist, or raysegment wrote it.
     """
-    filesystem, root = open_source(source)
+    filesystem, root = opened
     if is_uri(source):
         yield from _walk_bucket(source, filesystem, root, extensions)
         return

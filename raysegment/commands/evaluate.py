@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.channels import order_channels
+from raysegment.archive.channels import check_channels, order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import match_labels
 from raysegment.archive.split import choose_scans, find_run_manifest, refuse_training_patients
@@ -66,6 +66,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     if options.split in ("val", "test") and not options.allow_training_patients:
         refuse_training_patients(manifest, options.split, bundle.has_seen)
     manifest = manifest.slice(0, options.limit) if options.limit else manifest
+    check_channels(manifest, bundle.num_channels)
     inference = run_inference(options, bundle, drawn, manifest, found, command="evaluate", started=started)
     place = Place(options.out)
     thresholds = resolve_thresholds(options.threshold, bundle.labels, bundle.threshold)

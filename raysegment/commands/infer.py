@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from raysegment.archive.channels import order_channels
+from raysegment.archive.channels import check_channels, order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import match_labels
 from raysegment.cluster.inference.run import InferResult, run_inference
@@ -38,4 +38,5 @@ def infer(options: InferOptions) -> InferResult:
     drawn = match_labels(options.source, options.labels, bundle.labels, found)
     found = order_channels(found, bundle.channel_names)
     manifest = found.slice(0, options.limit) if options.limit else found
+    check_channels(manifest, bundle.num_channels)
     return run_inference(options, bundle, drawn, manifest, found, command="infer", started=started)

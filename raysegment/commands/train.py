@@ -86,16 +86,18 @@ def train(options: TrainOptions) -> TrainResult:
         references=options.reference,
     )
     labels = find_labels(options.source, options.labels, options.label, found)
-    check_flip(options, labels)
     found = order_channels(found, most_common_names(found))
     split = assign_splits(
         select_referenced(found, options.source),
         split_file=options.split_file,
         drawing=Drawing(options.train_fraction, options.val_fraction, options.seed),
     )
+    check_flip(options, labels)
     check_splits(split)
     check_channels(options, most_common_channels(split.table))
-    record = identify("train", options, key="options", data_id=hash_data(split.table, labels)).open(place)
+    data_id = hash_data(split.table, labels)
+    about_data = describe_split(split, found)
+    record = identify("train", options, key="options", data_id=data_id).open(place)
     if is_finished(folder, record, options):
         return build_result(folder, record, already_done=True)
     check_precision(options, record)
@@ -106,7 +108,7 @@ def train(options: TrainOptions) -> TrainResult:
         keep_record(place, record),
         Console(place, as_json=options.json) as console,
     ):
-        console.say(describe_split(split, found), left_out=list(split.left_out))
+        console.say(about_data, left_out=list(split.left_out))
         for warning in warn_of_few_patients(split):
             console.say(warning)
         with ray_session(options.address, options.temp_dir):

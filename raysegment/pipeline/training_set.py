@@ -262,11 +262,6 @@ def describe_data(
     }
 
 
-def describe_labels(labels: Labels) -> dict[str, list[int] | None]:
-    """Names of labels and their values in references; None where these tell the region themselves."""
-    return {name: list(labels.regions[i]) if labels.are_declared else None for i, name in enumerate(labels.names)}
-
-
 def describe_split(split: SplitResult, found: pa.Table) -> str:
     """What was found, and the split, in one line."""
     summary = summarise(found)

@@ -9,6 +9,7 @@ import pytest
 import tifffile
 from numpy import zeros
 
+from raysegment.archive.filesystem import open_source
 from raysegment.archive.own_folders import EXPORT_FILE, is_own_record
 from raysegment.archive.walk import walk_source
 from raysegment.errors import UsageError
@@ -30,7 +31,8 @@ def test_other_files_called_run_json_are_not(head):
 
 
 def folders_of(source: str) -> list[str]:
-    return [folder.path for folder in walk_source(source, frozenset({".tif"})) if not folder.is_own]
+    walked = walk_source(source, open_source(source), frozenset({".tif"}))
+    return [folder.path for folder in walked if not folder.is_own]
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}"])

@@ -80,9 +80,9 @@ class Draft:
     layout: str = ""
 
     @property
-    def num_files(self) -> int:
-        """Number of files, references included."""
-        return len(self.files) + sum(reference is not None for reference in self.references)
+    def located(self) -> list[LocatedFile]:
+        """All files, references included."""
+        return self.files + [reference for reference in self.references if reference]
 
     @property
     def file_names(self) -> list[str]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysegment.errors import AccessError, UsageError
+from raysegment.errors import AccessError
 from raysegment.store.place import Place, report_full_disk
 from raysegment.store.schema import STATUS_FAILED
 
@@ -49,26 +49,6 @@ class PlannedBlock:
     file: str
     row_group: int
     num_scans: int
-
-
-def check_channels(manifest: pa.Table, num_channels: int) -> None:
-    """Refuse an archive of which no scan can have as many channels as the model expects.
-
-    Args:
-        manifest: All scans that are wanted; `channels` is null where no header could be read.
-        num_channels: Channels that the model expects of a scan as read.
-
-    Raises:
-        UsageError: Names both numbers. Where only some scans differ, these fail one by one.
-    """
-    known = manifest["channels"].drop_null()
-    found = sorted(known.unique().to_pylist())
-    if not found or num_channels in found:
-        return
-    raise UsageError(
-        f"the model expects scans of {_count_channels(num_channels)}, and all {len(known)} scans whose headers could "
-        f"be read have others: {', '.join(map(_count_channels, found))}. Give a model for this archive, or other scans."
-    )
 
 
 def find_remaining(manifest: pa.Table, finished: pa.Table, *, retry_failed: bool) -> Remaining:
@@ -158,10 +138,6 @@ def write_plan(place: Place, folder: str, plan: pa.Table, groups: list[tuple[int
                 file.write_table(plan.slice(start, stop - start), row_group_size=stop - start)
                 blocks.append(PlannedBlock(name, number, stop - start))
     return blocks
-
-
-def _count_channels(number: int) -> str:
-    return f"{number} channel" if number == 1 else f"{number} channels"
 
 
 def _true(condition: pa.ChunkedArray) -> pa.ChunkedArray:

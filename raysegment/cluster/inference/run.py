@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.renamed import find_renamed
-from raysegment.cluster.inference.remaining import Remaining, check_channels, find_remaining
+from raysegment.cluster.inference.remaining import Remaining, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
 from raysegment.cluster.inference.worker import WorkerSettings
 from raysegment.cluster.session import check_temp_dir, ray_session, resolve_on_cluster
@@ -102,7 +102,6 @@ def run_inference(
         command: `infer`, or `evaluate`, which fails scans without a usable reference.
         started: When the command began, in seconds since 1970.
     """
-    check_channels(manifest, bundle.num_channels)
     place = Place(options.out)
     check_temp_dir(options.address, options.temp_dir)
     record = read_record(place)
@@ -180,7 +179,6 @@ def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record
         UsageError: The batch size is of no use to the model; a label that is named is none of it.
     """
     stored = bundle.postprocessing
-    thresholds = resolve_thresholds(options.threshold, bundle.labels, bundle.threshold)
     chosen = {
         "min_component_voxels": stored.min_component_voxels or 0,
         "largest_component": bool(stored.largest_component),
@@ -193,7 +191,9 @@ def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record
     resolved: dict[str, Any] = {
         **{name: chosen[name] if value is None else value for name, value in given.items()},
         "precision": resolve(precision),
-        "threshold": show_thresholds(thresholds, bundle.labels),
+        "threshold": show_thresholds(
+            resolve_thresholds(options.threshold, bundle.labels, bundle.threshold), bundle.labels
+        ),
         "labels": None if drawn == bundle.labels else drawn.as_typed,
     }
     return replace(options, **resolved)

@@ -22,7 +22,6 @@ from raysegment.pipeline.training_set import (
     check_lesions,
     check_same_scans,
     describe_data,
-    describe_labels,
     most_common_channels,
     select_used,
     warn_of_absent_labels,
@@ -78,7 +77,7 @@ def train_in_session(
         **describe_machine(),
         **describe_choices(options),
         "seed": options.seed,
-        "labels": describe_labels(labels),
+        "labels": labels.values_by_name,
         "precision": options.precision,
         "seconds_prepare": time.monotonic() - start,
         "scans_total": len(train_set.scan_ids) + len(validation_set.scan_ids) + len(errors),
@@ -86,6 +85,7 @@ def train_in_session(
         "errors": errors,
     }
     write_record(place, record)
+    facts = describe_data(options, manifest, errors, num_channels, record)
     task = WorkerTask(
         options=options,
         labels=labels,
@@ -101,7 +101,7 @@ def train_in_session(
     progress = fit_with_retries(task, share, console)
     share = share_what_is_left(options, needs_gpu=share.use_gpu)
     task = replace(task, threads=share.threads)
-    scores = finish_on_worker(task, share, progress, describe_data(options, manifest, errors, num_channels, record))
+    scores = finish_on_worker(task, share, progress, facts)
     record |= {"scores": scores, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
     console.say(describe_end(progress, scores, folder), **scores)
     for warning in warn_of_low_dice(scores):
