@@ -26,6 +26,9 @@ LabelMap = npt.NDArray[np.unsignedinteger[Any]]
 
 LARGEST_LABEL_VALUE = 65535
 
+NO_NAME = ",="
+"""Signs that stand between names and numbers in options."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScanEntry:
@@ -106,7 +109,8 @@ class Labels:
         codes: Codes of a terminology, such as `SCT:91772007`; None where a label has none. Empty where none is given.
 
     Raises:
-        UsageError: Names twice, an empty or negative region, several labels without regions.
+        UsageError: Names twice, or declared ones that cannot be typed; an empty or negative region, several labels
+            without regions.
     """
 
     names: tuple[str, ...] = ("lesion",)
@@ -122,9 +126,14 @@ class Labels:
         if self.regions and len(self.regions) != len(self.names):
             raise UsageError(f"{len(self.names)} labels have {len(self.regions)} sets of values; expected one each.")
         for name, region in zip(self.names, self.regions, strict=False):
+            if name != name.strip() or any(sign in name for sign in NO_NAME):
+                raise UsageError(
+                    f"label {name[:80]!r}: a name has no comma, no = and no blanks at its ends, so that it can be "
+                    "typed. Call it otherwise where it stands, or give --labels."
+                )
             if not region or min(region) < 1 or max(region) > LARGEST_LABEL_VALUE:
                 raise UsageError(
-                    f"label {name} has the values {'+'.join(map(str, region)) or '(none)'}; expected whole numbers "
+                    f"label {name} has the values {'+'.join(map(str, region[:9])) or '(none)'}; expected whole numbers "
                     f"from 1 to {LARGEST_LABEL_VALUE}, 0 is background."
                 )
 

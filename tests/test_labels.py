@@ -54,3 +54,10 @@ def test_one_label_of_several_values_does_not_overlap():
 def test_nonsense_is_refused(names, regions):
     with pytest.raises(UsageError):
         Labels(names, regions)
+
+
+@pytest.mark.parametrize("name", ["core, enhancing", "a=b", " core", "core\n"])
+def test_a_declared_name_that_cannot_be_typed_is_refused(name):
+    with pytest.raises(UsageError, match="no comma, no = and no blanks at its ends"):
+        Labels((name, "ET"), ((1, 4), (4,)))
+    assert Labels((name,)).names == (name,)

@@ -13,16 +13,19 @@ Channels stand in `channel_names` (nnU-Net) or `modality` (Decathlon), numbered 
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from raysegment.archive.filesystem import read_small_file
-from raysegment.archive.names import show_name
+from raysegment.archive.names import show_name, show_value
 from raysegment.errors import UsageError
-from raysegment.scan import Labels, Region
+from raysegment.scan import LARGEST_LABEL_VALUE, Labels, Region
 
 DATASET_FILE = "dataset.json"
 MAX_BYTES = 64 * 2**20
 IGNORE = "ignore"
+
+_VALUE = re.compile("[0-9]{1,5}")
 
 Dataset = dict[str, Any]
 
@@ -91,7 +94,7 @@ def channels_of_dataset(dataset: Dataset) -> tuple[str, ...]:
     named = dataset[key]
     numbered = [str(number) for number in range(len(named))] if isinstance(named, dict) else []
     if not numbered or sorted(named) != sorted(numbered) or not all(isinstance(name, str) for name in named.values()):
-        raise UsageError(f'{DATASET_FILE}: {key} is {named!r}; expected {{"0": "NAME", "1": "NAME", …}}.')
+        raise UsageError(f'{DATASET_FILE}: {key} is {show_value(named)}; expected {{"0": "NAME", "1": "NAME", …}}.')
     names = [named[number].strip() or number for number in numbered]
     return tuple(name if names.count(name) == 1 else f"{name}_{index}" for index, name in enumerate(names))
 
@@ -111,16 +114,16 @@ def refuse_ignore(place: str) -> UsageError:
 
 def _read_entry(key: str, value: Any) -> tuple[str, Region]:
     """Name and values of one entry, in whichever direction it stands."""
-    if key.isascii() and key.isdecimal() and isinstance(value, str):
+    if _VALUE.fullmatch(key) and isinstance(value, str):
         return value.strip(), (int(key),)
-    if isinstance(value, str) and value.isascii() and value.isdecimal():
+    if isinstance(value, str) and _VALUE.fullmatch(value):
         value = int(value)
     items = value if isinstance(value, list) and value else [value]
-    is_number_twice = key.isdecimal() and items != [int(key)]
-    if is_number_twice or not all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+    is_number_twice = key.isdecimal() and (not _VALUE.fullmatch(key) or items != [int(key)])
+    if is_number_twice or not all(type(item) is int and abs(item) <= LARGEST_LABEL_VALUE for item in items):
         raise UsageError(
-            f"{DATASET_FILE}: labels has {show_name(key)!r}: {value!r}; expected a name and its values, such as "
-            '"Anterior": 1, "tumor": [1, 2] or "1": "Anterior".'
+            f"{DATASET_FILE}: labels has {show_value(key)}: {show_value(value)}; expected a name and its values, such "
+            'as "Anterior": 1, "tumor": [1, 2] or "1": "Anterior".'
         )
     return key.strip(), tuple(items)
 
@@ -129,6 +132,6 @@ def _check_order(dataset: Dataset, num_labels: int) -> None:
     order = dataset.get("regions_class_order")
     if order is not None and (not isinstance(order, list) or len(order) != num_labels):
         raise UsageError(
-            f"{DATASET_FILE}: regions_class_order is {order!r}; expected a list with a value for each of the "
+            f"{DATASET_FILE}: regions_class_order is {show_value(order)}; expected a list with a value for each of the "
             f"{num_labels} labels."
         )

@@ -31,15 +31,18 @@ import yaml
 from raysegment.archive.dataset_json import DATASET_FILE, IGNORE, labels_of_dataset, read_dataset, refuse_ignore
 from raysegment.archive.filesystem import absolute_source, folder_of, is_uri, read_small_file
 from raysegment.archive.manifest import is_manifest
-from raysegment.archive.names import show_name
+from raysegment.archive.names import show_name, show_value
 from raysegment.errors import UsageError
 from raysegment.scan import LARGEST_LABEL_VALUE, Colour, Labels, Region
 
 LABELS_FILE = "labels.yaml"
 MAX_BYTES = 2**20
+MAX_SHOWN = 80
 LABEL_KEYS = ("values", "colour", "code")
 
-_REGION = re.compile(r"\d+(\s*\+\s*\d+)*")
+_REGION = re.compile(r"[0-9]{1,5}(\s*\+\s*[0-9]{1,5})*")
+_END = re.compile(r"(=\s*[0-9]+(?:\s*\+\s*[0-9]+)*)\s+(?=[^\s+,])")
+"""The values of a label, before the next one's name."""
 _COLOUR = re.compile(r"#[0-9a-fA-F]{6}")
 _CODE = re.compile(r"[^\s:]+:\S+")
 
@@ -110,6 +113,18 @@ def match_labels(source: str, given: tuple[str, ...] | None, model: Labels, foun
     return model if matched.as_typed == model.as_typed else matched
 
 
+def match_labels_if_known(
+    source: str, given: tuple[str, ...] | None, model: Labels, found: pa.Table | None = None
+) -> Labels:
+    """As `match_labels`, for a command that needs no references.
+
+    A file of the archive that does not know the model's labels leaves them the values that they had in training.
+    """
+    if not given and not set(model.names) <= set(find_labels(source, None, model.names[0], found).names):
+        return model
+    return match_labels(source, given, model, found)
+
+
 def parse_labels(given: tuple[str, ...]) -> Labels:
     """Labels as `--labels` says them.
 
@@ -141,7 +156,7 @@ def parse_labels_file(data: bytes, where: str) -> Labels:
     """
     found: dict[str, tuple[Region, Colour | None, str | None]] = {}
     for name, line, value in _top_level(data, where):
-        place = f"{where}, line {line}: label {show_name(name)}"
+        place = f"{where}, line {line}: label {show_name(name[:MAX_SHOWN])}"
         if name in found:
             raise UsageError(f"{place} stands there twice; each label needs a name of its own.")
         if name.lower() == IGNORE:
@@ -150,7 +165,8 @@ def parse_labels_file(data: bytes, where: str) -> Labels:
         if label[0] == (0,):
             continue
         if min(label[0]) < 1 or max(label[0]) > LARGEST_LABEL_VALUE:
-            raise UsageError(f"{place} has the values {list(label[0])}; expected 1 to {LARGEST_LABEL_VALUE}.")
+            values = show_value(list(label[0]))
+            raise UsageError(f"{place} has the values {values}; expected 1 to {LARGEST_LABEL_VALUE}.")
         found[name] = label
     if not found:
         raise UsageError(f"{where} names no label; expected lines such as `WT: 1+2+4` and `ET: 4`.")
@@ -171,15 +187,25 @@ def label_folders(source: str, found: pa.Table | None) -> Iterator[str]:
 
 
 def _split_items(given: tuple[str, ...]) -> Iterator[str]:
-    """One text for each label; a name may hold spaces where its label stands alone in a text."""
+    """One text for each label; names may hold blanks."""
     for text in given:
-        yield from (text,) if text.count("=") == 1 and "," not in text else filter(None, re.split(r"[\s,]+", text))
+        yield from filter(None, map(str.strip, _END.sub(r"\1,", text).split(",")))
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses aliases: a few lines of them stand for gigabytes."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            line = self.line + 1
+            raise yaml.YAMLError(f"line {line}: aliases such as *name are not read; write the value itself.")
+        return super().compose_node(parent, index)
 
 
 def _top_level(data: bytes, where: str) -> Iterator[tuple[str, int, Any]]:
     """Key as it is written, line and value of what stands at a file's left edge."""
     try:
-        loader = yaml.SafeLoader(data)
+        loader = _Loader(data)
         node = loader.get_single_node()
         if not isinstance(node, yaml.MappingNode):
             raise UsageError(f"{where} holds no labels; expected lines such as `WT: 1+2+4` and `ET: 4`.")
@@ -196,12 +222,12 @@ def _read_label(value: Any, place: str) -> tuple[Region, Colour | None, str | No
         return _read_region(value, place), None, None
     unknown = [str(key) for key in value if key not in LABEL_KEYS]
     if unknown or "values" not in value:
-        said = f"has the unknown key {show_name(unknown[0])!r}" if unknown else "has no values"
+        said = f"has the unknown key {show_value(unknown[0])}" if unknown else "has no values"
         raise UsageError(f"{place} {said}; known are {', '.join(LABEL_KEYS)}, and values must be there.")
     colour = _read_colour(value["colour"], place) if "colour" in value else None
     code = value.get("code")
     if "code" in value and not (isinstance(code, str) and _CODE.fullmatch(code)):
-        raise UsageError(f"{place}: code is {code!r}; expected SCHEME:VALUE, such as SCT:91772007.")
+        raise UsageError(f"{place}: code is {show_value(code)}; expected SCHEME:VALUE, such as SCT:91772007.")
     return _read_region(value["values"], place), colour, code
 
 
@@ -213,7 +239,7 @@ def _read_region(value: Any, place: str) -> Region:
     if isinstance(value, str) and _REGION.fullmatch(value.strip()):
         return _parse_region(value)
     raise UsageError(
-        f"{place} has the values {value!r}; expected whole numbers above 0, such as 4, 1+2+4 or [1, 2, 4]."
+        f"{place} has the values {show_value(value)}; expected whole numbers above 0, such as 4, 1+2+4 or [1, 2, 4]."
     )
 
 
@@ -227,4 +253,6 @@ def _read_colour(value: Any, place: str) -> Colour:
     if isinstance(value, list) and len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value):
         return value[0], value[1], value[2]
     hint = " Put it into quotes, because # begins a comment." if value is None else ""
-    raise UsageError(f'{place}: colour is {value!r}; expected "#rrggbb" or three numbers from 0 to 255.{hint}')
+    raise UsageError(
+        f'{place}: colour is {show_value(value)}; expected "#rrggbb" or three numbers from 0 to 255.{hint}'
+    )

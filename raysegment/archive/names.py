@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import reprlib
 
 ESCAPE_BASE = 0x10FE00
 """A byte b that is no UTF-8 becomes the private-use character ESCAPE_BASE + b, which Arrow and Parquet can hold."""
@@ -25,6 +26,11 @@ def show_name(text: str) -> str:
     )
 
 
+def show_value(value: object) -> str:
+    """What a file holds instead of what was expected, for messages: the beginning of what is long."""
+    return _SHORT.repr(value)
+
+
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sort key that puts `_2` before `_10`."""
     pieces = _NUMBERS.split(name)
@@ -42,6 +48,16 @@ def stem_of(path: str) -> str:
     name = path.rpartition("/")[2]
     extension = extension_of(name)
     return name[: len(name) - len(extension)]
+
+
+class _Short(reprlib.Repr):
+    """Shortens numbers too whose digits Python refuses to write."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**20 else "a number of more than 20 digits"
+
+
+_SHORT = _Short()
 
 
 def _escape(character: str) -> str:

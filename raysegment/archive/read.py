@@ -25,6 +25,7 @@ from raysegment.errors import (
     OversizedScanError,
     SliceMismatchError,
     UnknownFormatError,
+    UnreadableReferenceError,
 )
 from raysegment.scan import READ_AS_STORED, Pixels, ReadSettings, Scan, ScanEntry
 
@@ -93,6 +94,11 @@ def read_volume(
             "how one lies on the other is not known. Give both in one format."
         )
     if first.is_volume:
+        if len(files) > 1 and grid is not None:
+            raise UnreadableReferenceError(
+                f"{show_name(first.name)} is one of {len(files)} volumes that are to be one reference; expected one "
+                "volume, of all slices and labels."
+            )
         if len(files) > 1:
             volumes = ((part.scan, part.name) for part in chain([first], parts))
             return join_channels(volumes, len(files), settings), False

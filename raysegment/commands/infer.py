@@ -6,7 +6,7 @@ import time
 
 from raysegment.archive.channels import check_channels, order_channels
 from raysegment.archive.index import find_scans
-from raysegment.archive.labels import match_labels
+from raysegment.archive.labels import match_labels_if_known
 from raysegment.cluster.inference.run import InferResult, run_inference
 from raysegment.cluster.session import interruptible
 from raysegment.model.bundle import load_bundle
@@ -35,7 +35,7 @@ def infer(options: InferOptions) -> InferResult:
         references=options.reference,
         fingerprint=options.fingerprint,
     )
-    drawn = match_labels(options.source, options.labels, bundle.labels, found)
+    drawn = match_labels_if_known(options.source, options.labels, bundle.labels, found)
     found = order_channels(found, bundle.channel_names)
     manifest = found.slice(0, options.limit) if options.limit else found
     check_channels(manifest, bundle.num_channels)

@@ -19,12 +19,15 @@ from raysegment.pipeline.training_set import (
     Errors,
     check_channels,
     check_flip,
+    check_label,
     check_splits,
     describe_split,
     hash_data,
+    keep_labels,
     most_common_channels,
     select_referenced,
     warn_of_few_patients,
+    warn_of_lone_sides,
 )
 from raysegment.runs.console import Console
 from raysegment.runs.identity import identify
@@ -92,6 +95,8 @@ def train(options: TrainOptions) -> TrainResult:
         split_file=options.split_file,
         drawing=Drawing(options.train_fraction, options.val_fraction, options.seed),
     )
+    labels = keep_labels(labels, options, split.table, read_record(place))
+    check_label(options, labels)
     check_flip(options, labels)
     check_splits(split)
     check_channels(options, most_common_channels(split.table))
@@ -109,7 +114,7 @@ def train(options: TrainOptions) -> TrainResult:
         Console(place, as_json=options.json) as console,
     ):
         console.say(about_data, left_out=list(split.left_out))
-        for warning in warn_of_few_patients(split):
+        for warning in warn_of_few_patients(split) + warn_of_lone_sides(options, labels):
             console.say(warning)
         with ray_session(options.address, options.temp_dir):
             run_interruptibly(lambda: train_in_session(options, labels, split.table, place, record, console))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,12 @@ FEW_PATIENTS = 5
 Errors = dict[str, tuple[str, str]]
 """(type, message) of scans left out, by scan_id."""
 
-OTHER_SIDE = {"left": "right", "right": "left", "l": "r", "r": "l", "lh": "rh", "rh": "lh"}
+LEFT_WORDS = frozenset({"left", "lh", "sin", "sinister", "sinistra", "sinistrum"})
+RIGHT_WORDS = frozenset({"right", "rh", "dex", "dx", "dexter", "dextra", "dextrum"})
 """Words in the names of labels that tell a side of the body."""
+
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
+_JOINED = re.compile(r"^(left|right)(?=.)|(?<=.)(left|right)$")
 
 
 def select_referenced(found: pa.Table, source: str) -> pa.Table:
@@ -144,6 +149,21 @@ def check_channels(options: TrainOptions, num_channels: int | None) -> None:
         )
 
 
+def check_label(options: TrainOptions, labels: Labels) -> None:
+    """Refuse a name for the one region where labels are declared, and have names.
+
+    Raises:
+        UsageError: Names both.
+    """
+    default = TrainOptions.__dataclass_fields__["label"].default
+    if labels.are_declared and options.label not in (default, *labels.names):
+        declared = "--labels" if options.labels else f"labels.yaml or dataset.json in {options.source}"
+        raise UsageError(
+            f"--label {options.label} does nothing beside the labels {', '.join(labels.names)} of {declared}; leave it "
+            "out."
+        )
+
+
 def check_flip(options: TrainOptions, labels: Labels) -> None:
     """Refuse to mirror slices where two labels are the left and the right one of the same thing.
 
@@ -152,19 +172,38 @@ def check_flip(options: TrainOptions, labels: Labels) -> None:
     """
     if not (options.augment and options.flip):
         return
-    names = {name.lower(): name for name in labels.names}
+    seen: dict[tuple[str, ...], tuple[str, str]] = {}
     for name in labels.names:
-        other = names.get(_name_other_side(name), name)
-        if other != name:
+        thing, side = _split_side(name)
+        if not side:
+            continue
+        other, other_side = seen.setdefault(thing, (name, side))
+        if other_side != side:
             raise UsageError(
-                f"labels {name} and {other} are two sides: a slice flipped left to right would show one where it says "
+                f"labels {other} and {name} are two sides: a slice flipped left to right would show one where it says "
                 "the other. Give --no-flip."
             )
 
 
-def _name_other_side(name: str) -> str:
-    """The name in small letters, with left for right and right for left."""
-    return re.sub(r"[a-z]+", lambda word: OTHER_SIDE.get(word[0], word[0]), name.lower())
+def warn_of_lone_sides(options: TrainOptions, labels: Labels) -> list[str]:
+    """A line for each label of one side whose other side is no label, where slices are flipped left to right."""
+    if not (options.augment and options.flip):
+        return []
+    return [
+        f"warning: label {name} is of one side, and slices are flipped left to right: the network cannot learn which. "
+        "Give --no-flip if the side matters."
+        for name in labels.names
+        if not (LEFT_WORDS | RIGHT_WORDS).isdisjoint(map(str.lower, _WORD.findall(name)))
+    ]
+
+
+def _split_side(name: str) -> tuple[tuple[str, ...], str]:
+    """What a label names, as words in small letters and in order, and its side; empty where it has none or both."""
+    words = [word.lower() for found in _WORD.findall(name) for word in _JOINED.sub(r" \1\2 ", found.lower()).split()]
+    left, right = LEFT_WORDS | {"l"}, RIGHT_WORDS | {"r"}
+    sides = {"left" if word in left else "right" for word in words if word in left | right}
+    thing = tuple(sorted(word for word in words if word not in left | right))
+    return thing, sides.pop() if len(sides) == 1 else ""
 
 
 def select_used(manifest: pa.Table, left_out: Errors) -> pa.Table:
@@ -240,6 +279,21 @@ def hash_data(manifest: pa.Table, labels: Labels) -> str:
     lines = sorted("\0".join(map(str, row)) for row in zip(*columns, strict=True))
     lines += [f"{name}\0{region}" for name, region in zip(labels.names, labels.regions, strict=False)]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def keep_labels(labels: Labels, options: TrainOptions, manifest: pa.Table, record: Mapping[str, Any]) -> Labels:
+    """The labels, or the one undeclared label that a run began with: earlier versions read no file that declares any.
+
+    Args:
+        labels: As they would be in a new run.
+        options: The run's choices.
+        manifest: Scans with their splits.
+        record: What run.json of the folder holds.
+    """
+    one = Labels((options.label,))
+    if options.labels is None and record.get("data_id") == hash_data(manifest, one):
+        return one
+    return labels
 
 
 def describe_data(

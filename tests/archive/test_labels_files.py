@@ -10,7 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.archive.labels import find_labels, locate_labels, match_labels, parse_labels
+from raysegment.archive.labels import (
+    find_labels,
+    locate_labels,
+    match_labels,
+    match_labels_if_known,
+    parse_labels,
+)
 from raysegment.archive.manifest import read_manifest, write_manifest
 from raysegment.errors import UsageError
 from raysegment.scan import Labels
@@ -48,6 +54,16 @@ def test_labels_of_the_command_line_may_come_one_by_one_or_together(given_labels
 
 def test_a_label_given_alone_may_have_spaces_in_its_name():
     assert parse_labels(("whole tumour = 1 + 2", "core=1")).names == ("whole tumour", "core")
+
+
+@pytest.mark.parametrize(
+    "given_labels", [("whole tumour=1 + 2 enhancing core=1, 2nd=3",), ("2nd=3", "enhancing core=1")]
+)
+def test_names_with_blanks_may_stand_together(given_labels):
+    labels = parse_labels(given_labels)
+    assert set(labels.names) <= {"whole tumour", "enhancing core", "2nd"}
+    assert len(labels) >= 2
+    assert parse_labels(labels.as_typed) == parse_labels((" ".join(labels.as_typed),)) == labels
 
 
 @pytest.mark.parametrize("text", ["WT", "WT=", "=1", "WT=1+", "WT=1-3", "WT=one", "WT=1.5", "1+2", "WT=-1", ","])
@@ -101,13 +117,21 @@ def test_labels_yaml_has_numbers_sums_lists_and_mappings(tmp_path):
         ("", "holds no labels"),
         ("background: 0\n", "names no label"),
         ("WT: [1\n", "cannot be read as YAML"),
+        ("WT: &a [1]\nET: *a\n", "line 2: aliases such as .* are not read"),
+        (f"WT: {'7' * 3000}\n", "label WT has the values"),
+        (f"WT: 0x{'7' * 9000}\n", "a number of more than 20 digits"),
+        (f"WT: '{'7' * 9000}'\n", "label WT has the values '777"),
+        (f"WT: [{'7' * 3000}.5, [[0x{'7' * 9000}]]]\n", "label WT has the values"),
+        (f"WT: {{values: 1, code: '{'7' * 9000}'}}\n", "code is '777"),
+        (f"{'W' * 900}: x\n", "label WWW"),
         ("[1]: 2\n", "line 1: a label's name must be text"),
         ("WT: !!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
     ],
 )
 def test_what_is_wrong_in_labels_yaml_is_named_with_its_line(tmp_path, text, said):
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=said) as caught:
         labels_in(tmp_path, text)
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize(
@@ -148,11 +172,19 @@ def test_a_label_to_be_ignored_is_refused_by_name(tmp_path):
         ({"a": -1}, "expected whole numbers"),
         ({"1": "a", "2": "a"}, "label a stands there twice"),
         ({"0": "background"}, "nothing but the background"),
+        ({"7" * 5000: "a"}, "labels has '777"),
+        ({"7" * 5000: 1}, "labels has '777"),
+        ({"a": "7" * 5000}, "labels has 'a': '777"),
+        ({"a": [int("7" * 4000)]}, "labels has 'a': "),
+        ({"a": [[1] * 9000]}, "labels has 'a': "),
+        ({"a": [70000]}, "labels has 'a': "),
+        ({"core, enhancing": 1}, "no comma"),
     ],
 )
 def test_what_is_wrong_in_dataset_json_is_named(tmp_path, declared, said):
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=said) as caught:
         labels_of(tmp_path, {"labels": declared})
+    assert len(str(caught.value)) < 500
 
 
 @pytest.mark.parametrize("other", [{}, {"name": "x"}, [1, 2], "text", None])
@@ -219,3 +251,12 @@ def test_an_undeclared_label_goes_on_beside_a_file_that_does_not_know_it(tmp_pat
     assert match_labels(str(tmp_path), None, Labels(("oedema",))).regions[0] == (2,)
     with pytest.raises(UsageError, match="the model has lesion"):
         match_labels(str(tmp_path), ("tumour=1",), Labels())
+
+
+def test_inference_goes_on_beside_a_file_with_other_labels(tmp_path):
+    (tmp_path / "labels.yaml").write_text("tumour: 1\n")
+    assert match_labels_if_known(str(tmp_path), None, MODEL) == MODEL
+    with pytest.raises(UsageError, match="--labels has the labels tumour"):
+        match_labels_if_known(str(tmp_path), ("tumour=1",), MODEL)
+    (tmp_path / "labels.yaml").write_text("ET: 3\nWT: 1+2+3\n")
+    assert match_labels_if_known(str(tmp_path), None, MODEL).regions == ((1, 2, 3), (3,))

@@ -299,3 +299,12 @@ def test_a_reference_with_a_fourth_axis_is_refused(tmp_path):
     entry = entry_of_files(tmp_path, "a.nii.gz", reference="mask.nii.gz")
     with pytest.raises(UnreadableReferenceError, match="four dimensions"):
         read_reference(entry, read_scan(entry).grid, LABELS, affine=OBLIQUE)
+
+
+def test_two_volumes_are_no_reference(tmp_path):
+    write_nifti(tmp_path / "a.nii.gz", make_volume(), OBLIQUE)
+    write_nifti(tmp_path / "m1.nii.gz", make_reference(), OBLIQUE)
+    write_nifti(tmp_path / "m2.nii.gz", make_reference(), OBLIQUE)
+    entry = replace(entry_of_files(tmp_path, "a.nii.gz"), reference_files=("m1.nii.gz", "m2.nii.gz"))
+    with pytest.raises(UnreadableReferenceError, match=r"m1\.nii\.gz is one of 2 volumes"):
+        read_reference(entry, read_scan(entry).grid, LABELS, affine=OBLIQUE)

@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -120,3 +121,11 @@ def test_analyze_is_named(tmp_path):
 def test_a_volume_turned_by_a_good_header_is_not_refused(tmp_path):
     write_nifti(tmp_path / "a.nii.gz", np.ones((3, 4, 5), np.uint8), make_affine((0.5, 0.5, 5), (40, 40, 40)))
     assert read_scan(entry_of_files(tmp_path, "a.nii.gz")).spacing_mm[0] == pytest.approx(5)
+
+
+def test_a_long_gzip_header_hides_no_volume(tmp_path):
+    packed = gzip.compress(noise_file())
+    comment = b"c" * 2000 + b"\0"
+    (tmp_path / "a.nii.gz").write_bytes(packed[:3] + b"\x10" + packed[4:10] + comment + packed[10:])
+    entry = replace(entry_of_files(tmp_path, "a.nii.gz"), reader="")
+    assert read_scan(entry).grid == (16, 16, 16)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raysegment.choices import changed_result
@@ -21,7 +24,14 @@ from raysegment.pipeline import learn
 from raysegment.pipeline.finish import predict_batches
 from raysegment.pipeline.samples import KeptScan, keep_scan
 from raysegment.pipeline.score import score_thresholds
-from raysegment.pipeline.training_set import check_flip, warn_of_absent_labels, warn_of_lesions
+from raysegment.pipeline.training_set import (
+    check_flip,
+    check_label,
+    keep_labels,
+    warn_of_absent_labels,
+    warn_of_lesions,
+    warn_of_lone_sides,
+)
 from raysegment.scan import Labels, Scan
 
 SIDE = 16
@@ -174,7 +184,16 @@ def test_labels_that_nothing_shows_are_said_before_the_first_epoch() -> None:
         (("Left-Hippocampus", "right-hippocampus"), True),
         (("kidney_L", "kidney_R"), True),
         (("tumour", "lh.cortex", "rh.cortex"), True),
+        (("KidneyLeft", "KidneyRight"), True),
+        (("leftKidney", "liver", "right_kidney"), True),
+        (("leftkidney", "rightkidney"), True),
+        (("LKidney", "RKidney"), True),
+        (("ren sin.", "ren dex."), True),
+        (("left", "right"), True),
         (("left kidney", "liver"), False),
+        (("left kidney", "right lung"), False),
+        (("left lobe 1", "right lobe 2"), False),
+        (("левое left", "печень right"), False),
         (("Anterior", "Posterior"), False),
         (("bright", "cleft"), False),
     ],
@@ -188,6 +207,34 @@ def test_slices_are_not_flipped_where_two_labels_are_two_sides(names: tuple[str,
         return
     with pytest.raises(UsageError, match=r"are two sides: .* Give --no-flip"):
         check_flip(TrainOptions(source="a", out="b"), labels)
+
+
+def test_a_side_without_the_other_one_is_warned_of():
+    options = TrainOptions(source="a", out="b")
+    labels = Labels(("left_kidney", "tumour", "KidneyLeft", "cleft", "L1"), tuple((value,) for value in range(1, 6)))
+    assert [line.split()[2] for line in warn_of_lone_sides(options, labels)] == ["left_kidney", "KidneyLeft"]
+    assert warn_of_lone_sides(replace(options, flip=False), labels) == []
+
+
+def test_a_name_for_the_one_region_is_refused_beside_declared_labels():
+    declared = Labels(("WT", "ET"), ((1, 4), (4,)))
+    options = TrainOptions(source="a", out="b", label="tumour")
+    with pytest.raises(UsageError, match=r"--label tumour does nothing beside .* dataset.json in a"):
+        check_label(options, declared)
+    with pytest.raises(UsageError, match=r"--label tumour does nothing beside the labels WT, ET of --labels"):
+        check_label(replace(options, labels=("WT=1+4", "ET=4")), declared)
+    check_label(options, Labels(("tumour",)))
+    check_label(TrainOptions(source="a", out="b"), declared)
+
+
+def test_a_run_goes_on_without_labels_that_were_declared_after_it_began():
+    manifest = pa.table({"scan_id": ["a"], "fingerprint": ["f"], "split": ["train"]})
+    declared, options = Labels(("WT",), ((1, 4),)), TrainOptions(source="a", out="b")
+    # What version 0.2 made of these rows.
+    record = {"data_id": hashlib.sha256(b"a\0f\0train").hexdigest()}
+    assert keep_labels(declared, options, manifest, record) == Labels(("lesion",))
+    assert keep_labels(declared, options, manifest, {}) == declared
+    assert keep_labels(declared, replace(options, labels=("WT=1+4",)), manifest, record) == declared
 
 
 def test_choosing_the_threshold_on_a_large_scan_holds_batches_of_it() -> None:

@@ -62,3 +62,9 @@ def test_thresholds_are_shown_as_they_are_typed_and_described_as_json():
 def test_a_number_stands_in_the_choices_as_it_always_did():
     assert changed_result(options_with("0.4"))["threshold"] == 0.4
     assert changed_result(options_with(None))["threshold"] is None
+
+
+def test_names_may_hold_blanks():
+    labels = Labels(("whole tumor", "2 core"), ((1, 2), (2,)))
+    assert resolve_thresholds(options_with("whole tumor=0.4").threshold, labels, 0.5) == (0.4, 0.5)
+    assert resolve_thresholds(show_thresholds((0.4, 0.6), labels), labels, 0.5) == (0.4, 0.6)

@@ -29,11 +29,14 @@ SAFE_BYTES = 2
 
 
 def recognises(head: bytes) -> bool:
-    """Whether the first bytes are NIfTI's or Analyze's, packed or not; packed data too short to tell count as such."""
+    """Whether the first bytes are NIfTI's or Analyze's, packed or not.
+
+    Packed data whose first bytes tell nothing count as such, because a gzip header may be longer than they are.
+    """
     if not head.startswith(MAGIC):
         return is_nifti_head(head)
     start = unpack_head(head, 4)
-    return is_nifti_head(start) if len(start) == 4 else len(head) < 64
+    return len(start) < 4 or is_nifti_head(start)
 
 
 def read_header(stream: BinaryIO, name: str) -> Header:
