@@ -74,7 +74,8 @@ def foreground_of(pixels: Pixels) -> Iterator[npt.NDArray[np.bool_]]:
     level = background_level(pixels)
     for plane, cells in zip(pixels, _find_foreground(pixels), strict=True):
         inside = cv2.resize(cells, (columns, rows), interpolation=cv2.INTER_NEAREST) > 0
-        yield np.asarray(inside & (plane != level).any(axis=-1))
+        # The level is known in single precision, in which a plane of doubles or of large whole numbers never equals it.
+        yield np.asarray(inside & (plane.astype(np.float32, copy=False) != level).any(axis=-1))
 
 
 def _find_foreground(pixels: Pixels) -> npt.NDArray[np.uint8]:

@@ -183,17 +183,15 @@ def _inverse(span: PerChannelExact, size: PerChannelExact) -> PerChannelExact:
 
 
 def _mean_and_deviation(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
-    planes = pixels if pixels.dtype in DTYPES_OF_OPENCV else pixels.astype(np.float64)
-    measured = np.stack([_measure_plane(plane) for plane in planes])
+    measured = np.stack([_measure_plane(plane) for plane in pixels])
     means, deviations = measured[:, 0], measured[:, 1]
     return means.mean(axis=0), np.sqrt((deviations**2).mean(axis=0) + means.var(axis=0))
 
 
 def _foreground_mean_and_deviation(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
     """Of what is not background; of everything where there is nothing else."""
-    planes = pixels if pixels.dtype in DTYPES_OF_OPENCV else pixels.astype(np.float64)
     counts, measured = [], []
-    for plane, inside in zip(planes, foreground_of(pixels), strict=True):
+    for plane, inside in zip(pixels, foreground_of(pixels), strict=True):
         if inside.any():
             counts.append(np.count_nonzero(inside))
             measured.append(_measure_plane(plane, inside.view(np.uint8)))
@@ -206,9 +204,10 @@ def _foreground_mean_and_deviation(pixels: Pixels) -> tuple[PerChannelExact, Per
 
 def _measure_plane(plane: Pixels, inside: npt.NDArray[np.uint8] | None = None) -> PerChannelExact:
     """Mean and standard deviation of a slice or a part of it, (2, channels), four channels at a time as OpenCV can."""
-    starts = range(0, plane.shape[-1], MAX_CHANNELS_AT_ONCE)
+    known = plane if plane.dtype in DTYPES_OF_OPENCV else plane.astype(np.float64)
+    starts = range(0, known.shape[-1], MAX_CHANNELS_AT_ONCE)
     groups = [
-        cv2.meanStdDev(np.ascontiguousarray(plane[..., at : at + MAX_CHANNELS_AT_ONCE]), mask=inside) for at in starts
+        cv2.meanStdDev(np.ascontiguousarray(known[..., at : at + MAX_CHANNELS_AT_ONCE]), mask=inside) for at in starts
     ]
     return np.concatenate([np.stack(group)[:, :, 0] for group in groups], axis=1)
 

@@ -29,14 +29,15 @@ def make_targets(label_map: Any, labels: Labels) -> Any:
 
 
 def find_masks(probability: Any, labels: Labels) -> Any:
-    """Masks above 0.5 of what the network gives, float32, (slices, rows, columns, labels).
+    """Masks of what the network gives, float32, (slices, rows, columns, labels); the same as those of a run at 0.5.
 
-    Where labels exclude each other, a pixel belongs to the largest one, if all labels together are above 0.5.
+    Where labels exclude each other, a pixel belongs to the largest one, if all labels together are at least 0.5.
     """
     if not labels.exclude_each_other:
-        return tf.cast(probability > 0.5, tf.float32)
-    largest = tf.one_hot(tf.argmax(probability[..., 1:], axis=-1), len(labels))
-    return largest * tf.cast(probability[..., :1] < 0.5, tf.float32)
+        return tf.cast(probability >= 0.5, tf.float32)
+    of_labels = probability[..., 1:]
+    largest = tf.one_hot(tf.argmax(of_labels, axis=-1), len(labels))
+    return largest * tf.cast(tf.reduce_sum(of_labels, axis=-1, keepdims=True) >= 0.5, tf.float32)
 
 
 def pool_dice(counts: npt.NDArray[np.float64]) -> float:

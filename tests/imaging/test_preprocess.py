@@ -1,5 +1,7 @@
 """Channels, normalization, context and the whole preparation."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
@@ -63,6 +65,29 @@ def test_zscore_foreground_of_a_scan_that_is_all_alike_is_that_of_everything():
     pixels[0, 3, 3] = 8
     expected, found = (measure_intensity(pixels, words) for words in ("zscore", "zscore_foreground"))
     assert (expected.offset, expected.scale) == (found.offset, found.scale)
+
+
+@pytest.mark.parametrize("background", [-3.2, 0.1])
+def test_zscore_foreground_of_doubles_is_that_of_single_precision(background):
+    pixels = np.full((6, 64, 64, 1), background)
+    pixels[:, 20:45, 20:45] = np.random.default_rng(3).normal(2, 0.5, (6, 25, 25, 1))
+    single, double = (measure_intensity(pixels.astype(dtype), "zscore_foreground") for dtype in ("f4", "f8"))
+    np.testing.assert_allclose(double.offset, single.offset, rtol=1e-5)
+    np.testing.assert_allclose(double.offset, pixels[:, 20:45, 20:45].mean(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("normalization", ["zscore", "zscore_foreground"])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint32, np.int8])
+def test_types_that_opencv_does_not_know_are_measured_plane_by_plane(normalization, dtype):
+    pixels = np.zeros((24, 96, 96, 1), dtype)
+    pixels[:, 20:70, 20:70] = np.random.default_rng(4).integers(20, 90, (24, 50, 50, 1))
+    expected = measure_intensity(pixels.astype(np.int16), normalization)
+    tracemalloc.start()
+    found = measure_intensity(pixels, normalization)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose((found.offset, found.scale), (expected.offset, expected.scale), rtol=1e-6)
+    assert peak < 4 * pixels.size
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
