@@ -25,12 +25,14 @@ class LesionCounts(NamedTuple):
         lesions_found: Those that share a voxel with the mask.
         lesions_missed: The others.
         lesions_false: Components of the mask that share no voxel with the reference.
+        num_components: All components of the mask, which are known by the way.
     """
 
     lesions_reference: int
     lesions_found: int
     lesions_missed: int
     lesions_false: int
+    num_components: int
 
 
 def count_lesions(mask: npt.NDArray[np.generic], reference: npt.NDArray[np.generic]) -> LesionCounts:
@@ -47,7 +49,7 @@ def count_lesions(mask: npt.NDArray[np.generic], reference: npt.NDArray[np.gener
         raise GridMismatchError(f"mask is {mask.shape}, reference is {reference.shape}; both must share one grid.")
     lesions, found = _count_touched(reference, mask)
     regions, touching = _count_touched(mask, reference)
-    return LesionCounts(lesions, found, lesions - found, regions - touching)
+    return LesionCounts(lesions, found, lesions - found, regions - touching, regions)
 
 
 def count_components(mask: npt.NDArray[np.generic]) -> int:

@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from raysegment.errors import GridMismatchError
 from raysegment.imaging.lesions import count_components, count_lesions
-from raysegment.imaging.postprocess import occupied_window
 from raysegment.imaging.surface import compare_surfaces
 from raysegment.scan import LabelMap, Labels, Mask, Region, Spacing, voxel_volume_mm3
 
@@ -65,6 +64,7 @@ def measure_mask(
         reference: Drawn by a person, bool, same grid, or None.
         spacing_mm: Voxel spacing (slices, rows, columns), or None where it is unknown.
         affine: 4x4, index to millimetres; the volume of sheared voxels needs it. None where the format has none.
+            Distances are those of axes at right angles, see `imaging/surface`.
         dice_at_half: Of the mask at threshold 0.5 before cleaning; NaN where that is unknown.
         surface_tolerance_mm: Distance that `surface_dice` takes for agreement.
 
@@ -77,16 +77,18 @@ def measure_mask(
     """
     if reference is not None and reference.shape != mask.shape:
         raise GridMismatchError(f"mask is {mask.shape}, reference is {reference.shape}; both must share one grid.")
-    row = _measure_alone(mask, voxel_volume_mm3(spacing_mm, affine))
+    voxel_mm3 = voxel_volume_mm3(spacing_mm, affine)
     if reference is None:
-        return row | dict.fromkeys(REFERENCE_COLUMNS)
+        return _measure_alone(mask, voxel_mm3, count_components(mask)) | dict.fromkeys(REFERENCE_COLUMNS)
+    # Components of the mask are looked for once: it takes longer than all but the surfaces.
+    lesions = count_lesions(mask, reference)
     surfaces = compare_surfaces(mask, reference, spacing_mm, surface_tolerance_mm)
     return (
-        row
+        _measure_alone(mask, voxel_mm3, lesions.num_components)
         | _compare(mask, reference)
         | {"dice_at_half": dice_at_half, "surface_tolerance_mm": surface_tolerance_mm}
         | surfaces._asdict()
-        | count_lesions(mask, reference)._asdict()
+        | lesions._asdict()
     )
 
 
@@ -173,13 +175,8 @@ def _number_values(regions: Sequence[Region], label_map: LabelMap) -> npt.NDArra
     return numbers
 
 
-def _measure_alone(mask: Mask | Plane, voxel_mm3: float) -> dict[str, Any]:
-    window = occupied_window(mask)
-    voxels, num_components = 0, 0
-    if window is not None:
-        inside = mask[window] != 0
-        voxels = int(np.count_nonzero(inside))
-        num_components = count_components(inside)
+def _measure_alone(mask: Mask | Plane, voxel_mm3: float, num_components: int) -> dict[str, Any]:
+    voxels = int(np.count_nonzero(mask))
     return {
         "voxels": voxels,
         "volume_ml": voxels * voxel_mm3 / 1000,

@@ -4,6 +4,9 @@ After Nikolov et al. (2021), doi:10.2196/26151. The surface elements are the cor
 are not all alike; each weighs as much as the piece of surface that marching cubes (Lorensen and Cline 1987,
 doi:10.1145/37402.37422) puts there. What lies beyond the scan counts as background.
 
+Axes are taken to be at right angles. Of a sheared volume, such as one of a tilted gantry, which no spacing describes,
+the distances are those that it has once the shear is undone; its volume in millilitres knows the shear.
+
 Two balls of 400 voxels across in a scan of 800 slices of 512x512 take 2 s and 40 MB besides the masks, in its opposite
 corners 3 s; a mask that is noise takes under a minute and 1.1 GB.
 """

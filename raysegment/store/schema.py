@@ -81,7 +81,8 @@ METRICS_SCHEMA = pa.schema(
 `mean_probability` is over the mask's voxels (NaN if it is empty); `volume_ml` is NaN without spacing; `dice_at_half` is
 the Dice of `probability >= 0.5` before any cleaning; `lesion_slices` are slices whose reference holds lesion,
 `lesion_slice_dice_sum` the sum of Dice over them, `clean_slices` the other slices. `imaging/surface` says what the
-distances are: NaN without spacing, and where mask or reference is empty; `surface_dice` is at `surface_tolerance_mm`.
+distances are: NaN without spacing, and where mask or reference is empty, and along axes at right angles whatever the
+affine's shear; `surface_dice` is at `surface_tolerance_mm`.
 `lesions_…` count 26-connected components: `found` those of the reference that the mask touches, `false` those of the
 mask that touch no reference. `voxels_by_reference`, where labels exclude each other: the mask's voxels by what the
 reference has there, background first, then the labels in their order.

@@ -18,17 +18,17 @@ def test_a_case_worked_out_by_hand():
     mask, reference = np.zeros((2, 4, 9), np.uint8), np.zeros((2, 4, 9), np.bool_)
     reference[0, 0, 0] = reference[0, 1, 3] = reference[1, 2, 4] = reference[1, 0, 8] = True
     mask[1, 2, 4] = mask[1, 3, 0] = mask[0, 3, 8] = 1
-    assert count_lesions(mask, reference) == (3, 1, 2, 2)
+    assert count_lesions(mask, reference) == (3, 1, 2, 2, 3)
 
 
 def test_one_component_can_find_many_lesions():
     reference = np.zeros((1, 1, 9), np.bool_)
     reference[..., ::3] = True
-    assert count_lesions(np.ones((1, 1, 9), np.uint8), reference) == (3, 3, 0, 0)
+    assert count_lesions(np.ones((1, 1, 9), np.uint8), reference) == (3, 3, 0, 0, 1)
 
 
 @pytest.mark.parametrize(
-    ("mask", "reference", "expected"), [(0, 0, (0, 0, 0, 0)), (1, 0, (0, 0, 0, 1)), (0, 1, (1, 0, 1, 0))]
+    ("mask", "reference", "expected"), [(0, 0, (0, 0, 0, 0, 0)), (1, 0, (0, 0, 0, 1, 1)), (0, 1, (1, 0, 1, 0, 0))]
 )
 def test_empty_masks_and_references_are_counted(mask, reference, expected):
     assert count_lesions(np.full((2, 3, 3), mask, np.uint8), np.full((2, 3, 3), reference, np.bool_)) == expected
@@ -42,7 +42,7 @@ def test_counts_agree_with_scipy(pair):
     regions, in_mask = ndimage.label(mask, np.ones((3, 3, 3)))
     found = len(set(lesions[mask > 0].tolist()) - {0})
     touching = len(set(regions[reference].tolist()) - {0})
-    assert count_lesions(mask, reference) == (in_reference, found, in_reference - found, in_mask - touching)
+    assert count_lesions(mask, reference) == (in_reference, found, in_reference - found, in_mask - touching, in_mask)
 
 
 def test_a_reference_on_another_grid_is_refused():

@@ -11,7 +11,9 @@ from scipy import ndimage
 from sklearn import metrics
 
 from raysegment.errors import GridMismatchError
+from raysegment.imaging import lesions
 from raysegment.imaging.measure import REFERENCE_COLUMNS, count_by_reference, measure_mask, overlap_of
+from raysegment.imaging.postprocess import occupied_window
 from raysegment.scan import Labels
 
 PAIRS = arrays(np.uint8, st.tuples(st.integers(1, 4), st.integers(2, 9), st.integers(2, 9)), elements=st.integers(0, 3))
@@ -43,8 +45,17 @@ def test_a_case_worked_out_by_hand():
     assert (row["lesion_slices"], row["clean_slices"], row["clean_slices_with_mask"]) == (2, 2, 1)
     assert row["lesion_slice_dice_sum"] == pytest.approx(2 / 3)
     assert (row["reference_is_empty"], row["mask_is_empty"]) == (False, False)
-    lesions = [row[f"lesions_{name}"] for name in ("reference", "found", "missed", "false")]
-    assert lesions == [2, 1, 1, 1]
+    counted = [row[f"lesions_{name}"] for name in ("reference", "found", "missed", "false")]
+    assert counted == [2, 1, 1, 1]
+
+
+def test_components_of_a_mask_are_looked_for_once_beside_those_of_the_reference(monkeypatch):
+    looked_at = []
+    monkeypatch.setattr(lesions, "occupied_window", lambda array: looked_at.append(array) or occupied_window(array))
+    mask, reference = small_case()
+    compared = measure_mask(mask, reference, None)
+    assert [array is mask for array in looked_at] == [False, True]
+    assert compared["num_components"] == measure_mask(mask, None, None)["num_components"] == 2
 
 
 def test_distances_are_told_at_the_tolerance_that_was_asked_for():
