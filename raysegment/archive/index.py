@@ -205,7 +205,10 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
 
 def _describe_nothing(known: Iterable[str], lone_masks: int, unread: Mapping[str, int]) -> str:
     looked_for = ", ".join(f"*{extension}" for extension in sorted(known))
-    masks = f" {lone_masks} files look like masks of images that are not there." if lone_masks else ""
+    masks = ""
+    if lone_masks:
+        look = "1 file looks like a mask" if lone_masks == 1 else f"{lone_masks} files look like masks"
+        masks = f" {look} of images that are not there; `measure` compares them with --reference '{{scan}}.nii.gz'."
     others = f" {describe_unread(unread)}" if unread else ""
     return f"looked for {looked_for} in it and all folders below.{masks}{others}"
 

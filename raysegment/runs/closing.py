@@ -97,7 +97,7 @@ def describe_summary(summary: Mapping[str, Any], out: str) -> list[str]:
     return [
         *warning,
         *split,
-        f"Dice per scan: {_show_dice(summary)}, at threshold {_show_threshold(summary['threshold'])}; "
+        f"{_show_all_dice(summary, len(labels))}, at threshold {_show_threshold(summary['threshold'])}; "
         f"{summary['scans']} scans of {summary['patients']} patients, whom the interval resamples",
         f"IoU mean {_show(summary['iou_mean'])}, lesion-slice Dice {_show(summary['lesion_slice_dice_mean'])}; "
         f"over all voxels precision {_show(summary['precision'])}, recall {_show(summary['recall'])}",
@@ -105,6 +105,17 @@ def describe_summary(summary: Mapping[str, Any], out: str) -> list[str]:
         *(_describe_label(name, numbers) for name, numbers in labels.items() if len(labels) > 1),
         f"summary in {out}/summary.json, each scan in {out}/metrics",
     ]
+
+
+def _show_all_dice(summary: Mapping[str, Any], num_labels: int) -> str:
+    """Dice of the whole: of several labels these are means over labels, not over scans."""
+    if num_labels < 2:
+        return f"Dice per scan: {_show_dice(summary)}"
+    low, high = summary["dice_ci95"]
+    return (
+        f"Dice: mean of the labels' means {_show(summary['dice_mean'])} (95 % interval {_show(low)} to {_show(high)}), "
+        f"of their medians {_show(summary['dice_median'])}"
+    )
 
 
 def _show_dice(numbers: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raysegment.archive.dataset_json import channels_of_dataset
@@ -241,6 +241,7 @@ PATHS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(PATHS, unique=True, min_size=1, max_size=25), st.randoms())
 def test_any_files_become_scans_that_share_no_file_in_whatever_order_they_are_found(paths, random):
     drafts = group(*paths)
@@ -302,3 +303,35 @@ def test_the_hippocampus_joins_with_its_splits():
         rows = [row for row in split.table.to_pylist() if row["split"] == side]
         assert {row["patient_id"] for row in rows} == set(named[side])
         assert all(row["reference_files"] == [row["files"][0].replace("images", "labels")] for row in rows)
+
+
+@pytest.mark.parametrize("folder", ["imagesTr/", "images/", "", "train/images/"])
+def test_a_volume_is_one_patient_in_whatever_layout(folder):
+    drafts = group(f"{folder}hippocampus_001.nii.gz", f"{folder}hippocampus_003.nii")
+    assert assign_patients(list(drafts.values())) == (["hippocampus_001", "hippocampus_003"], 2)
+
+
+def test_volumes_of_one_name_in_two_folders_are_two_patients():
+    drafts = group("train/x.nii.gz", "test/x.nii.gz", "train/y.1.nii.gz", "imagesTr/z.nii.gz", "images/z.nii.gz")
+    patients, _ = assign_patients(list(drafts.values()))
+    assert dict(zip(drafts, patients, strict=True)) == {
+        "train/x.nii.gz": "train/x",
+        "test/x.nii.gz": "test/x",
+        "train/y.1.nii.gz": "y.1",
+        "imagesTr/z.nii.gz": "z",
+        "images/z.nii.gz": "images/z",
+    }
+
+
+def test_images_that_are_no_volumes_are_patients_by_their_paths():
+    drafts = group("images/x.tif", "images/y.png")
+    assert assign_patients(list(drafts.values())) == (["images/x.tif", "images/y.png"], 2)
+
+
+def test_a_folder_of_labels_alone_holds_masks_without_image(tmp_path):
+    (tmp_path / "labelsTr").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "labelsTr" / f"{name}.nii.gz").write_bytes(b"")
+    for source in (tmp_path, tmp_path / "labelsTr"):
+        with pytest.raises(UsageError, match="2 files look like masks of images that are not there"):
+            find_scans(str(source))

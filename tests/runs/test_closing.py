@@ -31,6 +31,9 @@ def test_labels_stand_on_lines_of_their_own_and_undefined_distances_beside_every
     labels = {"WT": NUMBERS | {"dice_mean": 0.9}, "ET": NUMBERS | {"hd95_mm_mean": nan}}
     lines = describe_summary(SUMMARY | {"threshold": {"WT": 0.4, "ET": 0.55}, "labels": labels}, "out")
     assert "at threshold 0.40 for WT, 0.55 for ET; 16 scans" in lines[0]
+    assert lines[0].startswith(
+        "Dice: mean of the labels' means 0.8000 (95 % interval 0.7000 to 0.9000), of their medians 0.8100, at"
+    )
     assert lines[2].startswith("HD95 mean 4.25 mm, median 3.50 mm, 2 undefined; ")
     assert "surface Dice at 1 mm 0.7500" in lines[2]
     assert lines[3] == "9 of 12 lesions found, 3 false"
@@ -43,4 +46,7 @@ def test_labels_stand_on_lines_of_their_own_and_undefined_distances_beside_every
 def test_one_label_without_spacing_is_told_as_ever():
     lines = describe_summary(SUMMARY | {"hd95_mm_mean": nan, "labels": {"lesion": NUMBERS}}, "out")
     assert len(lines) == 3
-    assert "mean 0.8000 (95 % interval 0.7000 to 0.9000), median 0.8100, at threshold 0.50; 16 scans of 12" in lines[0]
+    assert (
+        "Dice per scan: mean 0.8000 (95 % interval 0.7000 to 0.9000), median 0.8100, at threshold 0.50; 16 scans of 12"
+        in lines[0]
+    )

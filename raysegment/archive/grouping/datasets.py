@@ -13,6 +13,7 @@
 - Numbers of four digits count channels if the names without them have a reference and the whole names have none. Where
   no reference tells, they do if there are as few of them as there are channels, or up to 8.
 - Only volumes count, in any folder so called; labelsTs is left alone. `--channel` and `--reference` read it otherwise.
+- Without imagesTr and imagesTs, what lies in labelsTr and labelsTs are masks without image.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ def take_datasets(volumes: Sequence[LocatedFile], source_name: str, channels_of:
     lone_masks = 0
     for root, dataset in sorted(datasets.items()):
         if not dataset[TRAINING] and not dataset[TESTING]:
+            masks = dataset[REFERENCES] + dataset[UNUSED]
+            taken.paths.update(path for path, _ in masks)
+            lone_masks += len(masks)
             continue
         drafts, num_lone = _draft_dataset(dataset, channels_of(root))
         taken.drafts.extend(drafts)
