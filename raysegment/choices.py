@@ -60,6 +60,8 @@ class Checked:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for item in fields(self):
+            if isinstance(value := getattr(self, item.name), list) and _is_tuple(hints[item.name]):
+                object.__setattr__(self, item.name, tuple(value))
             check_value(item, hints[item.name], getattr(self, item.name))
         for item in fields(self):
             check_use(item, self)
@@ -261,6 +263,10 @@ def type_name(hint: Any) -> str:
 def _fields_in_use(options: Any) -> list[Field[Any]]:
     """The choices that change the result, without those that have no effect beside the others."""
     return [item for item in fields(options) if item.metadata.get("affects_result") and is_used(item, vars(options))]
+
+
+def _is_tuple(hint: Any) -> bool:
+    return typing.get_origin(unwrap_optional(hint)[0]) is tuple
 
 
 def _is_of_type(value: Any, hint: Any) -> bool:

@@ -207,8 +207,8 @@ def report(options: ReportOptions) -> int:
     from raysegment.commands.report import report as run
 
     result = run(options)
-    for path in result.figures:
-        _say(options.json, path)
+    for line in (*result.figures, *result.notes):
+        _say(options.json, line)
     return result.exit_code
 
 

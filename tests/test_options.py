@@ -15,6 +15,7 @@ from raysegment.options import (
     ExportOptions,
     IndexOptions,
     InferOptions,
+    MeasureOptions,
     Postprocessing,
     Preprocessing,
     ReportOptions,
@@ -170,3 +171,8 @@ def test_a_choice_of_several_texts_is_a_list_or_one_text():
     assert train().labels is None
     with pytest.raises(UsageError, match=r"--labels is .*; expected text, or a list of texts"):
         train(labels=[1, 2])
+
+
+def test_a_list_from_python_is_as_good_as_a_tuple():
+    options = MeasureOptions(tables="t", references="r", out="o", reference=["{scan}_seg.nii.gz"])
+    assert options.reference == ("{scan}_seg.nii.gz",)

@@ -32,6 +32,7 @@ LONE_MASKS = b"raysegment.masks_without_image"
 FOLDERS_AND_NAMES = "folders and names"
 LAYOUTS = b"raysegment.layouts"
 SPACINGS = b"raysegment.spacings_mm"
+REFERENCES_FIT_NOTHING = b"raysegment.references_fit_nothing"
 LEFT_ALONE = b"raysegment.files_left_alone"
 UNREAD = b"raysegment.files_unread"
 
@@ -160,6 +161,13 @@ def summarise(table: pa.Table) -> IndexSummary:
     )
 
 
+def warn_of_references(table: pa.Table) -> list[str]:
+    """A line where the globs of `--reference` gave no scan of an archive a reference."""
+    if REFERENCES_FIT_NOTHING not in (table.schema.metadata or {}):
+        return []
+    return ["warning: --reference fits no file of any scan, so that no scan has a reference"]
+
+
 def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
     """Walk, draft, look into each, name the patients, hash: the manifest of a folder or bucket."""
     source = absolute_source(source)
@@ -196,6 +204,7 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         OWN_FOLDERS: str(sum(folder.is_own for folder in folders)),
         LAYOUTS: json.dumps(Counter(item.draft.layout or FOLDERS_AND_NAMES for item in examined)),
         SPACINGS: json.dumps(spacings),
+        **({REFERENCES_FIT_NOTHING: b"1"} if naming.references and not any(d.references for d in drafts) else {}),
         LEFT_ALONE: str(max(0, sum(len(folder.files) for folder in folders) - num_used)),
         UNREAD: json.dumps(unread),
     }
@@ -208,7 +217,7 @@ def _describe_nothing(known: Iterable[str], lone_masks: int, unread: Mapping[str
     masks = ""
     if lone_masks:
         look = "1 file looks like a mask" if lone_masks == 1 else f"{lone_masks} files look like masks"
-        masks = f" {look} of images that are not there; `measure` compares them with --reference '{{scan}}.nii.gz'."
+        masks = f" {look} of images that are not there; `measure --reference` compares them."
     others = f" {describe_unread(unread)}" if unread else ""
     return f"looked for {looked_for} in it and all folders below.{masks}{others}"
 

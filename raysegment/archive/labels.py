@@ -103,9 +103,10 @@ def match_labels(source: str, given: tuple[str, ...] | None, model: Labels, foun
     if not drawn.are_declared or (missing and not given and not model.are_declared):
         return model
     if missing:
+        values = model.regions[model.names.index(missing[0])] if model.are_declared else (1,)
         raise UsageError(
             f"{where} has the labels {', '.join(drawn.names)}; the model has {', '.join(model.names)}. Say which "
-            f"values these have in references, such as --labels {missing[0]}=1."
+            f"values these have in references, such as --labels {missing[0]}={'+'.join(map(str, values))}."
         )
     regions = dict(zip(drawn.names, drawn.regions, strict=True))
     names = (*model.names, *(name for name in drawn.names if name not in model.names))

@@ -129,14 +129,20 @@ def _entry(scan_id: str, patient_id: str, source: str, files: list[LocatedFile],
 def _describe_strangers(found: pa.Table, references: pa.Table, scans: pa.Table) -> str:
     if not references.num_rows:
         return (
-            f"none of the {found.num_rows} scans that were found has a reference, such as {_list(found)}. If these are "
-            "the references themselves, say how they are called, such as --reference '{scan}.nii.gz'."
+            f"none of the {found.num_rows} scans that were found has a reference, such as {_list(found)}. If these "
+            "are the references themselves, say how they are called, such as "
+            f"--reference '{{scan}}{_ending(found, 'files')}'."
         )
     return (
         f"none of the {references.num_rows} references is of a scan in the tables: there is {_list(references)}, and "
         f"the tables have {_list(scans)}. Give the folder that the scans were segmented from, or say what the "
-        "references are called, such as --reference '{scan}_mask.tif'."
+        f"references are called, such as --reference '{{scan}}_mask{_ending(references, 'reference_files')}'."
     )
+
+
+def _ending(table: pa.Table, column: str) -> str:
+    """The extension of a table's first file."""
+    return next((extension_of(name) for name in pc.list_flatten(table[column]).to_pylist() if name), ".nii.gz")
 
 
 def _list(table: pa.Table) -> str:

@@ -39,12 +39,14 @@ class ExportResult:
     Attributes:
         out: Folder of the files.
         num_files: Files of the export that are there.
+        num_kept: Those of them that an earlier start had finished.
         failures: Masks that were not written, with the reason.
         exit_code: 0; 3 where masks were not written; 1 where none was.
     """
 
     out: str
     num_files: int
+    num_kept: int = 0
     failures: tuple[Failure, ...] = ()
     exit_code: int = EXIT_DONE
 
@@ -80,6 +82,7 @@ def export_masks(options: ExportOptions) -> ExportResult:
     return ExportResult(
         out=options.out,
         num_files=written.num_files,
+        num_kept=written.num_files - written.num_new,
         failures=written.failures,
         exit_code=failed if written.failures else EXIT_DONE,
     )
@@ -87,7 +90,9 @@ def export_masks(options: ExportOptions) -> ExportResult:
 
 def describe_export(result: ExportResult) -> list[str]:
     """What was written, and what was not and why, a line each."""
-    lines = [f"{result.num_files} masks written to {result.out}"]
+    num_new = result.num_files - result.num_kept
+    kept = f"; {result.num_kept} are there already" if result.num_kept else ""
+    lines = [f"{num_new} masks written to {result.out}{kept}"]
     if not result.failures:
         return lines
     by_type = Counter(failure.error_type for failure in result.failures)

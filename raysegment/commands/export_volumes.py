@@ -73,11 +73,13 @@ class WrittenVolumes:
 
     Attributes:
         num_files: Files that are there now.
+        num_new: Those of them that were written now.
         failures: Scans of which none was written, with the reason.
         num_written: Scans of which there are files.
     """
 
     num_files: int
+    num_new: int
     num_written: int
     failures: tuple[Failure, ...]
 
@@ -104,10 +106,12 @@ def write_volumes(options: ExportOptions, place: Place, folder: ExportFolder, sc
     entries = _find_entries(options, place, scans)
     tasks = _plan(place, scans, entries, names)
     failures: list[Failure] = []
+    num_new = 0
     all_names = [name for each in names.values() for name in each]
     with folder.writing(all_names), keep_progress(folder) as progress:
         for task, failure in _write_all(tasks, place, folder, progress, options.workers or os.cpu_count() or 1):
             if failure is None:
+                num_new += len(task.names)
                 for name in task.names:
                     progress.note(name, task.key)
                 continue
@@ -117,6 +121,7 @@ def write_volumes(options: ExportOptions, place: Place, folder: ExportFolder, sc
     num_written = scans.num_rows - len(failures)
     return WrittenVolumes(
         num_files=num_written * len(endings),
+        num_new=num_new,
         num_written=num_written,
         failures=tuple(sorted(failures, key=lambda failure: failure.scan_id)),
     )
@@ -148,7 +153,12 @@ def _find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.T
     if not source:
         raise UsageError(f"{options.tables} does not say where its scans lie; give --source.")
     given = {name: chosen[option] for option, name in HOW_SCANS_WERE_FOUND.items() if chosen.get(option) is not None}
-    return find_scans(source, **given)
+    try:
+        return find_scans(source, **given)
+    except UsageError as error:
+        if options.source:
+            raise
+        raise UsageError(f"{error} If the scans lie elsewhere now, say where with --source.") from error
 
 
 def _plan(

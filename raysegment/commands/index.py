@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysegment.archive.filesystem import is_uri
-from raysegment.archive.index import IndexSummary, find_scans, summarise
+from raysegment.archive.index import IndexSummary, find_scans, summarise, warn_of_references
 from raysegment.archive.labels import locate_labels
 from raysegment.archive.manifest import write_manifest
 from raysegment.archive.neighbours import describe_unread
@@ -91,11 +91,13 @@ def describe_index(found: IndexResult) -> list[str]:
     lines = [f"{name:<28}{value}" for name, value in _count_rows(found).items()]
     if summary.files_unread:
         lines.append(describe_unread(summary.files_unread))
+    lines += warn_of_references(found.table)
     if summary.own_folders:
         lines.append(f"{summary.own_folders} folders are left out, because raysegment wrote them (a run or an export).")
     if summary.own_patients:
+        count = "1 scan counts as its" if summary.own_patients == 1 else f"{summary.own_patients} scans count as their"
         lines.append(
-            f"{summary.own_patients} scans count as their own patient; name patients with --patient-pattern, and scans "
+            f"{count} own patient; name patients with --patient-pattern, and scans "
             "of several images with --scan-pattern."
         )
     lines += [f"  {scan_id!r}: {problem}" for scan_id, problem in summary.problems[:MAX_LISTED_PROBLEMS]]

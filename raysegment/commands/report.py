@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import parse_labels
+from raysegment.archive.names import show_name
 from raysegment.errors import EXIT_DONE, RaysegmentError, UsageError
 from raysegment.model.bundle import read_labels
 from raysegment.options import ReportOptions
@@ -19,6 +20,8 @@ from raysegment.runs.record import read_record
 from raysegment.store.place import Place
 from raysegment.store.publish import check_tables, list_parts
 
+PREDICTIONS = "predictions.png"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReportResult:
@@ -26,10 +29,12 @@ class ReportResult:
 
     Attributes:
         figures: Paths of the pictures.
+        notes: Which picture could not be drawn, and why.
         exit_code: Always 0.
     """
 
     figures: tuple[str, ...]
+    notes: tuple[str, ...] = ()
     exit_code: int = EXIT_DONE
 
 
@@ -49,7 +54,9 @@ def report(options: ReportOptions) -> ReportResult:
     if (folder / "history.parquet").is_file():
         best_by = str(chosen.get("best_by", "val_dice"))
         figures = draw_training_figures(folder, best_epoch=record.get("best_epoch"), best_by=best_by)
-        return ReportResult(figures=tuple(map(str, figures)))
+        is_left_out = (folder / "model").is_dir() and not any(path.name == PREDICTIONS for path in figures)
+        notes = (f"{PREDICTIONS} is not drawn: {_describe_unread(chosen)}",) if is_left_out else ()
+        return ReportResult(figures=tuple(map(str, figures)), notes=notes)
     if not list_parts(place, "scans"):
         raise UsageError(f"{folder} has nothing to draw yet: no epoch and no scan is finished.")
     if record.get("command") == "measure":
@@ -58,19 +65,29 @@ def report(options: ReportOptions) -> ReportResult:
     check_tables(place, "metrics", "masks")
     labels = read_labels(record["labels"]) if record.get("labels") else None
     drawn = parse_labels(tuple(chosen["labels"])) if chosen.get("labels") else labels
-    figures = draw_inference_figures(folder, find_manifest(chosen), labels, drawn)
-    return ReportResult(figures=tuple(map(str, figures)))
+    manifest, why = find_manifest(chosen)
+    figures = draw_inference_figures(folder, manifest, labels, drawn)
+    has_scans = any(path.name == PREDICTIONS for path in figures)
+    notes = () if has_scans else (f"{PREDICTIONS} is not drawn: {why or _describe_unread(chosen)}",)
+    return ReportResult(figures=tuple(map(str, figures)), notes=notes)
 
 
-def find_manifest(chosen: Mapping[str, Any]) -> pa.Table | None:
-    """The scans of a run's source, by the options it was started with; None where they are no longer there."""
+def _describe_unread(chosen: Mapping[str, Any]) -> str:
+    return f"no scan that it would show can be read at {show_name(str(chosen.get('source')))}."
+
+
+def find_manifest(chosen: Mapping[str, Any]) -> tuple[pa.Table | None, str]:
+    """The scans of a run's source, by the options it was started with; None, and why, where they are not there."""
     try:
-        return find_scans(
+        found = find_scans(
             chosen["source"],
             patient_pattern=chosen.get("patient_pattern"),
             scan_pattern=chosen.get("scan_pattern"),
             channels=chosen.get("channel"),
             references=chosen.get("reference"),
         )
-    except (KeyError, RaysegmentError):
-        return None
+    except KeyError:
+        return None, "the run does not say where its scans lie."
+    except RaysegmentError as error:
+        return None, f"the scans are not found: {error}"
+    return found, ""

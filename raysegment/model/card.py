@@ -29,7 +29,8 @@ def write_card(content: Mapping[str, Any], labels: Labels) -> str:
     outputs = "background, then labels" if labels.exclude_each_other else "labels"
     sections = [
         f"# Model card: {names}",
-        f"Segments {names} in scans of {content['num_channels']} channels. Written {content['created']}.\n\n"
+        f"Segments {names} in scans of {content['num_channels']} channel{'s' * (content['num_channels'] != 1)}. "
+        f"Written {content['created']}.\n\n"
         f"Model `{content['model_id']}`",
         _section("Intended use", INTENDED_USE),
         *([_section("Labels", _list_labels(content["labels"]))] if labels.are_declared else []),

@@ -70,8 +70,8 @@ def warn_of_few_patients(split: SplitResult) -> list[str]:
     if patients >= FEW_PATIENTS:
         return []
     return [
-        f"warning: only {patients} patients to validate on; the best epoch and the threshold may be so by chance. "
-        "--val-fraction or --split-file gives more."
+        f"warning: only {patients} patient{'s' * (patients != 1)} to validate on; the best epoch and the "
+        "threshold may be so by chance. --val-fraction or --split-file gives more."
     ]
 
 
@@ -330,9 +330,8 @@ def describe_split(split: SplitResult, found: pa.Table) -> str:
     if summary.with_partial_reference:
         notes.append(f"{summary.with_partial_reference} scans lack the references of some slices, which count as clean")
     if summary.own_patients:
-        notes.append(
-            f"{summary.own_patients} scans count as their own patient; see --patient-pattern and --scan-pattern"
-        )
+        count = "1 scan counts as its" if summary.own_patients == 1 else f"{summary.own_patients} scans count as their"
+        notes.append(f"{count} own patient; see --patient-pattern and --scan-pattern")
     if split.left_out:
         notes.append(f"{len(split.left_out)} patients that the split does not name are left out")
     if split.unknown:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from raysegment.archive.grouping.folders import Draft
 from raysegment.archive.grouping.layouts import group_files
 from raysegment.archive.grouping.naming import Naming, parse_channels, parse_references
-from raysegment.archive.index import find_scans, summarise
+from raysegment.archive.index import find_scans, summarise, warn_of_references
 from raysegment.archive.walk import Folder, FoundFile
 from raysegment.errors import UsageError
 
@@ -192,3 +192,14 @@ def test_all_three_real_cases_are_found_by_two_channels():
     assert table["channels"].to_pylist() == [2, 2, 2]
     assert summarise(table).with_reference == 3
     assert summarise(table).problems == []
+
+
+def test_references_that_take_all_files_or_none_are_told(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"fits all files, such as a.nii.gz, .* such as '\{scan\}/\*_seg.nii.gz'"):
+        find_scans(str(tmp_path), references=["{scan}"])
+    with pytest.raises(UsageError, match=r"such as '\{scan\}/\*_seg.nii.gz'"):
+        find_scans(str(tmp_path), references=["*_seg.nii.gz"])
+    found = find_scans(str(tmp_path), channels=["t1={scan}.nii.gz"], references=["{scan}_seg.nii.gz"])
+    assert len(warn_of_references(found)) == 1
+    assert warn_of_references(find_scans(str(tmp_path))) == []

@@ -241,7 +241,7 @@ def test_names_that_are_not_the_models_are_refused_with_both(tmp_path):
     with pytest.raises(UsageError, match="--labels has the labels WT, TC; the model has WT, ET"):
         match_labels(str(tmp_path), ("WT=1", "TC=2"), MODEL)
     (tmp_path / "labels.yaml").write_text("tumour: 1\n")
-    with pytest.raises(UsageError, match=r"labels.yaml has the labels tumour; .* such as --labels WT=1"):
+    with pytest.raises(UsageError, match=r"labels.yaml has the labels tumour; .* such as --labels WT=1\+2\+4"):
         match_labels(str(tmp_path), None, MODEL)
 
 

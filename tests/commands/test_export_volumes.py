@@ -293,3 +293,13 @@ def test_names_of_volumes_lose_their_whole_extension():
         "b/.nii.gz_pred.nii.gz",
         "c.v2_pred.nii.gz",
     ]
+
+
+def test_a_second_export_says_that_the_masks_are_there_and_a_moved_archive_that_source_names_it(archive, tmp_path):
+    segment_by_hand(archive, tmp_path / "tables")
+    assert describe_export(export(tmp_path))[0].startswith("6 masks written to")
+    assert describe_export(export(tmp_path))[0].endswith("; 6 are there already")
+    archive.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="--source"):
+        export(tmp_path)
+    assert export(tmp_path, source=str(tmp_path / "moved")).failures == ()

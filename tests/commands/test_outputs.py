@@ -19,7 +19,8 @@ import tifffile
 from matplotlib.figure import Figure
 
 import raysegment
-from raysegment import ExportOptions, IndexOptions, cli
+from raysegment import ExportOptions, IndexOptions, ReportOptions, cli
+from raysegment.commands.report import report
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows, stage_part
 from raysegment.store.place import Place
@@ -362,6 +363,9 @@ def test_report_without_the_source_draws_what_it_can(run, tmp_path):
     tables = write_tables(tmp_path / "tables", ["a"], source=tmp_path / "moved away")
     assert run("report", tables)[0] == 0
     assert {path.name for path in (tables / "figures").iterdir()} == {"confusion_matrix.png", "dice_per_scan.png"}
+    (note,) = report(ReportOptions(folder=str(tables))).notes
+    assert note.startswith("predictions.png is not drawn: ")
+    assert "moved away" in note
 
 
 def test_the_confusion_matrix_says_the_label_of_the_tables(run, tmp_path, drawn_text):

@@ -80,7 +80,12 @@ def replace_references(drafts: list[Draft], masks: Mapping[str, Sequence[Located
             add_reference(meant[0], items)
         else:
             num_lone += len(items)
-    if not any(draft.references or draft.note for draft in drafts):
+    if masks and not drafts:
+        raise UsageError(
+            f"--reference fits all files, such as {show_name(next(iter(masks.values()))[0][0])}, so that no image is "
+            f"left; make it fit references alone, {example_glob('', 'seg')}."
+        )
+    if drafts and not any(draft.references or draft.note for draft in drafts):
         scans = ", ".join(show_name(draft.scan_id) for draft in drafts[:MAX_EXAMPLES])
         shown = ", ".join(map(show_name, list(masks)[:MAX_EXAMPLES])) or "no file"
         raise UsageError(

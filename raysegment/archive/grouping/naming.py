@@ -105,8 +105,9 @@ def _compile_glob(option: str, glob: str) -> re.Pattern[str]:
     """A glob as a regular expression with the group `scan`."""
     text = glob.strip().removeprefix("./")
     if PLACEHOLDER not in text or text.startswith("/") or ".." in text.split("/"):
+        example = example_glob("", "seg") if option == "--reference" else example_glob("")
         raise UsageError(
-            f"{option} {show_name(glob)!r} must be a glob below SOURCE with {PLACEHOLDER} in it, {example_glob('')}."
+            f"{option} {show_name(glob)!r} must be a glob below SOURCE with {PLACEHOLDER} in it, {example}."
         )
     pieces: list[str] = []
     for token in _TOKEN.findall(text):
@@ -128,10 +129,11 @@ def _translate(token: str, is_first: bool) -> str:
     return simple.get(token) or re.escape(token)
 
 
-def example_glob(name: str) -> str:
+def example_glob(name: str, ending: str = "flair") -> str:
     """A glob for messages.
 
     Args:
         name: What stands before it.
+        ending: What the names of its files end in.
     """
-    return f"such as {name}'{PLACEHOLDER}/*_flair.nii.gz'"
+    return f"such as {name}'{PLACEHOLDER}/*_{ending}.nii.gz'"

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysegment.archive.index import warn_of_references
 from raysegment.archive.renamed import find_renamed
 from raysegment.cluster.inference.remaining import Remaining, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
@@ -136,6 +137,8 @@ def _run_in_folder(
         record = identity.open(place) | {"options_id": identity.options_id}
         version = read_version(place, record)
         console = Console(place, as_json=options.json)
+        for warning in warn_of_references(found):
+            console.say(warning)
         if removed := prepare_tables(place):
             console.say(describe_damage(removed))
         if version < SCHEMA_VERSION:
