@@ -99,6 +99,17 @@ def test_a_module_is_short_and_says_what_it_is(path):
     assert len(text.splitlines()) <= 400 or path.name == "options.py"
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_function_fits_on_a_screen(path):
+    functions = [
+        node
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    assert {name: length for name, length in lengths.items() if length > 60} == {}
+
+
 def test_no_room_is_a_drawer_for_everything():
     assert not {path.stem for path in MODULES} & {"utils", "util", "helpers", "common", "manager", "misc"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,9 @@ from raysegment.pipeline.samples import KeptScan, iterate_batches
 from raysegment.pipeline.score import ThresholdScores, choose_thresholds, mean_of, score_thresholds
 from raysegment.pipeline.views.tiles import predict_slices
 from raysegment.scan import Labels
+
+if TYPE_CHECKING:
+    from raysegment.model.bundle import BundleDescription
 
 SLICES_AT_ONCE = 16
 """Slices of a validation scan that are held as the network sees them."""
@@ -47,7 +50,7 @@ def write_bundle(
         `threshold` (by label where each has one of its own), `val_dice` and `val_precision` (over all voxels and
         labels) at it, `val_dice_at_half`; with several labels `val_dice_of_labels`.
     """
-    from raysegment.model.bundle import BundleDescription, save_bundle
+    from raysegment.model.bundle import save_bundle
     from raysegment.model.engines.tensorflow import Predictor
     from raysegment.model.fit import build_plain
 
@@ -59,34 +62,35 @@ def write_bundle(
     )
     thresholds = choose_thresholds(found.dice, labels)
     scores = describe_scores(found, thresholds, labels)
-    best = progress.history[progress.best_epoch - 1]
-    save_bundle(
-        folder / "model",
-        model,
-        BundleDescription(
-            preprocessing=pick(Preprocessing, options),
-            postprocessing=Postprocessing(),
-            threshold=scores["threshold"],
-            labels=labels,
-            num_channels=facts["num_channels"],
-            network={name: getattr(options, name) for name in NETWORK_CHOICES},
-            training_patients=facts["training_patients"],
-            data=facts["data"],
-            split=facts["split"],
-            scores={
-                **without_nan(scores),
-                "best_epoch": progress.best_epoch,
-                "val_loss": best["val_loss"],
-            },
-            provenance={
-                **facts["provenance"],
-                "precision": options.precision,
-                "epochs": progress.epoch,
-                "options": changed_result(options),
-            },
-        ),
-    )
+    save_bundle(folder / "model", model, describe_bundle(options, labels, progress, scores, facts))
     return scores
+
+
+def describe_bundle(
+    options: TrainOptions, labels: Labels, progress: Progress, scores: Mapping[str, Any], facts: Mapping[str, Any]
+) -> BundleDescription:
+    """What the bundle says of its model, from what `write_bundle` is given and what it found."""
+    from raysegment.model.bundle import BundleDescription
+
+    best = progress.history[progress.best_epoch - 1]
+    return BundleDescription(
+        preprocessing=pick(Preprocessing, options),
+        postprocessing=Postprocessing(),
+        threshold=scores["threshold"],
+        labels=labels,
+        num_channels=facts["num_channels"],
+        network={name: getattr(options, name) for name in NETWORK_CHOICES},
+        training_patients=facts["training_patients"],
+        data=facts["data"],
+        split=facts["split"],
+        scores={**without_nan(scores), "best_epoch": progress.best_epoch, "val_loss": best["val_loss"]},
+        provenance={
+            **facts["provenance"],
+            "precision": options.precision,
+            "epochs": progress.epoch,
+            "options": changed_result(options),
+        },
+    )
 
 
 def describe_scores(found: ThresholdScores, thresholds: tuple[float, ...], labels: Labels) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -117,13 +118,41 @@ def keep_scans(
         table, spacing_mm = manifest.take(batch["item"]), as_spacing(options.spacing_mm)
         return keep_rows(table, settings, preprocessing, num_channels, spacing_mm)
 
+    references, death = read_all(keep, manifest.num_rows)
+    described = ray.get([describe_block.remote(reference) for reference in references])
+    found = {
+        row["scan_id"]: KeptPlace(block, position, row)
+        for block, rows in enumerate(described)
+        for position, row in enumerate(rows)
+    }
+    errors = list_errors(found, manifest["scan_id"].to_pylist(), death)
+    by_split: dict[str, list[str]] = {split: [] for split in manifest["split"].unique().to_pylist()}
+    for scan_id, split in zip(manifest["scan_id"].to_pylist(), manifest["split"].to_pylist(), strict=True):
+        if scan_id not in errors:
+            by_split[split].append(scan_id)
+    return {split: make_set(references, scan_ids, found) for split, scan_ids in by_split.items()}, errors
+
+
+def read_all(keep: Callable[[pa.Table], pa.Table], num_scans: int) -> tuple[list[Any], str | None]:
+    """Keep all scans, each in a block of its own.
+
+    Args:
+        keep: From a table with one `item`, the scan's row in the manifest, to its kept row.
+        num_scans: Rows of the manifest.
+
+    Returns:
+        References to the blocks that came, and what the last reading process died of, None where all lived.
+
+    Raises:
+        ClusterError: Reading failed for a reason that is no scan's.
+    """
     context = DataContext.get_current().copy()
     # A scan whose reading process dies again and again is left out; it is its block's only one.
     context.max_errored_blocks = -1
     with DataContext.current(context), watch_lost_tasks() as lost, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray 2.60 says that `max_retries` goes away; nothing else bounds its retries.
         # Unlike from_arrow or range, from_items starts no task of its own.
-        blocks = ray.data.from_items(list(range(manifest.num_rows)), override_num_blocks=manifest.num_rows)
+        blocks = ray.data.from_items(list(range(num_scans)), override_num_blocks=num_scans)
         kept = blocks.map_batches(
             keep,
             batch_size=None,
@@ -134,29 +163,25 @@ def keep_scans(
             max_retries=MAX_RETRIES,
             retry_exceptions=False,
         ).materialize()
-    references = list_blocks(kept)
-    described = ray.get([describe_block.remote(reference) for reference in references])
-    found = {
-        row["scan_id"]: KeptPlace(block, position, row)
-        for block, rows in enumerate(described)
-        for position, row in enumerate(rows)
-    }
+    if lost.error is not None:
+        raise ClusterError(f"reading failed: {' '.join(str(lost.error).split())[:300]}") from lost.error
+    return list_blocks(kept), lost.death
+
+
+def list_errors(
+    found: Mapping[str, KeptPlace], scan_ids: Sequence[str], death: str | None
+) -> dict[str, tuple[str, str]]:
+    """Type and message for each scan that cannot be used, those whose block did not come last."""
     errors = {
         scan_id: (place.row["error_type"], place.row["error_message"])
         for scan_id, place in found.items()
         if place.row["error_type"] is not None
     }
-    if lost.error is not None:
-        raise ClusterError(f"reading failed: {' '.join(str(lost.error).split())[:300]}") from lost.error
-    cause = lost.death or "its block did not come"
-    for scan_id in manifest["scan_id"].to_pylist():
+    cause = death or "its block did not come"
+    for scan_id in scan_ids:
         if scan_id not in found:
             errors[scan_id] = (ReaderCrashedError.__name__, f"{scan_id}: the reading process died on it: {cause}")
-    by_split: dict[str, list[str]] = {split: [] for split in manifest["split"].unique().to_pylist()}
-    for scan_id, split in zip(manifest["scan_id"].to_pylist(), manifest["split"].to_pylist(), strict=True):
-        if scan_id not in errors:
-            by_split[split].append(scan_id)
-    return {split: make_set(references, scan_ids, found) for split, scan_ids in by_split.items()}, errors
+    return errors
 
 
 class KeptPlace(NamedTuple):

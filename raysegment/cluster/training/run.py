@@ -66,24 +66,9 @@ def train_in_session(
     check_errors(errors, manifest)
     check_lesions(train_set.has_lesion)
     num_channels = num_channels or validation_set.num_channels
-    console.say(
-        f"{describe_set(train_set, 'train')}, {describe_set(validation_set, 'validate')}, read in "
-        f"{time.monotonic() - start:.1f} s; {share}, {options.precision}"
-    )
-    warnings = warn_of_lesions(options, train_set.has_lesion, validation_set.has_lesion)
-    for warning in warnings + warn_of_absent_labels(labels, train_set.values, validation_set.values):
-        console.say(warning)
-    record |= {
-        **describe_machine(),
-        **describe_choices(options),
-        "seed": options.seed,
-        "labels": labels.values_by_name,
-        "precision": options.precision,
-        "seconds_prepare": time.monotonic() - start,
-        "scans_total": len(train_set.scan_ids) + len(validation_set.scan_ids) + len(errors),
-        "scans_failed": len(errors),
-        "errors": errors,
-    }
+    seconds = time.monotonic() - start
+    say_what_is_kept(options, labels, kept, f"read in {seconds:.1f} s; {share}, {options.precision}", console)
+    record |= describe_start(options, labels, kept, errors) | {"seconds_prepare": seconds}
     write_record(place, record)
     facts = describe_data(options, manifest, errors, num_channels, record)
     task = WorkerTask(
@@ -107,6 +92,33 @@ def train_in_session(
     for warning in warn_of_low_dice(scores):
         console.say(warning)
     draw_pictures(folder, progress.best_epoch, options.best_by, console)
+
+
+def say_what_is_kept(
+    options: TrainOptions, labels: Labels, kept: Mapping[str, KeptSet], how: str, console: Console
+) -> None:
+    """Say what there is to learn from, and warn of what it lacks."""
+    train_set, validation_set = kept["train"], kept["val"]
+    console.say(f"{describe_set(train_set, 'train')}, {describe_set(validation_set, 'validate')}, {how}")
+    warnings = warn_of_lesions(options, train_set.has_lesion, validation_set.has_lesion)
+    for warning in warnings + warn_of_absent_labels(labels, train_set.values, validation_set.values):
+        console.say(warning)
+
+
+def describe_start(
+    options: TrainOptions, labels: Labels, kept: Mapping[str, KeptSet], errors: Mapping[str, tuple[str, str]]
+) -> dict[str, Any]:
+    """What the record says before the first epoch."""
+    return {
+        **describe_machine(),
+        **describe_choices(options),
+        "seed": options.seed,
+        "labels": labels.values_by_name,
+        "precision": options.precision,
+        "scans_total": len(kept["train"].scan_ids) + len(kept["val"].scan_ids) + len(errors),
+        "scans_failed": len(errors),
+        "errors": errors,
+    }
 
 
 def describe_set(kept: KeptSet, purpose: str) -> str:
