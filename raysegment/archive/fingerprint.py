@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 
 import pyarrow as pa
 
 from raysegment.archive.filesystem import hash_bytes, is_uri, join_source, open_source
+from raysegment.archive.formats import is_volume
 from raysegment.archive.manifest import FINGERPRINT_MODE, entries
 from raysegment.archive.walk import FoundFile
 from raysegment.errors import ScanError
@@ -16,21 +18,39 @@ from raysegment.scan import ScanEntry
 
 FIRST_ROWS = 1000
 ROWS_AT_ONCE = 1000
+COLUMNS = ["source", "reader", "files", "reference_files", "channel_names"]
 
 
-def fingerprint_files(source: str, files: Iterable[tuple[str, FoundFile]], mode: str) -> str:
+def fingerprint_files(
+    source: str, files: Iterable[tuple[str, FoundFile]], mode: str, channels: Sequence[tuple[str, str]] = ()
+) -> str:
     """SHA-256 over the sorted names of a scan's files with size and time, or with the SHA-256 of their bytes.
 
     Args:
         source: Folder or bucket.
         files: Path below the source, and size and time, of every file of the scan, references included.
         mode: `stat` or `content`.
+        channels: From `pair_channels`: the same files in another order are another scan.
     """
     if mode == "content":
         lines = sorted(f"{path}\0{_hash_bytes(source, path)}" for path, _ in files)
     else:
         lines = sorted(f"{path}\0{file.size}\0{file.changed_ns}" for path, file in files)
+    lines += [f"{name}\0{path}" for name, path in channels]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def pair_channels(reader: str, names: Sequence[str], files: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and path of each channel in order; empty for files of slices, and where there is one channel.
+
+    Args:
+        reader: Format module of the files.
+        names: Of the channels; none where they have none.
+        files: One for each channel, or one with all of them.
+    """
+    if not is_volume(reader) or max(len(names), len(files)) < 2:
+        return []
+    return list(zip_longest(names, files, fillvalue=""))
 
 
 def renew_fingerprints(table: pa.Table, mode: str) -> pa.Table:
@@ -48,7 +68,13 @@ def renew_fingerprints(table: pa.Table, mode: str) -> pa.Table:
     renewed = _renew_stat(table, given) if _is_of_stat(table, given) else given
     if "" in renewed:
         renewed = [
-            before or fingerprint_files(entry.source, _look_up(entry), mode)
+            before
+            or fingerprint_files(
+                entry.source,
+                _look_up(entry),
+                mode,
+                pair_channels(entry.reader, entry.channel_names, entry.files),
+            )
             for before, entry in zip(renewed, entries(table), strict=True)
         ]
     index = table.schema.get_field_index("fingerprint")
@@ -71,14 +97,15 @@ def _renew_stat(table: pa.Table, given: list[str]) -> list[str]:
 
 def _fingerprints_of_present(table: pa.Table) -> Iterator[str | None]:
     """Of each scan's local files by size and time; None where one of them is out of reach."""
-    for batch in table.select(["source", "files", "reference_files"]).to_batches(max_chunksize=ROWS_AT_ONCE):
+    for batch in table.select(COLUMNS).to_batches(max_chunksize=ROWS_AT_ONCE):
         for row in batch.to_pylist():
             paths = [path for path in row["files"] + row["reference_files"] if path]
             try:
                 found = [] if is_uri(row["source"]) else [(path, _stat(row["source"], path)) for path in paths]
             except (OSError, ValueError):
                 found = []
-            yield fingerprint_files(row["source"], found, "stat") if found else None
+            channels = pair_channels(row["reader"], row["channel_names"], row["files"])
+            yield fingerprint_files(row["source"], found, "stat", channels) if found else None
 
 
 def _look_up(entry: ScanEntry) -> list[tuple[str, FoundFile]]:

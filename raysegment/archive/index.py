@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from raysegment.archive.dataset_json import channels_of_dataset, read_dataset
 from raysegment.archive.filesystem import absolute_source, open_source
-from raysegment.archive.fingerprint import fingerprint_files, renew_fingerprints
+from raysegment.archive.fingerprint import fingerprint_files, pair_channels, renew_fingerprints
 from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.grouping.folders import name_of_source
 from raysegment.archive.grouping.layouts import group_files
@@ -193,7 +193,12 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         | {
             "patient_id": patient,
             "source": source,
-            "fingerprint": fingerprint_files(source, item.draft.located, fingerprint),
+            "fingerprint": fingerprint_files(
+                source,
+                item.draft.located,
+                fingerprint,
+                pair_channels(item.reader, item.draft.channel_names, item.draft.file_names),
+            ),
         }
         for item, patient in zip(examined, patients, strict=True)
     ]

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raysegment.archive.filesystem import is_uri
 from raysegment.archive.names import show_name
@@ -19,16 +17,14 @@ from raysegment.options import ExportOptions
 from raysegment.runs.export_folder import ExportFolder
 from raysegment.runs.export_names import MAX_PATH_BYTES, name_files
 from raysegment.runs.record import read_record
-from raysegment.scan import Mask
 from raysegment.store.damage import report_damage
-from raysegment.store.masks import decode_mask
+from raysegment.store.masks import decode_mask, iterate_masks
 from raysegment.store.parts import MAX_FAILURES_SHOWN, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import check_tables, list_parts, read_rows
 from raysegment.store.schema import STATUS_OK
 from raysegment.store.writers.tiff import write_mask
 
-ROWS_AT_ONCE = 16
 COLUMNS = ["scan_id", "source", "status", "fingerprint", "model_id", "options_id", "slice_axis"]
 
 
@@ -112,8 +108,10 @@ def _write_pages(place: Place, folder: ExportFolder, scans: pa.Table) -> int:
     """
     names = name_files(scans["scan_id"].to_pylist(), max_bytes=MAX_PATH_BYTES - len(os.fsencode(folder.root)))
     with folder.writing(names.values()):
-        for scan_id, mask, num_labels in iterate_masks(place):
-            write_mask(folder.path(names[scan_id]), mask, num_labels=num_labels)
+        for part, row in iterate_masks(place):
+            with report_damage(place, part):
+                mask = decode_mask(row)
+            write_mask(folder.path(names[row["scan_id"]]), mask, num_labels=len(row["labels"]))
     return len(names)
 
 
@@ -121,20 +119,3 @@ def read_chosen_source(place: Place) -> str:
     """SOURCE as the run that wrote the tables was given it; empty where it is not known, or relative to an unknown."""
     source = str(dict(read_record(place).get("chosen") or {}).get("source") or "")
     return source if os.path.isabs(source) or is_uri(source) else ""
-
-
-def iterate_masks(place: Place) -> Iterator[tuple[str, Mask, int]]:
-    """Scan, mask and number of labels of each row of the masks table, a few rows in memory at a time.
-
-    Raises:
-        DamagedTablesError: A part cannot be read.
-    """
-    published = set(list_parts(place, "scans"))
-    for part in list_parts(place, "masks"):
-        if part not in published:
-            continue
-        name = f"masks/{part}"
-        with report_damage(place, name), pq.ParquetFile(place.path(name), filesystem=place.filesystem) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
-                for row in batch.to_pylist():
-                    yield row["scan_id"], decode_mask(row), len(row["labels"])

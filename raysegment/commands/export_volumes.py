@@ -12,7 +12,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import entry_of, is_manifest
@@ -25,13 +24,11 @@ from raysegment.runs.export_progress import ExportProgress, keep_progress
 from raysegment.runs.record import read_record
 from raysegment.scan import ScanEntry
 from raysegment.store.damage import report_damage
-from raysegment.store.masks import decode_mask
+from raysegment.store.masks import decode_mask, iterate_masks
 from raysegment.store.parts import Failure
 from raysegment.store.place import Place
-from raysegment.store.publish import list_parts
 from raysegment.store.writers.nifti import write_volume
 
-ROWS_AT_ONCE = 16
 HOW_SCANS_WERE_FOUND = {
     "patient_pattern": "patient_pattern",
     "scan_pattern": "scan_pattern",
@@ -40,6 +37,9 @@ HOW_SCANS_WERE_FOUND = {
     "fingerprint": "fingerprint",
 }
 """Options of the run that decide what a scan is and how its fingerprint is made, and what `find_scans` calls them."""
+
+OF_FOLDERS = ("scan_pattern", "channel", "reference")
+"""Of these a manifest says itself what they would."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def write_volumes(options: ExportOptions, place: Place, folder: ExportFolder, sc
 
 def _choose_endings(place: Place) -> list[str]:
     """One file for a scan, or where labels overlap one for each of them, by the first mask."""
-    _, first = next(_iterate_rows(place, ["labels", "shape"]))
+    _, first = next(iterate_masks(place, ["labels", "shape"]))
     labels = [name for name, _ in first["labels"]]
     return name_endings(labels) if len(first["shape"]) == 4 else [SUFFIX + NIFTI]
 
@@ -152,9 +152,11 @@ def _find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.T
         source = folders[0] if len(folders) == 1 else source
     if not source:
         raise UsageError(f"{options.tables} does not say where its scans lie; give --source.")
-    given = {name: chosen[option] for option, name in HOW_SCANS_WERE_FOUND.items() if chosen.get(option) is not None}
+    known = [option for option in HOW_SCANS_WERE_FOUND if chosen.get(option) is not None]
+    if is_manifest(source):
+        known = [option for option in known if option not in OF_FOLDERS]
     try:
-        return find_scans(source, **given)
+        return find_scans(source, **{HOW_SCANS_WERE_FOUND[option]: chosen[option] for option in known})
     except UsageError as error:
         if options.source:
             raise
@@ -167,7 +169,7 @@ def _plan(
     """What there is to do, mask by mask, a few rows in memory at a time."""
     places = {scan_id: index for index, scan_id in enumerate(scans["scan_id"].to_pylist())}
     found = {} if entries is None else {scan_id: index for index, scan_id in enumerate(entries["scan_id"].to_pylist())}
-    for part, row in _iterate_rows(place):
+    for part, row in iterate_masks(place):
         scan_id = row["scan_id"]
         if scan_id not in places:
             continue
@@ -211,15 +213,3 @@ def _write_one(task: VolumeTask, place: Place, folder: ExportFolder) -> Failure 
     for name, plane in zip(task.names, volume.planes, strict=True):
         write_volume(folder.path(name), plane, volume.header)
     return None
-
-
-def _iterate_rows(place: Place, columns: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of the table `masks`, each with the file that it is in."""
-    published = set(list_parts(place, "scans"))
-    for part in list_parts(place, "masks"):
-        if part not in published:
-            continue
-        name = f"masks/{part}"
-        with report_damage(place, name), pq.ParquetFile(place.path(name), filesystem=place.filesystem) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                yield from ((name, row) for row in batch.to_pylist())

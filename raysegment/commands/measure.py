@@ -22,22 +22,29 @@ from raysegment.archive.manifest import entry_of, is_manifest
 from raysegment.archive.reference_join import Joined, find_references, join_references
 from raysegment.archive.split import choose_scans
 from raysegment.cluster.inference.remaining import find_remaining
-from raysegment.cluster.inference.run import choose_exit_code, count_finished
 from raysegment.cluster.session import interruptible
 from raysegment.commands.evaluate import read_metrics
-from raysegment.commands.stored_tables import StoredTables, iterate_masks
+from raysegment.commands.stored_tables import StoredTables
 from raysegment.errors import EXIT_DONE, UsageError
 from raysegment.options import MeasureOptions
 from raysegment.pipeline.gallery import draw_inference_figures
 from raysegment.pipeline.remeasure import RemeasureSettings, StoredScan, remeasure_all
 from raysegment.pipeline.score import summarise_metrics
-from raysegment.runs.closing import describe_damage, describe_failures, describe_nothing_to_do, describe_run
+from raysegment.runs.closing import (
+    choose_exit_code,
+    count_finished,
+    describe_damage,
+    describe_failures,
+    describe_nothing_to_do,
+    describe_run,
+)
 from raysegment.runs.console import Console
 from raysegment.runs.identity import Identity, identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
 from raysegment.runs.record import as_json, describe_choices, describe_machine, keep_record
 from raysegment.scan import Labels, ReadSettings
+from raysegment.store.masks import iterate_masks
 from raysegment.store.parts import MAX_FAILURES_SHOWN, STAGING, Failure, OpenPart, PartReceipt
 from raysegment.store.place import Place
 from raysegment.store.publish import (
@@ -138,7 +145,8 @@ class Measurement:
         self.stored = stored
         self.labels = labels
         self.started = started
-        self.manifest, self.has_same_files = _mark(manifest, stored.scans)
+        self.manifest, same_files = _mark(manifest, stored.scans)
+        self.as_then = same_files if stored.reads_as_then(labels) else set()
         self.place = Place(options.out)
         self.failed: Counter[str] = Counter()
         self.failures: list[Failure] = []
@@ -165,6 +173,7 @@ class Measurement:
             is_idle = remaining.plan.num_rows == 0 and record.get("status") == "done"
             if not is_idle:
                 record |= {**describe_choices(self.options), **describe_machine()}
+                record["labels"] = (self.stored.labels or self.labels).as_plain
                 with keep_record(self.place, record, measure=self._count), console:
                     take_out(self.place, remaining.take_out)
                     self._measure_all(remaining.plan, record, lock, console)
@@ -225,7 +234,7 @@ class Measurement:
                 part=part,
                 entry=entry_of(row),
                 fingerprint=row["fingerprint"],
-                has_same_files=scan_id in self.has_same_files,
+                is_as_then=scan_id in self.as_then,
             )
 
         for scan_id in scans.filter(pc.not_equal(scans["status"], STATUS_OK))["scan_id"].to_pylist():
@@ -286,7 +295,8 @@ class Measurement:
             lines += describe_failures(dict(self.failed), self.failures, self.options.out)
         for line in lines:
             console.say(line)
-        figures = draw_inference_figures(Path(self.options.out), None) if self.place.is_local else []
+        shown = self.stored.labels or self.labels
+        figures = draw_inference_figures(Path(self.options.out), None, shown) if self.place.is_local else []
         return MeasureResult(
             out=self.options.out,
             scans_now=self.scans_now,

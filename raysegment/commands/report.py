@@ -17,6 +17,7 @@ from raysegment.model.bundle import read_labels
 from raysegment.options import ReportOptions
 from raysegment.pipeline.gallery import draw_inference_figures, draw_training_figures
 from raysegment.runs.record import read_record
+from raysegment.scan import as_spacing
 from raysegment.store.place import Place
 from raysegment.store.publish import check_tables, list_parts
 
@@ -53,17 +54,22 @@ def report(options: ReportOptions) -> ReportResult:
     chosen = dict(record.get("chosen") or record.get("options") or {})
     if (folder / "history.parquet").is_file():
         best_by = str(chosen.get("best_by", "val_dice"))
-        figures = draw_training_figures(folder, best_epoch=record.get("best_epoch"), best_by=best_by)
+        figures = draw_training_figures(
+            folder,
+            best_epoch=record.get("best_epoch"),
+            best_by=best_by,
+            spacing_mm=as_spacing(chosen.get("spacing_mm")),
+        )
         is_left_out = (folder / "model").is_dir() and not any(path.name == PREDICTIONS for path in figures)
         notes = (f"{PREDICTIONS} is not drawn: {_describe_unread(chosen)}",) if is_left_out else ()
         return ReportResult(figures=tuple(map(str, figures)), notes=notes)
     if not list_parts(place, "scans"):
         raise UsageError(f"{folder} has nothing to draw yet: no epoch and no scan is finished.")
+    labels = read_labels(record["labels"]) if record.get("labels") else None
     if record.get("command") == "measure":
         check_tables(place, "metrics")
-        return ReportResult(figures=tuple(map(str, draw_inference_figures(folder, None))))
+        return ReportResult(figures=tuple(map(str, draw_inference_figures(folder, None, labels))))
     check_tables(place, "metrics", "masks")
-    labels = read_labels(record["labels"]) if record.get("labels") else None
     drawn = parse_labels(tuple(chosen["labels"])) if chosen.get("labels") else labels
     manifest, why = find_manifest(chosen)
     figures = draw_inference_figures(folder, manifest, labels, drawn)

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from raysegment.archive.labels import locate_labels, match_labels
+from raysegment.archive.labels import locate_labels, match_labels, parse_labels
 from raysegment.archive.split import find_run_manifest, refuse_training_patients
 from raysegment.errors import UsageError
 from raysegment.imaging.threshold import describe_thresholds, resolve_thresholds
-from raysegment.model.bundle import Bundle, load_bundle
+from raysegment.model.bundle import Bundle, load_bundle, read_labels
 from raysegment.options import MeasureOptions, Threshold
 from raysegment.runs.record import read_record
 from raysegment.scan import Labels
-from raysegment.store.damage import report_damage
+from raysegment.store.masks import iterate_masks
 from raysegment.store.place import Place
-from raysegment.store.publish import check_tables, list_parts, read_rows
+from raysegment.store.publish import check_tables, read_rows
 from raysegment.store.schema import STATUS_OK
 from raysegment.store.upgrade import read_version
-
-ROWS_AT_ONCE = 4
 
 
 class StoredTables:
@@ -64,6 +60,14 @@ class StoredTables:
         self.model = options.model or str(self.chosen.get("model") or "")
         self.why_unknown = ""
         self.bundle = self._load_bundle()
+
+    @cached_property
+    def labels(self) -> Labels | None:
+        """Of the model, as it says itself or as run.json does; None where neither is there."""
+        if self.bundle is not None:
+            return self.bundle.labels
+        stored = self.record.get("labels")
+        return read_labels(stored) if stored else None
 
     @cached_property
     def mask_labels(self) -> tuple[dict[str, int], bool]:
@@ -108,13 +112,10 @@ class StoredTables:
         Raises:
             UsageError: The references have other labels, or nobody knows which values labels that overlap have.
         """
-        values, overlap = self.mask_labels
-        names = tuple(values)
-        if self.bundle is not None:
-            return match_labels(options.references, options.labels, self.bundle.labels, found)
-        if not overlap:
-            regions = () if values == {names[0]: 1} else tuple((value,) for value in values.values())
-            return match_labels(options.references, options.labels, Labels(names, regions), found)
+        names = tuple(self.mask_labels[0])
+        known = self.labels or self._guess_labels()
+        if known is not None:
+            return match_labels(options.references, options.labels, known, found)
         if not locate_labels(options.references, options.labels, names[0], found)[0].are_declared:
             raise UsageError(
                 f"which values {', '.join(names)} have in references is known from nowhere: the model is not at hand "
@@ -122,17 +123,39 @@ class StoredTables:
             )
         return match_labels(options.references, options.labels, Labels(names, ((1,),) * len(names)), found)
 
+    def reads_as_then(self, labels: Labels) -> bool:
+        """Whether references are read now as they were when the tables were made.
+
+        Args:
+            labels: What their values mean now.
+        """
+        chosen = self.chosen.get("labels")
+        before = parse_labels(tuple(chosen)) if chosen else self.labels or self._guess_labels()
+        resampled = bool(self.chosen.get("resample_channels"))
+        if before is None or resampled != self.options.resample_channels:
+            return False
+        names = self.mask_labels[0]
+        return [_values_of(before, name) for name in names] == [_values_of(labels, name) for name in names]
+
     def describe_threshold(self) -> float | dict[str, float] | None:
         """The threshold of the masks, as summary.json has it; None where run.json does not say."""
         names = tuple(self.mask_labels[0])
         given: Threshold | None = dict(self.record.get("result_options") or {}).get("threshold")
         if given is None:
             return None
-        if self.bundle is not None:
-            labels = self.bundle.labels
+        if self.labels is not None:
+            labels = self.labels
         else:
             labels = Labels(names, ((1,),) * len(names) if isinstance(given, str) else _different(len(names)))
         return describe_thresholds(resolve_thresholds(given, labels, 0.5), labels)
+
+    def _guess_labels(self) -> Labels | None:
+        """Labels as far as masks tell; None where they overlap, so that nothing tells their values in references."""
+        values, overlap = self.mask_labels
+        names = tuple(values)
+        if overlap:
+            return None
+        return Labels(names, () if values == {names[0]: 1} else tuple((value,) for value in values.values()))
 
     def _load_bundle(self) -> Bundle | None:
         made_by = str(self.record.get("model_id"))
@@ -151,22 +174,6 @@ class StoredTables:
         return None
 
 
-def iterate_masks(place: Place, columns: list[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of the table `masks`, each with the file that it is in, a few in memory at a time.
-
-    Raises:
-        DamagedTablesError: A part cannot be read.
-    """
-    published = set(list_parts(place, "scans"))
-    for part in list_parts(place, "masks"):
-        if part not in published:
-            continue
-        name = f"masks/{part}"
-        with report_damage(place, name), pq.ParquetFile(place.path(name), filesystem=place.filesystem) as file:
-            for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
-                yield from ((name, row) for row in batch.to_pylist())
-
-
 def _check_apart(out: str, tables: Place) -> None:
     """Refuse to write into the tables' own folder.
 
@@ -180,3 +187,10 @@ def _check_apart(out: str, tables: Place) -> None:
 
 def _different(count: int) -> tuple[tuple[int, ...], ...]:
     return tuple((value,) for value in range(1, count + 1))
+
+
+def _values_of(labels: Labels, name: str) -> set[int] | None:
+    """Values of a label in references; None where nobody declared them or there is no such label."""
+    if not labels.are_declared or name not in labels.names:
+        return None
+    return set(labels.regions[labels.names.index(name)])

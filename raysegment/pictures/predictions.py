@@ -22,6 +22,9 @@ DISPLAY_PERCENTILES = (0.5, 99.5)
 Regions = npt.NDArray[np.bool_]
 """(labels, rows, columns)."""
 
+MOST_BYTES_LOOKED_AT = 2**25
+"""Of a scan in single precision, for the percentiles: enough to show it, and little beside the scan itself."""
+
 MOST_IN_A_ROW = 5
 LEAST_ZOOM_SHARE = 0.3
 """An overlay shows at least this share of a slice's sides."""
@@ -160,10 +163,18 @@ def _measure_slices(plane: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 def _to_display(pixels: npt.NDArray[np.generic], index: int) -> npt.NDArray[np.uint8]:
     """One slice as uint8 (rows, columns, 3), each channel stretched by the scan's percentiles."""
     chosen = pixels[..., :3] if pixels.shape[-1] >= 3 else pixels[..., :1]
-    low, high = np.percentile(chosen.astype(np.float32), DISPLAY_PERCENTILES, axis=(0, 1, 2))
+    low, high = np.percentile(_thin(chosen).astype(np.float32), DISPLAY_PERCENTILES, axis=(0, 1, 2))
     span = np.where(high > low, high - low, 1)
     stretched = np.clip((chosen[index].astype(np.float32) - low) / span, 0, 1) * 255
     return np.broadcast_to(stretched, (*stretched.shape[:2], 3)).astype(np.uint8)
+
+
+def _thin(pixels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Every n-th slice, and of large slices every n-th row, so that a whole scan is never looked at; a view."""
+    for axis in (0, 1):
+        step = max(1, math.ceil(4 * pixels.size / MOST_BYTES_LOOKED_AT))
+        pixels = pixels[(slice(None),) * axis + (slice(None, None, step),)]
+    return pixels
 
 
 def _draw_case(row: Any, case: PredictionCase, style: _Style) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,14 +15,13 @@ import pyarrow.parquet as pq
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entries, read_manifest
-from raysegment.archive.orientation import plane_of
 from raysegment.errors import DamagedTablesError
 from raysegment.imaging.threshold import show_thresholds
 from raysegment.options import Postprocessing
 from raysegment.pipeline.blocks import read_block, scans_of
 from raysegment.pipeline.score import CONFUSION, mean_of
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
-from raysegment.scan import Labels, ReadSettings, ScanEntry, SliceAxis
+from raysegment.scan import Labels, ReadSettings, ScanEntry, SliceAxis, Spacing
 from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
 from raysegment.store.place import Place
@@ -33,13 +32,25 @@ MAX_TRAINING_CASES = 12
 """Validation scans that are segmented to find the best, the median and the worst."""
 
 
-def draw_training_figures(folder: Path, *, best_epoch: int | None, best_by: str) -> list[Path]:
+class Shown(NamedTuple):
+    """One scan that is to be drawn: its row of `masks`, and how it was cut into slices."""
+
+    title: str
+    entry: ScanEntry
+    mask: Mapping[str, Any] | None
+    slice_axis: SliceAxis | None
+
+
+def draw_training_figures(
+    folder: Path, *, best_epoch: int | None, best_by: str, spacing_mm: Spacing | None = None
+) -> list[Path]:
     """Draw `curves.png` and, where there are a bundle and validation scans, `predictions.png` of a training run.
 
     Args:
         folder: What `train` wrote.
         best_epoch: The epoch whose weights were kept; None if the run does not say yet.
         best_by: What chose it, `val_dice` or `val_loss`.
+        spacing_mm: (slices, rows, columns) of scans whose format has none.
 
     Raises:
         DamagedTablesError: The history cannot be read.
@@ -54,7 +65,7 @@ def draw_training_figures(folder: Path, *, best_epoch: int | None, best_by: str)
     if manifest.is_file() and (folder / "model").is_dir():
         table = read_manifest(str(manifest))
         table = table.filter(pc.fill_null(pc.equal(table["split"], "val"), False))
-        figures += _draw_validation(folder, list(entries(table.slice(0, MAX_TRAINING_CASES))))
+        figures += _draw_validation(folder, list(entries(table.slice(0, MAX_TRAINING_CASES))), spacing_mm)
     return figures
 
 
@@ -162,7 +173,12 @@ def _draw_stored(
     masks = {scan_id: _find_mask(place, scan_id) for scan_id in ids}
     wanted = manifest.filter(pc.is_in(manifest["scan_id"], value_set=pa.array(ids, pa.string())))
     by_id = {entry.scan_id: entry for entry in entries(wanted)}
-    known = [(title, by_id[scan_id], masks[scan_id]) for title, scan_id in shown if scan_id in by_id]
+    scans = read_rows(place, "scans", ["scan_id", "slice_axis"])
+    scans = scans.filter(pc.is_in(scans["scan_id"], value_set=pa.array(ids, pa.string())))
+    axes = dict(zip(scans["scan_id"].to_pylist(), scans["slice_axis"].to_pylist(), strict=True))
+    known = [
+        Shown(title, by_id[scan_id], masks[scan_id], axes.get(scan_id)) for title, scan_id in shown if scan_id in by_id
+    ]
     stored = next((row for row in masks.values() if row is not None), None)
     if stored is None:
         return []
@@ -172,7 +188,7 @@ def _draw_stored(
 
 def _draw_cases(
     folder: Path,
-    shown: Sequence[tuple[str, ScanEntry, Mapping[str, Any] | None]],
+    shown: Sequence[Shown],
     labels: Labels,
     reference_labels: Labels,
 ) -> list[Path]:
@@ -181,10 +197,13 @@ def _draw_cases(
 
     cases = []
     with Decoder() as decoder:
-        for title, entry, row in shown:
+        for title, entry, row, slice_axis in shown:
             if row is None:
                 continue
-            mask, decoder.settings = decode_mask(row), _settings_of(row, reference_labels)
+            mask = decode_mask(row)
+            decoder.settings = ReadSettings(
+                labels=reference_labels, slice_axis=slice_axis or "auto", resample_channels=True
+            )
             read = next(scans_of(next(read_block(decoder, [entry]))))
             if read.scan is not None and mask.shape[-3:] == read.scan.grid:
                 cases.append(make_case(title, read.scan.pixels, read.reference, mask, labels, reference_labels))
@@ -194,7 +213,7 @@ def _draw_cases(
     return [folder / "predictions.png"]
 
 
-def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
+def _draw_validation(folder: Path, scans: list[ScanEntry], spacing_mm: Spacing | None) -> list[Path]:
     """Segment some validation scans with the run's bundle, and show the best, the median and the worst."""
     from raysegment.model.bundle import load_bundle
     from raysegment.model.engines.tensorflow import Predictor
@@ -207,6 +226,7 @@ def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
         labels=bundle.labels,
         num_channels=bundle.num_channels,
         grid_factor=bundle.grid_factor,
+        spacing_mm=spacing_mm,
         foreground_box=False,
         needs_reference=True,
     )
@@ -223,7 +243,7 @@ def _draw_validation(folder: Path, scans: list[ScanEntry]) -> list[Path]:
     for word, index in choose_cases(dice):
         row = rows[index]
         title = f"{word} of {len(rows)}, Dice {dice[index]:.2f}\n{row.scan_id}"
-        shown.append((title, by_id[row.scan_id], row.mask))
+        shown.append(Shown(title, by_id[row.scan_id], row.mask, row.scan["slice_axis"]))
     return _draw_cases(folder / "figures", shown, bundle.labels, bundle.labels)
 
 
@@ -235,13 +255,6 @@ def _labels_of(row: Mapping[str, Any]) -> Labels:
     if len(row["shape"]) == 4:
         return Labels(names, tuple((1, position + 2) for position in range(len(names))))
     return Labels(names, tuple((value,) for value in values))
-
-
-def _settings_of(row: Mapping[str, Any], labels: Labels) -> ReadSettings:
-    """How a scan is read that has this mask: cut the same way, on the grid that it was brought to."""
-    affine = row["affine"]
-    slice_axis: SliceAxis = "auto" if affine is None else plane_of(np.reshape(affine, (4, 4)))
-    return ReadSettings(labels=labels, slice_axis=slice_axis, resample_channels=True)
 
 
 def _find_mask(place: Place, scan_id: str) -> dict[str, Any] | None:

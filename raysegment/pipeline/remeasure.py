@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -59,7 +59,8 @@ class StoredScan:
         part: File of `masks` that the row comes from.
         entry: The reference.
         fingerprint: Of all that the numbers are made of.
-        has_same_files: Whether scan and reference are the very files that were segmented and measured then.
+        is_as_then: Whether scan and reference are the very files that were segmented and measured then, and references
+            are read in the same way.
     """
 
     scan: Mapping[str, Any]
@@ -68,7 +69,7 @@ class StoredScan:
     part: str
     entry: ScanEntry
     fingerprint: str
-    has_same_files: bool
+    is_as_then: bool
 
 
 def remeasure_all(
@@ -141,6 +142,8 @@ def remeasure(stored: StoredScan, place: Place, decoder: Decoder, settings: Reme
 
 def _read_reference(stored: StoredScan, mask: Mask, decoder: Decoder) -> LabelMap:
     slices, rows, columns = mask.shape[-3:]
+    # A volume that does not say where in the world it lies is only cut as its scan was if this is told.
+    decoder.settings = replace(decoder.settings, slice_axis=stored.scan["slice_axis"] or "auto")
     return decoder.read_reference(stored.entry, (slices, rows, columns), _affine_of(stored.mask or {}))
 
 
@@ -175,7 +178,7 @@ def _measure(
         )
         measured["voxels_by_reference"] = by_reference[position]
         copied = {"mean_probability": known.get("mean_probability")}
-        copied["dice_at_half"] = known.get("dice_at_half") if stored.has_same_files else None
+        copied["dice_at_half"] = known.get("dice_at_half") if stored.is_as_then else None
         rows.append({"scan_id": scan_id, "patient_id": stored.scan["patient_id"], "label": name} | measured | copied)
     return tuple(rows)
 

@@ -53,9 +53,9 @@ SUMS = (
 )
 """Columns of the metrics of which a summary has the sum."""
 
-COUNTS = (*SUMS, "hd95_undefined")
-"""Numbers of a summary that are sums over labels. `hd95_undefined`: scans where only one of mask and reference is
-empty, which have no distance."""
+COUNTS = (*SUMS, "hd95_scans", "hd95_undefined")
+"""Numbers of a summary that are sums over labels. `hd95_scans`: scans that have a distance. `hd95_undefined`: those
+where only one of mask and reference is empty, which have none."""
 
 
 def summarise_metrics(
@@ -122,11 +122,12 @@ def _summarise_label(metrics: pa.Table) -> dict[str, Any]:
         ),
         "hd95_mm_mean": mean_of(hd95),
         "hd95_mm_median": _median(hd95),
+        "hd95_scans": int(np.isfinite(hd95).sum()),
         "hd95_undefined": _count(one_empty),
         "mean_surface_distance_mm_mean": mean_of(_numbers(metrics, "mean_surface_distance_mm")),
         "surface_dice_mean": mean_of(_numbers(metrics, "surface_dice")),
         "surface_tolerance_mm": mean_of(_numbers(metrics, "surface_tolerance_mm")),
-        **{name: int(np.nansum(_numbers(metrics, name))) for name in SUMS},
+        **{name: _sum_all(metrics[name]) for name in SUMS},
         **_pool({name: int(_numbers(metrics, name).sum()) for name in CONFUSION}),
     }
 
@@ -336,6 +337,11 @@ def _find_threshold(threshold: float) -> int:
 
 def _ratio(part: float, whole: float) -> float:
     return float(part / whole) if whole else float("nan")
+
+
+def _sum_all(column: pa.ChunkedArray) -> float:
+    """The sum, NaN where a scan has no number: part of a count would pass for all of it."""
+    return float("nan") if column.null_count else int(pc.sum(column).as_py() or 0)
 
 
 def _count(condition: pa.ChunkedArray | pa.Array) -> int:

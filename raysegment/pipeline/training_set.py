@@ -15,7 +15,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysegment.archive.channels import most_common_names
+from raysegment.archive.fingerprint import pair_channels
 from raysegment.archive.index import summarise
+from raysegment.archive.manifest import entries
 from raysegment.archive.names import show_name
 from raysegment.archive.split import SplitResult, require_split
 from raysegment.errors import RunError, TooManyFailuresError, UsageError
@@ -274,9 +276,20 @@ def write_run_manifest(manifest: pa.Table, errors: Errors, folder: Path) -> None
 
 
 def hash_data(manifest: pa.Table, labels: Labels) -> str:
-    """SHA-256 over scans, fingerprints and splits, and over declared labels."""
+    """SHA-256 over scans, fingerprints and splits, over which file is which channel, and over declared labels."""
     columns = (manifest[name].to_pylist() for name in ("scan_id", "fingerprint", "split"))
     lines = sorted("\0".join(map(str, row)) for row in zip(*columns, strict=True))
+    # A fingerprint that a manifest brings may be its writer's own, which knows nothing of channels.
+    several = manifest.filter(pc.greater(pc.list_value_length(manifest["channel_names"]), 1))
+    lines += sorted(
+        "\0".join(
+            [
+                entry.scan_id,
+                *(part for pair in pair_channels(entry.reader, entry.channel_names, entry.files) for part in pair),
+            ]
+        )
+        for entry in entries(several)
+    )
     lines += [f"{name}\0{region}" for name, region in zip(labels.names, labels.regions, strict=False)]
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 

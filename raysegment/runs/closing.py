@@ -8,9 +8,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from raysegment.archive.names import show_name
+from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED
 from raysegment.store.damage import Damage
 from raysegment.store.parts import MAX_FAILURES_SHOWN, Failure
+from raysegment.store.schema import STATUS_OK
+
+
+def choose_exit_code(num_ok: int, num_failed: int) -> int:
+    """How a run ends: done, done with failed scans, or failed because no scan is ok."""
+    if not num_failed:
+        return EXIT_DONE
+    return EXIT_SOME_SCANS_FAILED if num_ok else EXIT_FAILED
+
+
+def count_finished(manifest: pa.Table, finished: pa.Table) -> tuple[int, int]:
+    """How many scans of a manifest are in the tables: ok, and failed."""
+    wanted = pc.is_in(finished["scan_id"], value_set=manifest["scan_id"].combine_chunks())
+    status = finished["status"].filter(wanted)
+    num_ok = int(pc.sum(pc.equal(status, STATUS_OK)).as_py() or 0)
+    return num_ok, len(status) - num_ok
 
 
 def describe_nothing_to_do(scans_total: int, scans_failed: int, out: str) -> str:
@@ -135,21 +155,36 @@ def _show_threshold(threshold: float | Mapping[str, float] | None) -> str:
 
 
 def _describe_distances(numbers: Mapping[str, Any]) -> list[str]:
-    """Distances, where spacing is known, and lesions; nothing of tables that have none."""
-    mean = numbers.get("hd95_mm_mean", math.nan)
-    if math.isnan(mean):
-        return []
-    return [
-        f"HD95 mean {mean:.2f} mm, median {numbers['hd95_mm_median']:.2f} mm, {numbers['hd95_undefined']} undefined; "
-        f"mean surface distance {numbers['mean_surface_distance_mm_mean']:.2f} mm, surface Dice at "
-        f"{numbers['surface_tolerance_mm']:g} mm {_show(numbers['surface_dice_mean'])}",
-        f"{numbers['lesions_found']} of {numbers['lesions_reference']} lesions found, {numbers['lesions_false']} false",
-    ]
+    """Distances, where a scan has one or should have one, and lesions, where these are counted in all scans."""
+    mean, undefined = numbers.get("hd95_mm_mean", math.nan), numbers.get("hd95_undefined") or 0
+    lines = []
+    if not math.isnan(mean):
+        lines.append(
+            f"HD95 mean {mean:.2f} mm, median {numbers['hd95_mm_median']:.2f} mm{_show_scans(numbers)}, {undefined} "
+            f"undefined; mean surface distance {numbers['mean_surface_distance_mm_mean']:.2f} mm, surface Dice at "
+            f"{numbers['surface_tolerance_mm']:g} mm {_show(numbers['surface_dice_mean'])}"
+        )
+    elif undefined:
+        lines.append(f"HD95 of no scan, {undefined} undefined: only one of mask and reference is empty")
+    found, drawn, false = (numbers.get(f"lesions_{name}", math.nan) for name in ("found", "reference", "false"))
+    if not any(map(math.isnan, (found, drawn, false))):
+        lines.append(f"{found} of {drawn} lesions found, {false} false")
+    return lines
+
+
+def _show_scans(numbers: Mapping[str, Any]) -> str:
+    """Of how many scans distances are a mean; several labels have each their own."""
+    if "hd95_scans" not in numbers:
+        return ""
+    each = " of a label" if len(numbers.get("labels") or {}) > 1 else ""
+    return f" over {numbers['hd95_scans']} scans{each}"
 
 
 def _describe_label(name: str, numbers: Mapping[str, Any]) -> str:
-    mean = numbers.get("hd95_mm_mean", math.nan)
-    distance = "" if math.isnan(mean) else f"; HD95 mean {mean:.2f} mm, {numbers['hd95_undefined']} undefined"
+    mean, undefined = numbers.get("hd95_mm_mean", math.nan), numbers.get("hd95_undefined") or 0
+    distance = f"; HD95 of no scan, {undefined} undefined" if undefined else ""
+    if not math.isnan(mean):
+        distance = f"; HD95 mean {mean:.2f} mm{_show_scans(numbers)}, {undefined} undefined"
     return f"  {show_name(name)}: Dice {_show_dice(numbers)}{distance}"
 
 

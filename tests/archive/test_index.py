@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import tifffile
 from PIL import Image
 
 from raysegment.archive.decoder import Decoder
+from raysegment.archive.fingerprint import renew_fingerprints
 from raysegment.archive.index import find_scans, summarise
-from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, write_manifest
+from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, to_table, write_manifest
 from raysegment.archive.read import read_scan
 from raysegment.errors import UsageError
+from raysegment.pipeline.training_set import hash_data
+from raysegment.scan import Labels, ScanEntry
 
 
 def write_image(path: Path, size: int = 8) -> None:
@@ -351,3 +356,32 @@ def test_the_real_archive_is_fifty_patients_with_references(real_lgg):
     assert (summary.scans, summary.patients, summary.files) == (50, 50, 3494)
     assert summary.with_reference == 50
     assert summary.problems == []
+
+
+@pytest.mark.parametrize("mode", ["stat", "content"])
+def test_which_file_is_which_channel_enters_the_fingerprint(tmp_path, mode):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.nii").write_bytes(name.encode())
+    common = {"scan_id": "s", "patient_id": "s", "source": str(tmp_path), "reader": "nifti"}
+    orders = [
+        (("a.nii", "b.nii"), ("T1", "T2")),
+        (("a.nii", "b.nii"), ("T2", "T1")),
+        (("b.nii", "a.nii"), ("T1", "T2")),
+        (("b.nii", "a.nii"), ()),
+        (("a.nii", "b.nii"), ()),
+    ]
+    tables = [to_table([ScanEntry(**common, files=files, channel_names=names)]) for files, names in orders]
+    assert len({column(renew_fingerprints(table, mode), "fingerprint")[0] for table in tables}) == 5
+    # A manifest's own fingerprints are kept, so a training run compares the channels themselves.
+    marked = [table.set_column(11, table.schema.field(11), pa.array(["own"])) for table in tables]
+    assert len({hash_data(table, Labels()) for table in marked[:3]}) == 3
+
+
+def test_the_order_of_slices_does_not_enter_the_fingerprint(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.tif").write_bytes(name.encode())
+    common = {"scan_id": "s", "patient_id": "s", "source": str(tmp_path), "reader": "tiff"}
+    tables = [to_table([ScanEntry(**common, files=files)]) for files in (("a.tif", "b.tif"), ("b.tif", "a.tif"))]
+    first, second = (column(renew_fingerprints(table, "content"), "fingerprint") for table in tables)
+    lines = [f"{name}.tif\0{hashlib.sha256(name.encode()).hexdigest()}" for name in ("a", "b")]
+    assert first == second == [hashlib.sha256("\n".join(lines).encode()).hexdigest()]

@@ -14,7 +14,7 @@ import pytest
 import SimpleITK
 
 from raysegment.archive.index import find_scans
-from raysegment.archive.manifest import entries
+from raysegment.archive.manifest import entries, write_manifest
 from raysegment.archive.read import read_scan
 from raysegment.archive.reference import read_reference
 from raysegment.commands import export_volumes
@@ -23,6 +23,7 @@ from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, Di
 from raysegment.imaging.volume_phantom import write_brats, write_decathlon
 from raysegment.options import ExportOptions
 from raysegment.runs.export_names import name_endings, name_files
+from raysegment.runs.record import write_record
 from raysegment.scan import Labels, ReadSettings, SliceAxis
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows, stage_part
@@ -303,3 +304,16 @@ def test_a_second_export_says_that_the_masks_are_there_and_a_moved_archive_that_
     with pytest.raises(UsageError, match="--source"):
         export(tmp_path)
     assert export(tmp_path, source=str(tmp_path / "moved")).failures == ()
+
+
+def test_how_scans_were_found_in_a_folder_is_not_asked_of_a_manifest(archive, tmp_path):
+    segment_by_hand(archive, tmp_path / "tables")
+    chosen = {
+        "source": str(archive),
+        "channel": ["MRI=*/{scan}.nii.gz"],
+        "scan_pattern": "(.*)",
+        "patient_pattern": "(.*)",
+    }
+    write_record(Place(str(tmp_path / "tables")), {"command": "infer", "status": "done", "chosen": chosen})
+    write_manifest(find_scans(str(archive)), str(tmp_path / "moved.parquet"))
+    assert export(tmp_path, source=str(tmp_path / "moved.parquet")).num_files == 6

@@ -11,20 +11,23 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.index import find_scans
-from raysegment.archive.manifest import entries
+from raysegment.archive.manifest import entries, write_manifest
 from raysegment.commands import measure as measure_module
 from raysegment.commands.measure import measure
 from raysegment.commands.report import report
 from raysegment.errors import OutputError, UsageError
 from raysegment.options import MeasureOptions, Postprocessing, Preprocessing, ReportOptions
 from raysegment.pipeline.blocks import read_block, scans_of
+from raysegment.pipeline.gallery import draw_inference_figures, draw_training_figures
 from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
-from raysegment.runs.record import write_record
+from raysegment.runs.record import read_record, write_record
 from raysegment.scan import Labels, ReadSettings
 from raysegment.store.parts import ScanRows, stage_part
 from raysegment.store.place import Place
@@ -242,7 +245,7 @@ def test_tables_are_neither_written_nor_taken_from_another_tool(segmented, phant
         measure(options_for(phantom_archive, phantom_archive, tmp_path / "eval"))
 
 
-def volumes(folder: Path, *, values: tuple[int, int] = (1, 2)) -> Path:
+def volumes(folder: Path, *, values: tuple[int, int] = (1, 2), has_affine: bool = True) -> Path:
     """Two cases of 4 x 20 x 24 voxels: the left half of a bright box is the first label, its right half the second."""
     affine = np.array([[-0.8, 0, 0, 10], [0, -0.8, 0, 5], [0, 0, 5, 3], [0, 0, 0, 1]])
     for number in (1, 2):
@@ -251,7 +254,9 @@ def volumes(folder: Path, *, values: tuple[int, int] = (1, 2)) -> Path:
         mask[6:12, 5:12, 1:3], mask[12:18, 5:12, 1:3] = values
         for kind, array in (("images", image), ("labels", mask)):
             (folder / kind).mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(array, affine), folder / kind / f"case{number}.nii.gz")
+            nibabel.save(
+                nibabel.Nifti1Image(array, affine if has_affine else None), folder / kind / f"case{number}.nii.gz"
+            )
     return folder
 
 
@@ -354,3 +359,75 @@ def test_patients_that_the_model_knows_are_refused_counted_or_not_known(bundle, 
         1,
         "test",
     )
+
+
+@pytest.mark.parametrize("slice_axis", ["coronal", "sagittal"])
+def test_volumes_that_lie_nowhere_are_cut_as_they_were(slice_axis, tmp_path):
+    archive = volumes(tmp_path / "archive", has_affine=False)
+    labels = Labels(("front", "back"), ((1,), (2,)))
+    segment(archive, tmp_path / "tables", labels, halves, slice_axis=slice_axis, num_channels=1)
+    measure(options_for(tmp_path / "tables", archive, tmp_path / "eval"))
+    known, made = (rows_of(folder, "metrics") for folder in (tmp_path / "tables", tmp_path / "eval"))
+    assert {name: row["dice"] for name, row in made.items()} == {name: row["dice"] for name, row in known.items()}
+    drawn = draw_inference_figures(tmp_path / "tables", find_scans(str(archive)), labels)
+    assert "predictions.png" in [path.name for path in drawn]
+
+
+def tell_labels(tables: Path, labels: Labels, **more) -> None:
+    place = Place(str(tables))
+    write_record(place, read_record(place) | {"labels": labels.as_plain, **more})
+
+
+def test_the_values_of_labels_are_known_where_only_the_tables_are_there(tmp_path, monkeypatch):
+    archive = volumes(tmp_path / "archive")
+    labels = Labels(("whole", "back"), ((1, 2), (2,)), ((255, 0, 0), (0, 255, 0)))
+    segment(archive, tmp_path / "tables", labels, halves, num_channels=1)
+    tell_labels(tmp_path / "tables", labels, result_options={"threshold": "whole=0.7,back=0.4"})
+    shown = []
+    monkeypatch.setattr(measure_module, "draw_inference_figures", lambda *given: shown.append(given[2]) or [])
+    result = measure(options_for(tmp_path / "tables", archive, tmp_path / "eval"))
+    assert result.summary["threshold"] == {"whole": 0.7, "back": 0.4}
+    known, made = (rows_of(folder, "metrics") for folder in (tmp_path / "tables", tmp_path / "eval"))
+    assert {name: row["dice"] for name, row in made.items()} == {name: row["dice"] for name, row in known.items()}
+    assert shown == [labels]
+    assert read_record(Place(str(tmp_path / "eval")))["labels"] == labels.as_plain
+
+
+def test_a_label_of_several_values_keeps_them_where_the_model_is_gone(tmp_path):
+    archive = volumes(tmp_path / "archive")
+    labels = Labels(("whole",), ((1, 2),))
+    segment(archive, tmp_path / "tables", labels, num_channels=1)
+    tell_labels(tmp_path / "tables", labels)
+    assert measure(options_for(tmp_path / "tables", archive, tmp_path / "eval")).exit_code == 0
+
+
+@pytest.mark.parametrize("changed", [{"labels": ("front=2", "back=1")}, {"resample_channels": True}, {}])
+def test_the_dice_at_half_is_only_taken_over_where_references_are_read_as_then(changed, tmp_path):
+    archive = volumes(tmp_path / "archive")
+    segment(archive, tmp_path / "tables", Labels(("front", "back"), ((1,), (2,))), halves, num_channels=1)
+    measure(options_for(tmp_path / "tables", archive, tmp_path / "eval", **changed))
+    rows = rows_of(tmp_path / "eval", "metrics").values()
+    assert all((row["dice_at_half"] is None) == bool(changed) for row in rows)
+
+
+def test_training_on_square_millimetres_is_drawn_where_the_spacing_is_given(phantom_archive, tmp_path):
+    from raysegment.model.bundle import BundleDescription, save_bundle
+    from raysegment.model.unet import build_network
+
+    choices = {"network": "unet", "filters": 2, "depth": 1, "dropout": 0.0, "norm": "batch", "norm_momentum": 0.9}
+    description = BundleDescription(
+        preprocessing=Preprocessing(image_size=64, channels=(0,), pixel_mm=1.0),
+        postprocessing=Postprocessing(),
+        num_channels=3,
+        network=choices,
+        training_patients=(),
+    )
+    save_bundle(tmp_path / "model", build_network(**choices, input_shape=(64, 64, 1)), description)
+    scans = find_scans(str(phantom_archive)).slice(0, 1)
+    index = scans.schema.get_field_index("split")
+    write_manifest(
+        scans.set_column(index, scans.schema.field(index), pa.array(["val"])), str(tmp_path / "manifest.parquet")
+    )
+    pq.write_table(pa.table({"epoch": [1], "loss": [1.0], "dice": [0.5]}), tmp_path / "history.parquet")
+    drawn = draw_training_figures(tmp_path, best_epoch=1, best_by="val_dice", spacing_mm=(5.0, 1.0, 1.0))
+    assert [path.name for path in drawn] == ["curves.png", "predictions.png"]

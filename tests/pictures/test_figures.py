@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from raysegment.imaging.phantom import make_phantom
+from raysegment.pictures import predictions
 from raysegment.pictures.figures import (
     choose_cases,
     draw_confusion_between,
@@ -202,3 +203,14 @@ def test_labels_that_exclude_each_other_share_one_confusion_matrix(tmp_path, cou
     counts = np.random.default_rng(0).integers(0, 5000, (count + 1, count + 1)) + 10**6 * np.eye(count + 1, dtype=int)
     draw_confusion_between([f"label number {number}" for number in range(count)], counts, tmp_path / "confusion.png")
     assert max(read(tmp_path / "confusion.png").shape) < 2000
+
+
+@pytest.mark.parametrize("shape", [(50, 40, 40, 1), (1, 2000, 40, 3)])
+def test_of_large_scans_only_a_part_is_looked_at(monkeypatch, shape):
+    pixels = np.random.default_rng(0).integers(0, 1000, shape, np.uint16)
+    whole = predictions._to_display(pixels, 0)
+    monkeypatch.setattr(predictions, "MOST_BYTES_LOOKED_AT", 40_000)
+    assert predictions._thin(pixels).size * 4 <= 40_000
+    assert np.abs(predictions._to_display(pixels, 0).astype(int) - whole).max() < 8
+    monkeypatch.setattr(predictions, "MOST_BYTES_LOOKED_AT", 4 * pixels.size)
+    assert predictions._thin(pixels).shape == pixels.shape

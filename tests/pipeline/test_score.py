@@ -262,3 +262,31 @@ def test_only_scans_with_a_reference_are_evaluated():
     assert chosen["scan_id"].to_pylist() == ["aa", "cc"]
     with pytest.raises(UsageError, match="none of the 1 scans has a reference"):
         choose_scans(table.slice(1, 1), split=None, split_file=None, run_manifest=None)
+
+
+def test_a_count_that_not_all_scans_have_has_no_sum():
+    random = np.random.default_rng(3)
+    drawn = [random.random((2, 8, 8)) > 0.7 for _ in range(3)]
+    table = table_of(drawn, drawn)
+    choices = {"scans_failed": 0, "threshold": 0.5, "training_patients": 0}
+    known = summarise_metrics(table, **choices)
+    assert known["lesions_found"] == known["lesions_reference"] > 0
+    assert isinstance(known["lesions_found"], int)
+    index = table.schema.get_field_index("lesions_found")
+    column = pa.array([None, *table["lesions_found"].to_pylist()[1:]], pa.int64())
+    partial = summarise_metrics(table.set_column(index, table.schema.field(index), column), **choices)
+    assert math.isnan(partial["lesions_found"])
+    assert partial["lesions_reference"] == known["lesions_reference"]
+
+
+def test_scans_that_have_a_distance_are_counted():
+    full = np.zeros((2, 8, 8), bool)
+    full[:, 2:5, 2:5] = True
+    rows = [
+        {"scan_id": str(index), "label": "lesion"} | measure_mask(mask, full, (1.0, 1.0, 1.0))
+        for index, mask in enumerate((full, full, ~full & full))
+    ]
+    table = pa.Table.from_pylist(rows, schema=METRICS_SCHEMA)
+    table = table.set_column(table.schema.get_field_index("patient_id"), "patient_id", table["scan_id"])
+    summary = summarise_metrics(table, scans_failed=0, threshold=0.5, training_patients=0)
+    assert (summary["hd95_scans"], summary["hd95_undefined"]) == (2, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import nan
 
-from raysegment.runs.closing import describe_summary
+from raysegment.runs.closing import choose_exit_code, describe_summary
 
 NUMBERS = {
     "dice_mean": 0.8,
@@ -39,14 +39,31 @@ def test_labels_stand_on_lines_of_their_own_and_undefined_distances_beside_every
     assert lines[3] == "9 of 12 lesions found, 3 false"
     assert lines[4].startswith("  WT: Dice mean 0.9000 (95 % interval 0.7000 to 0.9000), median 0.8100; HD95 mean 4.25")
     assert lines[4].endswith("2 undefined")
-    assert lines[5].endswith("median 0.8100")
+    assert lines[5].endswith("median 0.8100; HD95 of no scan, 2 undefined")
     assert lines[6] == "summary in out/summary.json, each scan in out/metrics"
 
 
 def test_one_label_without_spacing_is_told_as_ever():
-    lines = describe_summary(SUMMARY | {"hd95_mm_mean": nan, "labels": {"lesion": NUMBERS}}, "out")
-    assert len(lines) == 3
-    assert (
-        "Dice per scan: mean 0.8000 (95 % interval 0.7000 to 0.9000), median 0.8100, at threshold 0.50; 16 scans of 12"
-        in lines[0]
-    )
+    nothing = {"hd95_mm_mean": nan, "hd95_undefined": 0, "labels": {"lesion": NUMBERS}}
+    lines = describe_summary(SUMMARY | nothing, "out")
+    assert len(lines) == 4
+    assert lines[2] == "9 of 12 lesions found, 3 false"
+    assert "mean 0.8000 (95 % interval 0.7000 to 0.9000), median 0.8100, at threshold 0.50; 16 scans of 12" in lines[0]
+
+
+def test_lesions_are_told_where_no_scan_has_a_distance_and_only_where_all_are_counted():
+    nothing = {"hd95_mm_mean": nan, "hd95_scans": 0, "labels": {"lesion": NUMBERS}}
+    lines = describe_summary(SUMMARY | nothing | {"hd95_undefined": 4}, "out")
+    assert lines[2] == "HD95 of no scan, 4 undefined: only one of mask and reference is empty"
+    assert lines[3] == "9 of 12 lesions found, 3 false"
+    lines = describe_summary(SUMMARY | {"lesions_found": nan}, "out")
+    assert [line for line in lines if "lesions found" in line] == []
+
+
+def test_distances_say_of_how_many_scans_they_are_a_mean():
+    lines = describe_summary(SUMMARY | {"hd95_scans": 14}, "out")
+    assert lines[2].startswith("HD95 mean 4.25 mm, median 3.50 mm over 14 scans, 2 undefined; ")
+
+
+def test_a_run_ends_well_with_failed_scans_or_failed():
+    assert [choose_exit_code(*counts) for counts in ((2, 0), (1, 1), (0, 1))] == [0, 3, 1]

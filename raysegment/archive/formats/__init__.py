@@ -101,6 +101,12 @@ def reads_volumes(reader: Reader) -> bool:
     return bool(getattr(reader, "IS_VOLUME", False))
 
 
+def is_volume(name: str) -> bool:
+    """Whether files of a reader hold volumes; not known of one that is not there."""
+    found = readers().get(name)
+    return found is not None and reads_volumes(found)
+
+
 def readers_by_extension() -> dict[str, str]:
     """Name of the reader that looks at files with an extension."""
     return _map_extensions(os.environ.get(READERS_VARIABLE, ""))

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysegment.archive.index import warn_of_references
 from raysegment.archive.renamed import find_renamed
@@ -18,13 +17,15 @@ from raysegment.cluster.inference.remaining import Remaining, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
 from raysegment.cluster.inference.worker import WorkerSettings
 from raysegment.cluster.session import check_temp_dir, ray_session, resolve_on_cluster
-from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, LockedError
+from raysegment.errors import EXIT_DONE, LockedError
 from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
 from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
 from raysegment.pipeline.segment import SegmentSettings
 from raysegment.runs.closing import (
+    choose_exit_code,
+    count_finished,
     describe_damage,
     describe_failures,
     describe_nothing_to_do,
@@ -40,7 +41,7 @@ from raysegment.scan import Labels, as_spacing
 from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, read_rows, take_out
-from raysegment.store.schema import SCHEMA_VERSION, STATUS_OK
+from raysegment.store.schema import SCHEMA_VERSION
 from raysegment.store.upgrade import bring_up_tables, read_version
 
 RENAMED_COLUMNS = ["scan_id", "source", "fingerprint"]
@@ -158,13 +159,6 @@ def _run_in_folder(
             with run.recorded():
                 run.segment_all()
         return run.conclude()
-
-
-def choose_exit_code(num_ok: int, num_failed: int) -> int:
-    """How a run ends: done, done with failed scans, or failed because no scan is ok."""
-    if not num_failed:
-        return EXIT_DONE
-    return EXIT_SOME_SCANS_FAILED if num_ok else EXIT_FAILED
 
 
 def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record: Mapping[str, Any]) -> InferOptions:
@@ -353,11 +347,3 @@ class InferenceRun:
             "slices_per_second": self.rounds.progress.slices_per_second if self.rounds else None,
             "seconds": dict(self.rounds.seconds) if self.rounds else {},
         }
-
-
-def count_finished(manifest: pa.Table, finished: pa.Table) -> tuple[int, int]:
-    """How many scans of a manifest are in the tables: ok, and failed."""
-    wanted = pc.is_in(finished["scan_id"], value_set=manifest["scan_id"].combine_chunks())
-    status = finished["status"].filter(wanted)
-    num_ok = int(pc.sum(pc.equal(status, STATUS_OK)).as_py() or 0)
-    return num_ok, len(status) - num_ok

@@ -31,7 +31,7 @@ from raysegment.pipeline.training_set import (
 from raysegment.runs.closing import describe_left_out
 from raysegment.runs.console import Console
 from raysegment.runs.record import describe_choices, describe_machine, write_record
-from raysegment.scan import Labels
+from raysegment.scan import Labels, as_spacing
 from raysegment.store.place import Place
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def train_in_session(
     console.say(describe_end(progress, scores, folder), **scores)
     for warning in warn_of_low_dice(scores):
         console.say(warning)
-    draw_pictures(folder, progress.best_epoch, options.best_by, console)
+    draw_pictures(folder, progress.best_epoch, options, console)
 
 
 def say_what_is_kept(
@@ -157,7 +157,7 @@ def warn_of_low_dice(scores: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def draw_pictures(folder: Path, best_epoch: int, best_by: str, console: Console) -> None:
+def draw_pictures(folder: Path, best_epoch: int, options: TrainOptions, console: Console) -> None:
     """Draw the run's figures, in a Ray task: it loads the network, which the driver does not."""
     import ray
 
@@ -165,7 +165,8 @@ def draw_pictures(folder: Path, best_epoch: int, best_by: str, console: Console)
         # Without GPUs, and the process ends: TensorFlow would hold all their memory as long as it lives.
         hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": "-1"}}
         task = ray.remote(num_cpus=0.5, max_retries=3, max_calls=1, runtime_env=hidden)(draw_training_figures)
-        drawn = ray.get(task.remote(folder, best_epoch=best_epoch, best_by=best_by))
+        how = {"best_by": options.best_by, "spacing_mm": as_spacing(options.spacing_mm)}
+        drawn = ray.get(task.remote(folder, best_epoch=best_epoch, **how))
     except ray.exceptions.RayError as error:
         console.say(f"the figures could not be drawn ({' '.join(str(error).split())[-200:]}); try `raysegment report`")
         return
