@@ -222,7 +222,8 @@ def _check_same(pixels: Pixels, first: Pixels, name: str, first_name: str) -> No
     """Refuse a slice that does not fit the first one."""
     if pixels.shape[3] != first.shape[3]:
         raise ChannelMismatchError(
-            f"{show_name(name)} has {pixels.shape[3]} channels, {show_name(first_name)} has {first.shape[3]}."
+            f"{show_name(name)} has {pixels.shape[3]} channel{'s' * (pixels.shape[3] != 1)}, "
+            f"{show_name(first_name)} has {first.shape[3]}."
         )
     if pixels.shape[1:3] != first.shape[1:3] or pixels.dtype != first.dtype:
         raise SliceMismatchError(

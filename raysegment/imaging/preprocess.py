@@ -136,4 +136,5 @@ def check_channels(pixels: Pixels, num_channels: int) -> None:
         ChannelMismatchError: Names both numbers.
     """
     if pixels.shape[-1] != num_channels:
-        raise ChannelMismatchError(f"the scan has {pixels.shape[-1]} channels, the model expects {num_channels}.")
+        has = f"{pixels.shape[-1]} channel{'s' * (pixels.shape[-1] != 1)}"
+        raise ChannelMismatchError(f"the scan has {has}, the model expects {num_channels}.")

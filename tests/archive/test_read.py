@@ -97,7 +97,7 @@ def test_slices_of_two_types_are_refused(tmp_path, write_series):
 def test_slices_of_other_channels_are_refused(tmp_path, write_series):
     write_series(tmp_path, "p_", masks=False)
     tifffile.imwrite(tmp_path / "p_2.tif", np.zeros((16, 16), np.uint8))
-    with pytest.raises(ChannelMismatchError, match=r"p_2\.tif has 1 channels, p_1\.tif has 3"):
+    with pytest.raises(ChannelMismatchError, match=r"p_2\.tif has 1 channel, p_1\.tif has 3"):
         read_scan(only_entry(tmp_path))
 
 
