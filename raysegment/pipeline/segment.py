@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +33,7 @@ from raysegment.imaging.preprocess import (
 from raysegment.imaging.threshold import DEFAULT_THRESHOLD, resolve_thresholds
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
-from raysegment.pipeline.slabs import Probability, Slabs, threshold_slabs
+from raysegment.pipeline.slabs import Slabs, threshold_slabs
 from raysegment.pipeline.views.slices import view_slice
 from raysegment.pipeline.views.tiles import View, add_view, cut_views, group_by_shape
 from raysegment.pipeline.views.windows import Windows, find_windows, skip_empty, whole_windows
@@ -46,6 +47,10 @@ Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
 
 POOLED_SLICES = 4
 """Scans with at most this many slices share batches, which are always full; others have their own."""
+
+
+LARGE_BYTES = 256 * 2**20
+"""From this size on probabilities of several labels are held in half precision until they are thresholded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,14 +103,15 @@ class Work:
 
     Attributes:
         views: What the network sees of each slice.
-        probability: (labels, slices, grid_rows, grid_columns); 0 where the network saw nothing.
+        probability: (labels, slices, grid_rows, grid_columns) from `allocate_probability`; 0 where the network saw
+            nothing.
     """
 
     read: ReadScan
     scan: Scan
     prepared: PreparedScan
     views: list[View]
-    probability: Probability
+    probability: npt.NDArray[np.floating[Any]]
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -164,7 +170,7 @@ class ScanSegmenter:
             scan=read.scan,
             prepared=prepared,
             views=cut_views(self._find_windows(read.scan, prepared), prepared.geometry),
-            probability=np.zeros((len(self.settings.labels), *prepared.pixels.shape[:3]), np.float32),
+            probability=allocate_probability(len(self.settings.labels), prepared.pixels.shape[:3]),
         )
         work.seconds = {"read": read.seconds_read, "prepare": time.perf_counter() - started, "predict": 0.0}
         return work
@@ -291,6 +297,17 @@ class ScanSegmenter:
             return fail_scan(work.read, error, self.settings)
         except Exception as error:
             return fail_scan(work.read, _unexpected(work.read, error), self.settings)
+
+
+def allocate_probability(num_labels: int, grid: tuple[int, ...]) -> npt.NDArray[np.floating[Any]]:
+    """Zeros (labels, slices, rows, columns): float32, but float16 for several labels on a grid of `LARGE_BYTES`.
+
+    Half precision keeps probabilities to within 0.0005, and large volumes to half the memory. One label stays as it is,
+    so that its masks do not change.
+    """
+    shape = (num_labels, *grid)
+    is_large = num_labels > 1 and 4 * math.prod(shape) > LARGE_BYTES
+    return np.zeros(shape, np.float16 if is_large else np.float32)
 
 
 def fail_scan(read: ReadScan, error: ScanError, settings: SegmentSettings) -> ScanRows:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +26,14 @@ class Slabs:
     """Brings probabilities back to a scan's own grid, a slab of slices at a time; a scan of one slab only once.
 
     Args:
-        probability: On the network's grid.
+        probability: On the network's grid, in single or half precision.
         geometry: The way back.
         max_bytes: Largest slab, but for one slice.
     """
 
-    def __init__(self, probability: Probability, geometry: Geometry, max_bytes: int = SLAB_BYTES) -> None:
+    def __init__(
+        self, probability: npt.NDArray[np.floating[Any]], geometry: Geometry, max_bytes: int = SLAB_BYTES
+    ) -> None:
         self.probability = probability
         self.geometry = geometry
         self.grid = (probability.shape[1], geometry.rows, geometry.columns)
@@ -55,7 +58,7 @@ class Slabs:
         sums = []
         for index in occupied.tolist():
             if self._only is None:
-                restored = restore_grid(self.probability[position, index : index + 1], self.geometry)[0]
+                restored = restore_grid(_as_single(self.probability[position, index : index + 1]), self.geometry)[0]
             else:
                 restored = self._only[position, index]
             sums.append(float(restored[plane[index]].sum(dtype=np.float64)))
@@ -64,11 +67,15 @@ class Slabs:
     def _restore(self, chosen: slice) -> Probability:
         if self._only is not None:
             return self._only
-        parts = [restore_grid(label[chosen], self.geometry) for label in self.probability]
+        parts = [restore_grid(_as_single(label[chosen]), self.geometry) for label in self.probability]
         restored = parts[0][None] if len(parts) == 1 else np.stack(parts)
         if chosen == slice(0, self.grid[0]):
             self._only = restored
         return restored
+
+
+def _as_single(values: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
+    return values.astype(np.float32, copy=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from raysegment.imaging.phantom import make_phantom
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline import segment as segment_module
 from raysegment.pipeline.blocks import ReadScan
-from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
+from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings, allocate_probability
 from raysegment.scan import Labels, Scan
 from raysegment.store.masks import decode_mask
 
@@ -413,3 +413,12 @@ def test_volumes_follow_the_affine_where_there_is_one():
     read = ReadScan("a", "p", "/archive", "f", Scan(pixels, (5.0, 1.0, 0.5), affine))
     metric = segment([read], settings_with())["a"].metrics[0]
     assert metric["volume_ml"] == pytest.approx(metric["voxels"] * 4 * 0.5 / 1000)
+
+
+def test_large_volumes_of_several_labels_are_held_in_half_precision(monkeypatch):
+    assert allocate_probability(2, (3, 4, 4)).dtype == np.float32
+    monkeypatch.setattr("raysegment.pipeline.segment.LARGE_BYTES", 1)
+    assert allocate_probability(1, (3, 4, 4)).dtype == np.float32
+    assert allocate_probability(2, (3, 4, 4)).dtype == np.float16
+    test_two_labels_get_a_row_each_and_their_values_in_one_mask()
+    test_overlapping_labels_have_planes_of_their_own()
