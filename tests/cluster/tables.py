@@ -10,18 +10,24 @@ TABLES = ("scans", "metrics", "masks")
 
 
 def read_table(out: Path, table: str) -> pd.DataFrame:
-    """All parts of a table, sorted by scan, without what may differ between equal runs."""
+    """All parts of a table, sorted by scan and label, without what may differ between equal runs."""
     parts = [pd.read_parquet(path) for path in sorted((out / table).glob("*.parquet"))]
     frame = pd.concat(parts) if parts else pd.DataFrame({"scan_id": []})
     kept = [name for name in frame.columns if not name.startswith("seconds_") and name != "attempt"]
-    return frame[kept].sort_values("scan_id", ignore_index=True)
+    order = [name for name in ("scan_id", "label") if name in kept]
+    return frame[kept].sort_values(order, ignore_index=True)
 
 
-def assert_whole(out: Path) -> int:
-    """Every scan is in a table at most once, and each done one is in all of them. Returns how many are done."""
+def assert_whole(out: Path, *, num_labels: int = 1) -> int:
+    """Every scan is in a table at most once, in metrics once a label, and each done one is in all of them.
+
+    Returns how many are in the table of scans.
+    """
     frames = {table: read_table(out, table) for table in TABLES}
     for table, frame in frames.items():
-        assert frame["scan_id"].is_unique, table
+        rows = num_labels if table == "metrics" else 1
+        assert (frame["scan_id"].value_counts() == rows).all(), table
+        assert not frame.duplicated([name for name in ("scan_id", "label") if name in frame]).any(), table
     if not len(frames["scans"]):
         return 0
     done = set(frames["scans"][frames["scans"]["status"] == "ok"]["scan_id"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -43,7 +44,10 @@ def test_the_demo_of_volumes_ends_with_masks_on_the_scans_own_grids(tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("recipe", "write", "num_channels", "labels"),
-    [("hippocampus", write_decathlon, 1, ["Head", "Tail"]), ("brats2020", write_brats, 4, ["WT", "TC", "ET"])],
+    [
+        ("hippocampus", write_decathlon, 1, ["Head", "Tail"]),
+        ("brats2020", partial(write_brats, spacing_mm=4.0), 4, ["WT", "TC", "ET"]),
+    ],
 )
 def test_a_recipe_of_volumes_trains_with_two_workers(recipe, write, num_channels, labels, tmp_path: Path) -> None:
     write(tmp_path / "archive", scans=6, seed=1)

@@ -15,14 +15,18 @@ from pathlib import Path
 import psutil
 import pytest
 from poison import FailingSegmenter, PoisonedSegmenter
-from tables import assert_equal_tables, assert_whole
+from tables import assert_equal_tables, assert_whole, read_table
+from untrained import save_untrained
 
 from raysegment.cluster.inference import pool
 from raysegment.cluster.inference.worker import start_segmenter
 from raysegment.cluster.session import set_environment
 from raysegment.commands.infer import infer
+from raysegment.imaging.volume_phantom import write_decathlon
 from raysegment.options import InferOptions
+from raysegment.scan import Labels
 
+NUM_VOLUMES = 24
 pytestmark = pytest.mark.cluster
 
 DRIVER = """
@@ -90,6 +94,31 @@ def test_a_terminated_run_leaves_whole_tables_and_resumes(tmp_path, tiny_bundle,
     resumed = start_driver(tiny_bundle, phantom_archive, out)
     assert int(resumed.communicate()[0].split()[-1]) == 24 - done
     assert_equal_tables(out, undisturbed)
+
+
+def test_a_driver_killed_on_volumes_with_two_labels_ends_with_the_tables_of_an_undisturbed_run(tmp_path):
+    write_decathlon(tmp_path / "volumes", scans=NUM_VOLUMES, seed=3)
+    bundle = save_untrained(tmp_path / "model", Labels(("Head", "Tail"), ((1,), (2,))), num_channels=1)
+    expected, out = tmp_path / "undisturbed", tmp_path / "out"
+    undisturbed = start_driver(bundle, tmp_path / "volumes", expected)
+    assert undisturbed.communicate()[0].split()[-1] == str(NUM_VOLUMES)
+    assert assert_whole(expected, num_labels=2) == NUM_VOLUMES
+    assert set(read_table(expected, "scans")["status"]) == {"ok"}
+    metrics = read_table(expected, "metrics")
+    assert metrics["label"].tolist() == ["Head", "Tail"] * NUM_VOLUMES
+    assert metrics.groupby("label")[["voxels", "true_positives"]].sum().min(axis=None) > 0, "nothing to compare"
+    driver = start_driver(bundle, tmp_path / "volumes", out)
+    wanted = random.Random(os.environ.get("PYTEST_RANDOM_SEED", "volumes")).randint(2, NUM_VOLUMES // 2)
+    wait_for(lambda: count_parts(out) >= wanted)
+    driver.send_signal(signal.SIGKILL)
+    driver.communicate()
+    done = assert_whole(out, num_labels=2)
+    assert 0 < done < NUM_VOLUMES
+    resumed = start_driver(bundle, tmp_path / "volumes", out)
+    assert int(resumed.communicate()[0].split()[-1]) == NUM_VOLUMES - done
+    assert resumed.returncode == 0
+    assert assert_whole(out, num_labels=2) == NUM_VOLUMES
+    assert_equal_tables(out, expected)
 
 
 def kill_a_worker(out: Path) -> None:

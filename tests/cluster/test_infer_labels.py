@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
+from untrained import save_untrained
 
 from raysegment.commands.evaluate import evaluate
 from raysegment.commands.export import export_masks
@@ -20,8 +21,6 @@ from raysegment.options import (
     EvaluateOptions,
     ExportOptions,
     InferOptions,
-    Postprocessing,
-    Preprocessing,
     ReportOptions,
 )
 from raysegment.scan import Labels
@@ -49,31 +48,9 @@ def archive(tmp_path_factory) -> Path:
     return folder
 
 
-def save_model(folder: Path, labels: Labels) -> Path:
-    import keras
-
-    from raysegment.model.bundle import BundleDescription, save_bundle
-    from raysegment.model.unet import build_network
-
-    head = {"num_labels": len(labels), "head": "softmax" if labels.exclude_each_other else "sigmoid"}
-    keras.utils.set_random_seed(3)
-    choices = {"network": "unet", "filters": 4, "depth": 2, "dropout": 0.0, "norm": "batch", "norm_momentum": 0.9}
-    description = BundleDescription(
-        preprocessing=Preprocessing(image_size=64),
-        postprocessing=Postprocessing(),
-        threshold=0.6 if labels.exclude_each_other else {"whole": 0.5, "core": 0.45},
-        labels=labels,
-        num_channels=3,
-        network=choices,
-        training_patients=[],
-    )
-    save_bundle(folder, build_network(**choices, input_shape=(64, 64, 3), **head), description)
-    return folder
-
-
 @pytest.mark.parametrize("labels", [DISJOINT, NESTED], ids=["disjoint", "nested"])
 def test_each_label_has_a_row_a_value_and_a_summary(tmp_path, archive, labels):
-    model, out = save_model(tmp_path / "model", labels), tmp_path / "out"
+    model, out = save_untrained(tmp_path / "model", labels), tmp_path / "out"
     result = evaluate(EvaluateOptions(model=str(model), source=str(archive), out=str(out)))
     assert (result.scans_ok, result.failed_by_type, result.exit_code) == (5, {"ReferenceValuesError": 1}, 3)
     metrics, masks = pd.read_parquet(out / "metrics"), pd.read_parquet(out / "masks")
@@ -107,7 +84,7 @@ def test_each_label_has_a_row_a_value_and_a_summary(tmp_path, archive, labels):
 
 
 def test_values_and_thresholds_can_be_named_and_others_are_refused(tmp_path, archive):
-    model, out = save_model(tmp_path / "model", NESTED), tmp_path / "out"
+    model, out = save_untrained(tmp_path / "model", NESTED), tmp_path / "out"
     choices = {"model": str(model), "source": str(archive), "out": str(out)}
     with pytest.raises(UsageError, match="names 'rim'; the model's labels are whole, core"):
         infer(InferOptions(**choices, threshold="rim=0.4"))
