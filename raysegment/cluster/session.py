@@ -187,7 +187,11 @@ def raise_if_interrupted() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Turn Ctrl-C and SIGTERM into one InterruptedRunError inside the block."""
+    """Turn Ctrl-C and SIGTERM into one InterruptedRunError inside the block.
+
+    Ray's compiled calls make another error of it where the signal came inside of them ("returned a result with an
+    exception set"), and what is done after a lost one fails in its own way; the block ends as interrupted all the same.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -202,6 +206,10 @@ def interruptible() -> Iterator[None]:
     _Interruption.depth += 1
     try:
         yield
+    except Exception as error:
+        if _Interruption.pending is None or error is _Interruption.pending:
+            raise
+        raise _Interruption.pending from error
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -234,6 +234,19 @@ def test_a_signal_that_was_lost_on_its_way_is_raised_again():
     raise_if_interrupted()
 
 
+@interruptible()
+def lose_a_signal():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except InterruptedRunError as error:
+        raise SystemError("wait returned a result with an exception set") from error
+
+
+def test_an_error_that_compiled_calls_make_of_a_signal_ends_as_interrupted():
+    with pytest.raises(InterruptedRunError, match="SIGTERM"):
+        lose_a_signal()
+
+
 @pytest.mark.parametrize(("workers", "gpus", "share"), [(4, 2, 0.5), (2, 2, 1.0), (1, 4, 1.0)])
 def test_workers_share_gpus(workers, gpus, share):
     assert share_node({"Resources": {"CPU": 8.0, "GPU": gpus}}, workers)[3] == share
