@@ -16,7 +16,7 @@ from raysegment.archive.index import find_scans
 from raysegment.archive.labels import match_labels
 from raysegment.archive.split import choose_scans, find_run_manifest, refuse_training_patients
 from raysegment.cluster.inference.run import InferResult, run_inference
-from raysegment.cluster.session import interruptible
+from raysegment.cluster.session import check_temp_dir, interruptible
 from raysegment.imaging.threshold import describe_thresholds, resolve_thresholds
 from raysegment.model.bundle import load_bundle
 from raysegment.options import EvaluateOptions
@@ -66,6 +66,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     if options.split in ("val", "test") and not options.allow_training_patients:
         refuse_training_patients(manifest, options.split, bundle.has_seen)
     manifest = manifest.slice(0, options.limit) if options.limit else manifest
+    check_temp_dir(options.address, options.temp_dir)
     check_channels(manifest, bundle.num_channels)
     inference = run_inference(options, bundle, drawn, manifest, found, command="evaluate", started=started)
     place = Place(options.out)

@@ -8,7 +8,7 @@ from raysegment.archive.channels import check_channels, order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import match_labels_if_known
 from raysegment.cluster.inference.run import InferResult, run_inference
-from raysegment.cluster.session import interruptible
+from raysegment.cluster.session import check_temp_dir, interruptible
 from raysegment.model.bundle import load_bundle
 from raysegment.options import InferOptions
 
@@ -38,5 +38,6 @@ def infer(options: InferOptions) -> InferResult:
     drawn = match_labels_if_known(options.source, options.labels, bundle.labels, found)
     found = order_channels(found, bundle.channel_names)
     manifest = found.slice(0, options.limit) if options.limit else found
+    check_temp_dir(options.address, options.temp_dir)
     check_channels(manifest, bundle.num_channels)
     return run_inference(options, bundle, drawn, manifest, found, command="infer", started=started)

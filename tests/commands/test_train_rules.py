@@ -11,9 +11,9 @@ from types import SimpleNamespace
 
 import keras
 import numpy as np
-import pyarrow as pa
 import pytest
 
+from raysegment.archive.manifest import to_table
 from raysegment.choices import changed_result
 from raysegment.errors import UsageError
 from raysegment.imaging.augment import Augmentation, augment_slice
@@ -32,7 +32,7 @@ from raysegment.pipeline.training_set import (
     warn_of_lesions,
     warn_of_lone_sides,
 )
-from raysegment.scan import Labels, Scan
+from raysegment.scan import Labels, Scan, ScanEntry
 
 SIDE = 16
 
@@ -228,7 +228,10 @@ def test_a_name_for_the_one_region_is_refused_beside_declared_labels():
 
 
 def test_a_run_goes_on_without_labels_that_were_declared_after_it_began():
-    manifest = pa.table({"scan_id": ["a"], "fingerprint": ["f"], "split": ["train"]})
+    entry = ScanEntry(
+        scan_id="a", patient_id="a", source="/", reader="tiff", files=("a.tif",), fingerprint="f", split="train"
+    )
+    manifest = to_table([entry])
     declared, options = Labels(("WT",), ((1, 4),)), TrainOptions(source="a", out="b")
     # What version 0.2 made of these rows.
     record = {"data_id": hashlib.sha256(b"a\0f\0train").hexdigest()}

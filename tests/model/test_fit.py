@@ -190,7 +190,7 @@ def test_dice_of_an_epoch_is_pooled_over_its_pixels() -> None:
     given = [next(steps) for steps in [batches()] for _ in range(4)]
     statistics = fitter.train_epoch(iter(given))
     pixels, reference = (np.concatenate(arrays) for arrays in zip(*given, strict=True))
-    mask, reference = fitter.predict(pixels)[..., 0] > 0.5, reference > 0
+    mask, reference = fitter.predict(pixels)[..., 0] >= 0.5, reference > 0
     total = mask.sum() + reference.sum()
     assert statistics.dice == pytest.approx(2 * (mask & reference).sum() / total)
     assert statistics.num_slices == 16

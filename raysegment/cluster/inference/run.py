@@ -16,7 +16,7 @@ from raysegment.archive.renamed import find_renamed
 from raysegment.cluster.inference.remaining import Remaining, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
 from raysegment.cluster.inference.worker import WorkerSettings
-from raysegment.cluster.session import check_temp_dir, ray_session, resolve_on_cluster
+from raysegment.cluster.session import ray_session, resolve_on_cluster
 from raysegment.errors import EXIT_DONE, LockedError
 from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
 from raysegment.model.bundle import Bundle
@@ -105,7 +105,6 @@ def run_inference(
         started: When the command began, in seconds since 1970.
     """
     place = Place(options.out)
-    check_temp_dir(options.address, options.temp_dir)
     record = read_record(place)
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
         options = resolve_options(options, bundle, drawn, record)
