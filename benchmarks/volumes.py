@@ -88,7 +88,7 @@ def make_bundle(folder: Path) -> None:
         network=choices,
         labels=Labels(("first", "second"), ((1,), (2,))),
     )
-    network = build_network(**choices, norm_momentum=0.9, input_shape=(256, 256, 1), output_channels=3)
+    network = build_network(**choices, norm_momentum=0.9, input_shape=(256, 256, 1), num_labels=2, head="softmax")
     save_bundle(folder, network, description)
 
 
