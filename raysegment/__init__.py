@@ -1,9 +1,9 @@
 """raysegment trains U-Nets and segments archives of medical scans, on one machine or a Ray cluster.
 
 What a command does is also one function: `raysegment.train(options)`, `raysegment.infer(options)`,
-`raysegment.evaluate(options)`, `raysegment.measure(options)`, `raysegment.index(options)`,
-`raysegment.export(options)`, `raysegment.report(options)`, `raysegment.demo(options)`. Each takes the command's options
-and returns a small result. Importing this package imports neither Ray nor TensorFlow.
+`raysegment.evaluate(options)`, `raysegment.measure(options)`, `raysegment.compare(options)`,
+`raysegment.index(options)`, `raysegment.export(options)`, `raysegment.report(options)`, `raysegment.demo(options)`.
+Each takes the command's options and returns a small result. Importing this package imports neither Ray nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 __version__ = "0.3.0"
 
 _EXPORTS = {
+    "compare": ("raysegment.commands.compare", "compare"),
     "demo": ("raysegment.commands.demo", "demo"),
     "evaluate": ("raysegment.commands.evaluate", "evaluate"),
     "export": ("raysegment.commands.export", "export_masks"),
@@ -24,6 +25,7 @@ _EXPORTS = {
     "measure": ("raysegment.commands.measure", "measure"),
     "report": ("raysegment.commands.report", "report"),
     "train": ("raysegment.commands.train", "train"),
+    "CompareOptions": ("raysegment.options", "CompareOptions"),
     "DemoOptions": ("raysegment.options", "DemoOptions"),
     "EvaluateOptions": ("raysegment.options", "EvaluateOptions"),
     "ExportOptions": ("raysegment.options", "ExportOptions"),

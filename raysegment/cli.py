@@ -16,6 +16,7 @@ from raysegment.choices import is_repeated, load_options, option_name, recipe_na
 from raysegment.errors import EXIT_FAILED, EXIT_INTERRUPTED, InterruptedRunError, RaysegmentError
 from raysegment.options import (
     CommandOptions,
+    CompareOptions,
     DemoOptions,
     EvaluateOptions,
     ExportOptions,
@@ -186,6 +187,16 @@ def measure(options: MeasureOptions) -> int:
     result = run(options)
     if not options.json:
         print("\n".join(describe_summary(result.summary, result.out)))
+    _say_result(options.json, result)
+    return result.exit_code
+
+
+@command(CompareOptions)
+def compare(options: CompareOptions) -> int:
+    """Say what changed between two outputs of the same scans, mask by mask."""
+    from raysegment.commands.compare import compare as run
+
+    result = run(options)
     _say_result(options.json, result)
     return result.exit_code
 

@@ -482,6 +482,35 @@ class MeasureOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareOptions(Checked):
+    """`raysegment compare BEFORE AFTER --out DIR`."""
+
+    before: str = choice(MISSING, "folder that `infer` or `evaluate` wrote earlier; it is only read", positional=True)
+    after: str = choice(MISSING, "folder that one of them wrote later; it is only read", positional=True)
+    out: str = choice(MISSING, "folder or bucket for the table of changes, summary and pictures")
+    change_percent: float = choice(
+        10.0,
+        "a label counts as changed where its volumes differ by more than this share of the larger one",
+        unit="percent",
+        affects_result=True,
+        minimum=0,
+        maximum=100,
+    )
+    change_dice: float = choice(
+        0.8,
+        "and where the Dice of the two masks is below this; where it appeared or vanished it always does",
+        affects_result=True,
+        minimum=0,
+        maximum=1,
+    )
+    source: str | None = choice(
+        None, "folder, manifest or bucket where the scans of the pictures lie; where they were segmented if not given"
+    )
+    workers: int | None = choice(None, "scans compared at the same time; one for each CPU if not given", minimum=1)
+    json: bool = choice(False, "print one JSON object a line, for programs")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(Checked):
     """`raysegment export OUT --to nifti --out DIR`."""
 

@@ -14,7 +14,7 @@ import typer
 from raysegment import cli
 from raysegment.errors import DiskFullError, InterruptedRunError
 
-COMMANDS = ("demo", "evaluate", "export", "index", "infer", "measure", "report", "train")
+COMMANDS = ("compare", "demo", "evaluate", "export", "index", "infer", "measure", "report", "train")
 TRAIN = ("train", "archive", "--out", "run")
 
 

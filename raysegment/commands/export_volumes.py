@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +16,7 @@ from raysegment.archive.manifest import entry_of, is_manifest
 from raysegment.errors import ScanError, UsageError
 from raysegment.options import ExportOptions
 from raysegment.pipeline.export import check_unchanged, restore_volume
+from raysegment.pipeline.side_by_side import run_side_by_side
 from raysegment.runs.export_folder import ExportFolder
 from raysegment.runs.export_names import MAX_PATH_BYTES, NIFTI, SUFFIX, name_endings, name_files
 from raysegment.runs.export_progress import ExportProgress, keep_progress
@@ -184,19 +183,11 @@ def _write_all(
 ) -> Iterator[tuple[VolumeTask, Failure | None]]:
     """Write several at a time in threads, which spend their time in zlib and NumPy; yield each as it ends."""
     waiting = (task for task in tasks if not all(progress.is_done(name, task.key) for name in task.names))
-    running: dict[Future[Failure | None], VolumeTask] = {}
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            while True:
-                for task in islice(waiting, 2 * workers - len(running)):
-                    running[pool.submit(_write_one, task, place, folder)] = task
-                if not running:
-                    return
-                ended, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield running.pop(future), future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+    def write(task: VolumeTask) -> tuple[VolumeTask, Failure | None]:
+        return task, _write_one(task, place, folder)
+
+    yield from run_side_by_side(write, waiting, workers)
 
 
 def _write_one(task: VolumeTask, place: Place, folder: ExportFolder) -> Failure | None:

@@ -51,7 +51,7 @@ class StoredTables:
         if self.record.get("command") not in ("infer", "evaluate"):
             raise UsageError(f"{options.tables} is no folder that `raysegment infer` or `evaluate` wrote.")
         read_version(self.place, self.record)
-        _check_apart(options.out, self.place)
+        check_apart(options.out, self.place)
         check_tables(self.place, "metrics", "masks")
         self.scans = read_rows(self.place, "scans")
         if not pc.any(pc.equal(self.scans["status"], STATUS_OK)).as_py():
@@ -174,7 +174,7 @@ class StoredTables:
         return None
 
 
-def _check_apart(out: str, tables: Place) -> None:
+def check_apart(out: str, tables: Place) -> None:
     """Refuse to write into the tables' own folder.
 
     Raises:

@@ -22,12 +22,36 @@ DISPLAY_PERCENTILES = (0.5, 99.5)
 Regions = npt.NDArray[np.bool_]
 """(labels, rows, columns)."""
 
+Regions3D = npt.NDArray[np.bool_]
+"""(labels, slices, rows, columns)."""
+
 MOST_BYTES_LOOKED_AT = 2**25
 """Of a scan in single precision, for the percentiles: enough to show it, and little beside the scan itself."""
 
 MOST_IN_A_ROW = 5
 LEAST_ZOOM_SHARE = 0.3
 """An overlay shows at least this share of a slice's sides."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the two regions of a case are called.
+
+    Attributes:
+        columns: Titles of the four panels.
+        first: The solid outline, in the legend.
+        second: The dashed one.
+    """
+
+    columns: tuple[str, str, str, str]
+    first: str
+    second: str
+
+
+OF_PREDICTIONS = Words(
+    ("image", "reference", "mask", "overlay, enlarged"), "reference, drawn by a person", "mask, predicted"
+)
+OF_CHANGES = Words(("image", "mask before", "mask after", "overlay, enlarged"), "mask before", "mask after")
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,7 +114,25 @@ def choose_cases(dice: Sequence[float]) -> list[tuple[str, int]]:
     return [(word, found[word]) for word in words]
 
 
-def draw_predictions(cases: Sequence[PredictionCase], path: str | Path, labels: Labels | None = None) -> None:
+def make_change_case(
+    title: str, pixels: npt.NDArray[np.generic], before: Regions3D, after: Regions3D
+) -> PredictionCase:
+    """Show two masks of one scan by the slice on which they differ most.
+
+    Args:
+        title: As in `PredictionCase`.
+        pixels: (slices, rows, columns, channels), raw.
+        before: Of the labels to show, bool, (labels, slices, rows, columns).
+        after: The same labels later.
+    """
+    differences = np.count_nonzero(before != after, axis=(0, 2, 3))
+    index = int(np.argmax(differences))
+    return PredictionCase(title, _to_display(pixels, index), before[:, index], after[:, index])
+
+
+def draw_predictions(
+    cases: Sequence[PredictionCase], path: str | Path, labels: Labels | None = None, words: Words = OF_PREDICTIONS
+) -> None:
     """Draw image, reference, mask and both outlines, a row for each case.
 
     One label has a colour in the reference and another one in the mask; of several each has its own in both. Labels
@@ -100,9 +142,10 @@ def draw_predictions(cases: Sequence[PredictionCase], path: str | Path, labels: 
         cases: Such as the best, the median and the worst scan.
         path: PNG to write.
         labels: Names and colours; one label if not given.
+        words: What the regions are called.
     """
     labels = labels or Labels()
-    style = _Style(labels)
+    style = _Style(labels, words)
     rows = max(1, len(cases))
     shapes = [case.image.shape for case in cases] or [(1, 1)]
     height = 2.6 * max(shape[0] / shape[1] for shape in shapes)
@@ -114,7 +157,7 @@ def draw_predictions(cases: Sequence[PredictionCase], path: str | Path, labels: 
             panel.spines[:].set_visible(False)
         for row, case in zip(panels, cases, strict=False):
             _draw_case(row, case, style)
-        for panel, name in zip(panels[0], ("image", "reference", "mask", "overlay, enlarged"), strict=True):
+        for panel, name in zip(panels[0], words.columns, strict=True):
             panel.set_title(name, loc="center")
         figure.legend(handles=style.make_legend(), loc="outside lower right", ncols=MOST_IN_A_ROW)
 
@@ -122,8 +165,8 @@ def draw_predictions(cases: Sequence[PredictionCase], path: str | Path, labels: 
 class _Style:
     """Colours of labels in references and masks, and whether they are outlines only."""
 
-    def __init__(self, labels: Labels) -> None:
-        self.labels = labels
+    def __init__(self, labels: Labels, words: Words) -> None:
+        self.labels, self.words = labels, words
         several = choose_colours(labels)
         self.reference = several if len(labels) > 1 else [REFERENCE_COLOUR]
         self.mask = several if len(labels) > 1 else [MASK_COLOUR]
@@ -143,7 +186,7 @@ class _Style:
                 [],
                 color=GREY if several else self.reference[0],
                 linewidth=2.5,
-                label="reference, drawn by a person",
+                label=self.words.first,
             ),
             Line2D(
                 [],
@@ -151,7 +194,7 @@ class _Style:
                 color=GREY if several else self.mask[0],
                 linewidth=2.5,
                 linestyle=dashes,
-                label="mask, predicted",
+                label=self.words.second,
             ),
         ]
 

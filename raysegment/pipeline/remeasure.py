@@ -5,9 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -17,6 +15,7 @@ from raysegment.archive.decoder import Decoder
 from raysegment.archive.names import show_name
 from raysegment.errors import GridMismatchError, ScanError, WorkerCrashedError
 from raysegment.imaging.measure import count_by_reference, measure_mask
+from raysegment.pipeline.side_by_side import run_side_by_side
 from raysegment.scan import LabelMap, Mask, ReadSettings, ScanEntry, Spacing
 from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
@@ -99,20 +98,11 @@ def remeasure_all(
             decoders.append(own.decoder)
         return remeasure(stored, place, own.decoder, settings)
 
-    waiting, running = iter(scans), set[Future[ScanRows]]()
-    with ThreadPoolExecutor(workers, thread_name_prefix="measure") as pool:
-        try:
-            while True:
-                running |= {pool.submit(run, stored) for stored in islice(waiting, 2 * workers - len(running))}
-                if not running:
-                    return
-                ended, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-            for decoder in decoders:
-                decoder.close()
+    try:
+        yield from run_side_by_side(run, scans, workers)
+    finally:
+        for decoder in decoders:
+            decoder.close()
 
 
 def remeasure(stored: StoredScan, place: Place, decoder: Decoder, settings: RemeasureSettings) -> ScanRows:

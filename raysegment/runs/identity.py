@@ -25,7 +25,11 @@ TRAINING_NAMES = frozenset(
 )
 """What `train` leaves in its folder."""
 
+COMPARISON_NAMES = frozenset({"changes", RECORD_FILE, "summary.json", "figures", LOG_FILE, LOCK_FILE})
+"""What `compare` leaves in its folder."""
+
 OWN_NAMES = {
+    "compare": COMPARISON_NAMES,
     "infer": INFERENCE_NAMES,
     "evaluate": INFERENCE_NAMES,
     "measure": INFERENCE_NAMES,

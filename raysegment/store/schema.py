@@ -124,3 +124,34 @@ SCHEMAS = {"masks": MASKS_SCHEMA, "metrics": METRICS_SCHEMA, "scans": SCANS_SCHE
 
 MEASURED_TABLES = ("metrics", "scans")
 """Those that `measure` writes, of masks that stand in the tables of another run."""
+
+CHANGES_SCHEMA = pa.schema(
+    [
+        ("scan_id", pa.string()),
+        ("patient_id", pa.string()),
+        ("label", pa.string()),
+        ("state", pa.string()),
+        ("is_change", pa.bool_()),
+        ("voxels_before", pa.int64()),
+        ("voxels_after", pa.int64()),
+        ("volume_ml_before", pa.float64()),
+        ("volume_ml_after", pa.float64()),
+        ("difference_ml", pa.float64()),
+        ("difference_percent", pa.float64()),
+        ("dice", pa.float64()),
+        ("hd95_mm", pa.float64()),
+        ("why_not", pa.string()),
+        ("appeared", pa.bool_()),
+        ("vanished", pa.bool_()),
+        ("newly_failed", pa.bool_()),
+        ("model_id_before", pa.string()),
+        ("model_id_after", pa.string()),
+    ]
+)
+"""The table `changes` that `compare` writes: one row per scan and label; one without label where no side has a mask.
+
+`state` is `compared`, `only_before`, `only_after`, `newly_failed`, `recovered` or `failed` (in both).
+`difference_percent` is of the volume before, null where that is 0. `dice` and `hd95_mm` are between the two masks where
+both lie: NaN where the label is empty in both, `hd95_mm` also where it is empty in one or no spacing is known; null
+where the masks cannot be compared, and `why_not` says why. `pipeline/changes` has the rule of `is_change`.
+"""
