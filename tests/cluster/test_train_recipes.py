@@ -1,4 +1,4 @@
-"""Each recipe trains on real scans, with two workers; a few slices of an epoch are enough to see that it runs."""
+"""Each recipe trains on real scans, with two workers; small slices, and few of an epoch, are enough to see that."""
 
 import os
 from pathlib import Path
@@ -38,6 +38,7 @@ def link_archive(patients: list[Path], folder: Path, in_splits: bool) -> Path:
 def test_a_recipe_trains_on_real_scans_with_two_workers(recipe: str, patients: list[Path], tmp_path: Path) -> None:
     archive = link_archive(patients, tmp_path / "archive", in_splits=recipe == "folders-report")
     given = {"source": str(archive), "out": str(tmp_path / "run"), "workers": 2, "epochs": 1, "slices_per_epoch": 32}
+    given["image_size"] = 64
     if recipe != "folders-report":
         given |= {"train_fraction": 0.7, "val_fraction": 0.2}
     result = train(load_options(TrainOptions, given, recipe=recipe))
