@@ -11,6 +11,7 @@ from typing import Any
 from raysegment.choices import option_name, unwrap_optional
 from raysegment.options import (
     CommandOptions,
+    CompareOptions,
     DemoOptions,
     EvaluateOptions,
     ExportOptions,
@@ -29,6 +30,7 @@ COMMANDS = {
     "infer": InferOptions,
     "evaluate": EvaluateOptions,
     "measure": MeasureOptions,
+    "compare": CompareOptions,
     "export": ExportOptions,
     "report": ReportOptions,
 }

@@ -15,6 +15,7 @@ from raysegment import cli
 from raysegment.choices import load_options, recipe_names
 from raysegment.errors import RaysegmentError
 from raysegment.options import (
+    CompareOptions,
     DemoOptions,
     EvaluateOptions,
     ExportOptions,
@@ -32,6 +33,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 KINDS = {
+    "compare": CompareOptions,
     "demo": DemoOptions,
     "evaluate": EvaluateOptions,
     "export": ExportOptions,
