@@ -24,6 +24,7 @@ from raysegment.options import InferOptions, TrainOptions
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "raysegment").rglob("*.py"))
 PUBLIC = [
+    "CompareOptions",
     "DemoOptions",
     "EvaluateOptions",
     "ExportOptions",
@@ -36,6 +37,7 @@ PUBLIC = [
     "ScanEntry",
     "TrainOptions",
     "__version__",
+    "compare",
     "demo",
     "evaluate",
     "export",

@@ -10,6 +10,7 @@ import pytest
 from raysegment.choices import changed_result, hash_choices, load_options, pick
 from raysegment.errors import UsageError
 from raysegment.options import (
+    CompareOptions,
     DemoOptions,
     EvaluateOptions,
     ExportOptions,
@@ -23,7 +24,17 @@ from raysegment.options import (
 )
 from raysegment.scan import SliceAxis
 
-ALL = (DemoOptions, EvaluateOptions, ExportOptions, IndexOptions, InferOptions, ReportOptions, TrainOptions)
+ALL = (
+    CompareOptions,
+    DemoOptions,
+    EvaluateOptions,
+    ExportOptions,
+    IndexOptions,
+    InferOptions,
+    MeasureOptions,
+    ReportOptions,
+    TrainOptions,
+)
 TRAIN = {"source": "archive", "out": "run"}
 INFER = {"model": "run", "source": "archive", "out": "masks"}
 
