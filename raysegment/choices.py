@@ -37,7 +37,8 @@ def choice(
 
     `added` names the version with which a choice came whose default changes nothing: at its default it does not enter
     `options_id`, so that an upgrade alone makes no run another one. `before` is what versions without a choice did,
-    where that is not its default. `only_with` names another field and its values without which a choice does nothing.
+    where that is not its default; a choice added later does not enter `options_id` with it either. `only_with` names
+    another field and its values without which a choice does nothing.
     """
     metadata = {
         "help": help,
@@ -192,10 +193,15 @@ def convert_value(hint: Any, value: Any) -> Any:
 
 
 def changed_result(options: Any) -> dict[str, Any]:
-    """The choices that change the result, by name; those that came later are left out at their defaults."""
+    """The choices that change the result, by name.
+
+    Those that came later are left out at their defaults, and where they say what was done before they came.
+    """
     chosen = {item: getattr(options, item.name) for item in _fields_in_use(options)}
     return {
-        item.name: value for item, value in chosen.items() if not (item.metadata.get("added") and value == item.default)
+        item.name: value
+        for item, value in chosen.items()
+        if not (item.metadata.get("added") and value in (item.default, item.metadata["before"]))
     }
 
 

@@ -19,6 +19,7 @@ SliceAxis = Literal["auto", "axial", "coronal", "sagittal"]
 Loss = Literal["dice", "bce", "dice_bce", "focal", "tversky"]
 Network = Literal["unet", "attention_unet", "residual_unet"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
+Mirror = Literal["none", "columns", "rows", "rows,columns"]
 Threshold = float | str
 """A number, or `NAME=0.4,…` for labels that overlap."""
 
@@ -44,6 +45,11 @@ REFERENCE_HELP = (
     "files of references, GLOB below SOURCE with {scan}, such as `{scan}/*_seg.nii.gz`; several are alternatives; "
     "as the layout tells if not given"
 )
+MIRROR_HELP = (
+    "average the probabilities of each slice and of itself mirrored left to right (`columns`), top to bottom (`rows`), "
+    "or in each and both of these (`rows,columns`): two passes of the network, or four"
+)
+SMOOTH_HELP = "smooth probabilities over neighbouring slices, 1/4 1/2 1/4, before the threshold"
 SPACING_HELP = "voxel spacing where the format has none: slices,rows,columns, such as 5,1,1"
 SPLIT_FILE_HELP = 'JSON {"train": [name, …], "val": […], "test": […]}: patients, or scans that stand for their patient'
 
@@ -117,6 +123,12 @@ class Postprocessing(Checked):
     )
     largest_component: bool | None = choice(None, "keep only the largest component, in 3-D", affects_result=True)
     fill_holes: bool | None = choice(None, "fill holes in each slice of the mask", affects_result=True)
+    mirror: Mirror | None = choice(
+        None, f"{MIRROR_HELP}; the bundle's own if not given", affects_result=True, added="0.4.0", before="none"
+    )
+    smooth_slices: bool | None = choice(
+        None, f"{SMOOTH_HELP}; the bundle's own if not given", affects_result=True, added="0.4.0", before=False
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -318,6 +330,27 @@ class TrainOptions(Preprocessing, CommandOptions):
         affects_result=True,
         minimum=0,
         only_with=("augment", (True,)),
+    )
+    mirror: Mirror = choice(
+        "none",
+        f"at inference {MIRROR_HELP}; stored in the bundle, whose threshold is chosen with it",
+        affects_result=True,
+        added="0.4.0",
+    )
+    smooth_slices: bool = choice(
+        False,
+        f"at inference {SMOOTH_HELP}; stored in the bundle, whose threshold is chosen with it",
+        affects_result=True,
+        added="0.4.0",
+    )
+    min_component_voxels: int | None = choice(
+        None,
+        "at inference remove components smaller than this, in 3-D; stored in the bundle; chosen on the validation "
+        "scans if not given",
+        unit="voxels",
+        affects_result=True,
+        minimum=0,
+        added="0.4.0",
     )
     seed: int = choice(0, "seed of everything random", affects_result=True, minimum=0)
     precision: Precision = choice("auto", "precision of the network's arithmetic; auto: what the hardware is fast in")

@@ -15,6 +15,7 @@ from raysegment.cluster.training.run import train_in_session
 from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, CheckpointError, UsageError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.learn import find_checkpoints, read_progress
+from raysegment.pipeline.sides import check_mirror
 from raysegment.pipeline.training_set import (
     Errors,
     check_channels,
@@ -100,6 +101,7 @@ def train(options: TrainOptions) -> TrainResult:
     check_flip(options, labels)
     check_splits(split)
     check_channels(options, most_common_channels(split.table))
+    check_mirror(labels, options.mirror, options.slice_axis, split.table["reader"].unique().to_pylist())
     data_id = hash_data(split.table, labels)
     about_data = describe_split(split, found)
     record = identify("train", options, key="options", data_id=data_id).open(place)

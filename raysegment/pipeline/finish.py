@@ -1,4 +1,4 @@
-"""From the best weights to a bundle: the threshold is chosen on the validation scans, through the inference path."""
+"""From the best weights to a bundle: threshold and cleaning are chosen on the validation scans, as inference works."""
 
 from __future__ import annotations
 
@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from raysegment.choices import changed_result, pick
 from raysegment.imaging.threshold import describe_thresholds
 from raysegment.options import Postprocessing, Preprocessing, TrainOptions
 from raysegment.pipeline.learn import Progress, load_best
+from raysegment.pipeline.passes import PredictEach, Values, run_passes, smooth_over_slices
 from raysegment.pipeline.samples import KeptScan, iterate_batches
-from raysegment.pipeline.score import ThresholdScores, choose_thresholds, mean_of, score_thresholds
+from raysegment.pipeline.score import mean_of
+from raysegment.pipeline.segment import allocate_probability
+from raysegment.pipeline.sides import find_swaps
+from raysegment.pipeline.thresholds import (
+    COMPONENT_SIZES,
+    ComponentScores,
+    ThresholdScores,
+    choose_component_size,
+    choose_thresholds,
+    score_components,
+    score_thresholds,
+)
 from raysegment.pipeline.views.tiles import predict_slices
 from raysegment.scan import Labels
 
@@ -47,8 +58,9 @@ def write_bundle(
         facts: `num_channels` (of a scan), `training_patients`, `data`, `split`, `provenance`.
 
     Returns:
-        `threshold` (by label where each has one of its own), `val_dice` and `val_precision` (over all voxels and
-        labels) at it, `val_dice_at_half`; with several labels `val_dice_of_labels`.
+        `threshold` (by label where each has one of its own), `min_component_voxels`, `val_dice` and `val_precision`
+        (over all voxels and labels) with them, `val_dice_at_half` (with nothing removed); with several labels
+        `val_dice_of_labels`.
     """
     from raysegment.model.bundle import save_bundle
     from raysegment.model.engines.tensorflow import Predictor
@@ -57,13 +69,37 @@ def write_bundle(
     num_inputs = count_inputs(options, facts["num_channels"])
     model = build_plain(options, num_inputs, load_best(folder / "checkpoints", progress.best_epoch), labels)
     predictor = Predictor(model, precision=options.precision, batch_size=min(SLICES_AT_ONCE, options.batch_size))
-    found = score_thresholds(
-        validation, (predict_batches(predictor.predict, kept, options.context_slices) for kept in validation), labels
-    )
-    thresholds = choose_thresholds(found.dice, labels)
-    scores = describe_scores(found, thresholds, labels)
+    scores = choose_postprocessing(lambda batch: [predictor.predict(batch)], options, labels, validation)
     save_bundle(folder / "model", model, describe_bundle(options, labels, progress, scores, facts))
     return scores
+
+
+def choose_postprocessing(
+    predict_each: PredictEach, options: TrainOptions, labels: Labels, validation: Sequence[KeptScan]
+) -> dict[str, Any]:
+    """The threshold and the least size of components that suit the validation scans, and what the masks are then worth.
+
+    The network runs once over each scan, mirrored and smoothed as the options say. The threshold is chosen first, with
+    nothing removed; the size then at that threshold: the smallest of `COMPONENT_SIZES` whose mean Dice is within 0.001
+    of the best one's, so 0 unless removing gains more. Where the options name a size, it is that.
+
+    Args:
+        predict_each: The network, or the members of an ensemble.
+        options: The run's choices.
+        labels: What is segmented.
+        validation: Scans with their references on their own grids.
+
+    Returns:
+        As `write_bundle`.
+    """
+    found = score_thresholds(
+        validation, (predict_validation(predict_each, kept, options, labels) for kept in validation), labels
+    )
+    thresholds = choose_thresholds(found.dice, labels)
+    given = options.min_component_voxels
+    sizes = COMPONENT_SIZES if given is None else (given,)
+    components = score_components(found, validation, thresholds, labels, sizes)
+    return describe_scores(found, components, thresholds, choose_component_size(components), labels)
 
 
 def describe_bundle(
@@ -75,7 +111,11 @@ def describe_bundle(
     best = progress.history[progress.best_epoch - 1]
     return BundleDescription(
         preprocessing=pick(Preprocessing, options),
-        postprocessing=Postprocessing(),
+        postprocessing=Postprocessing(
+            min_component_voxels=scores["min_component_voxels"],
+            mirror=options.mirror,
+            smooth_slices=options.smooth_slices,
+        ),
         threshold=scores["threshold"],
         labels=labels,
         num_channels=facts["num_channels"],
@@ -93,14 +133,21 @@ def describe_bundle(
     )
 
 
-def describe_scores(found: ThresholdScores, thresholds: tuple[float, ...], labels: Labels) -> dict[str, Any]:
+def describe_scores(
+    found: ThresholdScores,
+    components: ComponentScores,
+    thresholds: tuple[float, ...],
+    min_component_voxels: int,
+    labels: Labels,
+) -> dict[str, Any]:
     """What the bundle is worth on the validation scans, as run.json and model.json have it."""
-    dice = found.dice_at(thresholds)
+    dice = components.dice_at(min_component_voxels)
     return {
         "threshold": describe_thresholds(thresholds, labels),
+        "min_component_voxels": min_component_voxels,
         "val_dice": mean_of(np.array(dice)),
         "val_dice_at_half": mean_of(np.array(found.dice_at([0.5] * len(labels)))),
-        "val_precision": found.precision_at(thresholds),
+        "val_precision": components.precision_at(min_component_voxels),
         **({"val_dice_of_labels": dict(zip(labels.names, dice, strict=True))} if len(labels) > 1 else {}),
     }
 
@@ -115,12 +162,50 @@ def without_nan(scores: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def predict_validation(
+    predict_each: PredictEach, kept: KeptScan, options: TrainOptions, labels: Labels
+) -> Iterator[tuple[slice, Values]]:
+    """A validation scan's probabilities as inference averages them, some slices at a time.
+
+    Args:
+        predict_each: The network, or the members of an ensemble.
+        kept: The scan.
+        options: The run's choices.
+        labels: What is segmented.
+
+    Returns:
+        Which slices, in order, and (slices, rows, columns, labels) on the network's grid.
+    """
+    swaps = find_swaps(labels, options.mirror, options.slice_axis)
+    halves = (0.5,) * len(labels)
+
+    def predict(batch: Values) -> Values:
+        return run_passes(predict_each, batch, options.mirror, swaps, halves, labels).probability
+
+    batches = predict_batches(predict, kept, options.context_slices)
+    return smooth_batches(batches, kept, labels) if options.smooth_slices else batches
+
+
 def predict_batches(
-    predict: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]], kept: KeptScan, context_slices: int
-) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    predict: Callable[[Values], Values], kept: KeptScan, context_slices: int
+) -> Iterator[tuple[slice, Values]]:
     """A scan's probabilities on the network's grid, (slices, rows, columns, labels), some slices at a time."""
     for chosen, pixels in iterate_batches(kept, context_slices, SLICES_AT_ONCE):
         yield chosen, predict_slices(predict, pixels, kept.geometry)
+
+
+def smooth_batches(
+    batches: Iterator[tuple[slice, Values]], kept: KeptScan, labels: Labels
+) -> Iterator[tuple[slice, Values]]:
+    """The same smoothed over slices; as in inference the scan's probabilities are held at once for that."""
+    probability = allocate_probability(len(labels), kept.pixels.shape[:3])
+    chosen = []
+    for some, found in batches:
+        probability[:, some] = np.moveaxis(found, -1, 0)
+        chosen.append(some)
+    smooth_over_slices(probability)
+    for some in chosen:
+        yield some, np.moveaxis(probability[:, some], 0, -1).astype(np.float32, copy=False)
 
 
 def count_inputs(options: TrainOptions, num_channels: int) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +18,10 @@ from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entries, read_manifest
 from raysegment.errors import DamagedTablesError
 from raysegment.imaging.threshold import show_thresholds
-from raysegment.options import Postprocessing
 from raysegment.pipeline.blocks import read_block, scans_of
 from raysegment.pipeline.score import CONFUSION, mean_of
-from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
+from raysegment.pipeline.segment import ScanSegmenter
+from raysegment.pipeline.settings import SegmentSettings
 from raysegment.scan import Labels, ReadSettings, ScanEntry, SliceAxis, Spacing
 from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
@@ -222,7 +223,7 @@ def _draw_validation(folder: Path, scans: list[ScanEntry], spacing_mm: Spacing |
     bundle = load_bundle(folder)
     settings = SegmentSettings(
         preprocessing=bundle.preprocessing,
-        postprocessing=Postprocessing(threshold=show_thresholds(bundle.threshold, bundle.labels)),
+        postprocessing=replace(bundle.postprocessing, threshold=show_thresholds(bundle.threshold, bundle.labels)),
         labels=bundle.labels,
         num_channels=bundle.num_channels,
         grid_factor=bundle.grid_factor,
@@ -230,7 +231,8 @@ def _draw_validation(folder: Path, scans: list[ScanEntry], spacing_mm: Spacing |
         foreground_box=False,
         needs_reference=True,
     )
-    segmenter = ScanSegmenter(Predictor(bundle).predict, settings)
+    predictor = Predictor(bundle)
+    segmenter = ScanSegmenter(lambda batch: [predictor.predict(batch)], settings)
     read_settings = ReadSettings(
         labels=bundle.labels, slice_axis=bundle.preprocessing.slice_axis, resample_channels=True
     )

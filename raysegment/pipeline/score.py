@@ -1,10 +1,9 @@
-"""How well masks and references agree: Dice over scans, the threshold it chooses, the summary of an evaluation."""
+"""How well masks and references agree: Dice over scans, the summary of an evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,16 +14,8 @@ from raysegment.imaging.geometry import Geometry, restore_grid
 from raysegment.imaging.measure import dice_of, overlap_of
 from raysegment.scan import Labels
 
-if TYPE_CHECKING:
-    from raysegment.pipeline.samples import KeptScan
-
 RESAMPLES = 10_000
 DRAWS_AT_ONCE = 5_000_000
-THRESHOLDS = np.arange(1, 20) / 20
-"""Candidates for the bundle's threshold."""
-
-PLATEAU = 0.001
-"""Thresholds whose Dice is this close to the best count as equal; the one nearest to 0.5 is taken."""
 
 CONFUSION = ("true_negatives", "false_positives", "false_negatives", "true_positives")
 
@@ -117,7 +108,7 @@ def _summarise_label(metrics: pa.Table) -> dict[str, Any]:
         "dice_mean_at_half": mean_of(_numbers(metrics, "dice_at_half")),
         "iou_mean": mean_of(iou),
         "iou_median": _median(iou),
-        "lesion_slice_dice_mean": _ratio(
+        "lesion_slice_dice_mean": ratio_of(
             _numbers(metrics, "lesion_slice_dice_sum").sum(), _numbers(metrics, "lesion_slices").sum()
         ),
         "hd95_mm_mean": mean_of(hd95),
@@ -210,57 +201,6 @@ def summarise_scores(scores: npt.NDArray[np.float64], labels: Labels) -> dict[st
     }
 
 
-@dataclass(frozen=True, eq=False)
-class ThresholdScores:
-    """What masks at each of `THRESHOLDS` are worth on the validation scans.
-
-    Attributes:
-        dice: Mean per-scan Dice of each label, (labels, thresholds), by evaluation's rule: a scan whose reference and
-            mask are both empty is left out, one where only one of them is empty counts as 0. NaN where no scan is left.
-        found: Voxels of the masks that lie in the references, over all scans, (labels, thresholds).
-        masked: Voxels of the masks, over all scans, (labels, thresholds).
-    """
-
-    dice: npt.NDArray[np.float64]
-    found: npt.NDArray[np.int64]
-    masked: npt.NDArray[np.int64]
-
-    def dice_at(self, thresholds: Sequence[float]) -> list[float]:
-        """Dice of each label at its threshold, one of `THRESHOLDS`."""
-        return [float(row[index]) for row, index in zip(self.dice, map(_find_threshold, thresholds), strict=True)]
-
-    def precision_at(self, thresholds: Sequence[float]) -> float:
-        """Share of the masks' voxels that lie in the references, over all scans and labels; NaN without any."""
-        chosen = np.arange(len(self.dice)), [_find_threshold(threshold) for threshold in thresholds]
-        return _ratio(self.found[chosen].sum(), self.masked[chosen].sum())
-
-
-def score_thresholds(
-    validation: Sequence[KeptScan],
-    probabilities: Iterable[Iterable[tuple[slice, npt.NDArray[np.float32]]]],
-    labels: Labels,
-) -> ThresholdScores:
-    """Compare each scan's masks with its references at each of `THRESHOLDS`.
-
-    Args:
-        validation: Scans with their references on their own grids.
-        probabilities: Of each scan, some slices at a time: which, and (slices, rows, columns, labels) on the network's
-            grid.
-        labels: What label maps mean.
-    """
-    counts = np.zeros((len(validation), len(labels), len(THRESHOLDS), 3), np.int64)
-    for of_scan, kept, batches in zip(counts, validation, probabilities, strict=True):
-        for chosen, probability in batches:
-            strengths = find_strengths(probability, kept.geometry, labels)
-            references = labels.planes_of(kept.compared_reference[chosen])
-            for of_label, plane, drawn in zip(of_scan, strengths, references, strict=True):
-                of_label += count_at_thresholds(plane, drawn)
-    dice = dice_of(*np.moveaxis(counts, -1, 0))
-    means = [[mean_of(column) for column in of_label.T] for of_label in np.moveaxis(dice, 1, 0)]
-    found, masked, _ = np.moveaxis(counts.sum(axis=0), -1, 0)
-    return ThresholdScores(np.array(means), found, masked)
-
-
 def find_strengths(probability: npt.NDArray[np.float32], geometry: Geometry, labels: Labels) -> npt.NDArray[np.float32]:
     """What each label's threshold is compared with, on the scan's own grid.
 
@@ -288,36 +228,6 @@ def count_voxels(mask: npt.NDArray[np.bool_], reference: npt.NDArray[np.bool_]) 
     return int(np.count_nonzero(mask & reference)), int(np.count_nonzero(mask)), int(np.count_nonzero(reference))
 
 
-def count_at_thresholds(
-    probability: npt.NDArray[np.float32], reference: npt.NDArray[np.bool_]
-) -> npt.NDArray[np.int64]:
-    """Voxels in both, in the mask and in the reference at each of `THRESHOLDS`, (thresholds, 3)."""
-    masks = (probability >= np.float32(threshold) for threshold in THRESHOLDS)
-    in_reference = np.count_nonzero(reference)
-    counted = [(np.count_nonzero(mask & reference), np.count_nonzero(mask), in_reference) for mask in masks]
-    return np.array(counted, np.int64)
-
-
-def choose_thresholds(dice: npt.NDArray[np.float64], labels: Labels) -> tuple[float, ...]:
-    """The best threshold of each label; where they exclude each other, the one that is best for their mean.
-
-    Args:
-        dice: Of each label and threshold, (labels, thresholds).
-        labels: What is segmented.
-    """
-    if not labels.exclude_each_other:
-        return tuple(choose_threshold(row) for row in dice)
-    return (choose_threshold(np.array([mean_of(column) for column in dice.T])),) * len(labels)
-
-
-def choose_threshold(dice: npt.NDArray[np.float64]) -> float:
-    """The best threshold; among equals the one nearest to 0.5; 0.5 where nothing could be measured."""
-    if np.isnan(dice).all():
-        return 0.5
-    good = THRESHOLDS[dice >= np.nanmax(dice) - PLATEAU]
-    return float(good[np.argmin(np.abs(good - 0.5))])
-
-
 def mean_of(values: npt.NDArray[np.float64]) -> float:
     """Mean, NaN left out; NaN where there is none."""
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
@@ -331,11 +241,8 @@ def _median(values: npt.NDArray[np.float64]) -> float:
     return float(np.nanmedian(values)) if np.isfinite(values).any() else float("nan")
 
 
-def _find_threshold(threshold: float) -> int:
-    return int(np.argmin(np.abs(THRESHOLDS - threshold)))
-
-
-def _ratio(part: float, whole: float) -> float:
+def ratio_of(part: float, whole: float) -> float:
+    """A share, NaN of nothing."""
     return float(part / whole) if whole else float("nan")
 
 

@@ -30,20 +30,18 @@ from raysegment.imaging.preprocess import (
     prepare_scan,
     select_channels,
 )
-from raysegment.imaging.threshold import DEFAULT_THRESHOLD, resolve_thresholds
-from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
+from raysegment.pipeline.passes import Agreement, Passes, PredictEach, Values, run_passes, smooth_over_slices
+from raysegment.pipeline.settings import SegmentSettings
+from raysegment.pipeline.sides import check_orientation, find_swaps
 from raysegment.pipeline.slabs import Slabs, threshold_slabs
 from raysegment.pipeline.views.slices import view_slice
 from raysegment.pipeline.views.tiles import View, add_view, cut_views, group_by_shape
 from raysegment.pipeline.views.windows import Windows, find_windows, skip_empty, whole_windows
-from raysegment.scan import Labels, Mask, Scan, SliceAxis, Spacing
+from raysegment.scan import Mask, Scan, SliceAxis, Spacing
 from raysegment.store.masks import encode_mask
 from raysegment.store.parts import ScanRows
 from raysegment.store.schema import STATUS_FAILED, STATUS_OK
-
-Predict = Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]
-"""float32 (slices, rows, columns, channels) to float32 (slices, rows, columns, labels)."""
 
 POOLED_SLICES = 4
 """Scans with at most this many slices share batches, which are always full; others have their own."""
@@ -53,50 +51,6 @@ LARGE_BYTES = 256 * 2**20
 """From this size on probabilities of several labels are held in half precision until they are thresholded."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class SegmentSettings:
-    """What decides a mask, resolved once by the driver for all workers, and what marks its rows.
-
-    Attributes:
-        postprocessing: Every choice is set.
-        labels: Of the model.
-        reference_labels: The values that the same labels have in references, others may come after them; those of
-            `labels` if not given.
-        num_channels: Channels that the model expects of a scan as read.
-        grid_factor: Sides of the network's input must divide by this.
-        foreground_box: See each slice through a window around its foreground, and empty ones not at all.
-        sees_whole_slices: The network normalizes over all of a slice (group norm), so a window would change its result.
-        needs_reference: A scan without a usable reference fails.
-        attempt: Number of this start of the command on its output folder.
-    """
-
-    preprocessing: Preprocessing
-    postprocessing: Postprocessing
-    labels: Labels
-    num_channels: int
-    grid_factor: int
-    reference_labels: Labels | None = None
-    spacing_mm: Spacing | None = None
-    surface_tolerance_mm: float = 1.0
-    foreground_box: bool = True
-    sees_whole_slices: bool = False
-    batch_size: int = 16
-    needs_reference: bool = False
-    model_id: str = ""
-    options_id: str = ""
-    attempt: int = 1
-
-    @property
-    def thresholds(self) -> tuple[float, ...]:
-        """One for each label."""
-        return resolve_thresholds(self.postprocessing.threshold, self.labels, DEFAULT_THRESHOLD)
-
-    @property
-    def drawn_labels(self) -> Labels:
-        """What the values of references mean."""
-        return self.reference_labels or self.labels
-
-
 @dataclass(eq=False)
 class Work:
     """One scan on its way to a mask.
@@ -104,7 +58,8 @@ class Work:
     Attributes:
         views: What the network sees of each slice.
         probability: (labels, slices, grid_rows, grid_columns) from `allocate_probability`; 0 where the network saw
-            nothing.
+            nothing. The mean over mirrored passes and members; smoothed over slices once the scan is being finished.
+        agreement: How far these agree.
     """
 
     read: ReadScan
@@ -113,26 +68,31 @@ class Work:
     views: list[View]
     probability: npt.NDArray[np.floating[Any]]
     seconds: dict[str, float] = field(default_factory=dict)
+    agreement: Agreement = field(default_factory=Agreement)
 
 
 class ScanSegmenter:
-    """Segments scans with one loaded network; several threads may share it.
+    """Segments scans with one loaded network, or the members of an ensemble; several threads may share it.
 
     Few threads are inside the network at a time; the others prepare and finish their scans meanwhile.
 
     Args:
-        predict: The network.
+        predict_each: The network, or all members.
         settings: What decides the masks.
         lanes: Threads that may be inside the network.
+
+    Raises:
+        UsageError: Sides of the body would be mistaken for each other, see `sides.find_swaps`.
 
     Attributes:
         first_prediction: When the first probabilities came out of the network, in seconds since 1970.
     """
 
-    def __init__(self, predict: Predict, settings: SegmentSettings, *, lanes: int = 1) -> None:
+    def __init__(self, predict_each: PredictEach, settings: SegmentSettings, *, lanes: int = 1) -> None:
         self.settings = settings
         self.first_prediction: float | None = None
-        self._predict = predict
+        self._predict_each = predict_each
+        self._swaps = find_swaps(settings.labels, settings.mirror, settings.preprocessing.slice_axis)
         self._network_room = threading.Semaphore(lanes)
 
     def segment(self, reads: Iterator[ReadScan] | list[ReadScan]) -> Iterator[ScanRows]:
@@ -163,6 +123,7 @@ class ScanSegmenter:
         if self.settings.needs_reference and read.reference is None:
             raise _reference_error_of(read)
         check_channels(read.scan.pixels, self.settings.num_channels)
+        check_orientation(read.scan, self.settings.labels, self.settings.mirror)
         spacing_mm = read.scan.spacing_mm or self.settings.spacing_mm
         prepared = prepare_scan(read.scan.pixels, self.settings.preprocessing, spacing_mm)
         work = Work(
@@ -181,12 +142,15 @@ class ScanSegmenter:
         for group in group_by_shape(work.views):
             for start in range(0, len(group), size):
                 views = group[start : start + size]
-                self._scatter(work, views, self._timed_predict([work], self._gather(work, views)))
+                passes = self._run_passes([work], self._gather(work, views))
+                self._scatter(work, views, passes, slice(0, len(views)))
 
     def finish(self, work: Work) -> ScanRows:
         """From probabilities to the rows of the tables."""
         started = time.perf_counter()
         settings, read = self.settings, work.read
+        if settings.postprocessing.smooth_slices:
+            smooth_over_slices(work.probability)
         slabs = Slabs(work.probability, work.prepared.geometry)
         raw = threshold_slabs(slabs, settings.labels, settings.thresholds, read.reference, settings.drawn_labels)
         mask = clean_labels(
@@ -236,9 +200,9 @@ class ScanSegmenter:
         for start in range(0, len(views), size):
             group = views[start : start + size]
             batch = np.concatenate([self._gather(work, [view]) for work, view in group])
-            found = self._timed_predict([work for work, _ in group], _pad(batch, size))
-            for (work, view), probability in zip(group, found, strict=False):
-                self._scatter(work, [view], probability[None])
+            passes = self._run_passes([work for work, _ in group], _pad(batch, size))
+            for index, (work, view) in enumerate(group):
+                self._scatter(work, [view], passes, slice(index, index + 1))
         for work in pooled:
             yield self._attempt_finish(work, None)
 
@@ -259,17 +223,31 @@ class ScanSegmenter:
         seen = [view_slice(pixels, view.position, reach, view.window.window) for view in views]
         return normalize(np.stack(seen), work.prepared.intensity)
 
-    def _scatter(self, work: Work, views: Sequence[View], found: npt.NDArray[np.float32]) -> None:
-        for view, probability in zip(views, found, strict=True):
+    def _scatter(self, work: Work, views: Sequence[View], passes: Passes, chosen: slice) -> None:
+        """Put what was found in some slices of a batch where it belongs in their scan."""
+        for view, probability in zip(views, passes.probability[chosen], strict=True):
             planes = np.moveaxis(work.probability[:, view.position], 0, -1)
             add_view(planes, probability, view.window, work.prepared.geometry)
+        work.agreement.add(passes, chosen)
 
-    def _timed_predict(self, works: list[Work], batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _run_passes(self, works: list[Work], batch: Values) -> Passes:
+        """All passes over a batch; other threads may be in the network between them."""
+        settings = self.settings
+        return run_passes(
+            lambda seen: self._timed_predict(works, seen),
+            batch,
+            settings.mirror,
+            self._swaps,
+            settings.thresholds,
+            settings.labels,
+        )
+
+    def _timed_predict(self, works: list[Work], batch: Values) -> list[Values]:
         """Run the network; its failure is no scan's fault and ends this worker."""
         with self._network_room:
             started = time.perf_counter()
             try:
-                found = self._predict(batch)
+                found = self._predict_each(batch)
             except Exception as error:
                 raise NetworkFailedError(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}") from error
             seconds = time.perf_counter() - started

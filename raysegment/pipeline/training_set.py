@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from raysegment.archive.names import show_name
 from raysegment.archive.split import SplitResult, require_split
 from raysegment.errors import RunError, TooManyFailuresError, UsageError
 from raysegment.options import TrainOptions
+from raysegment.pipeline.sides import names_side, split_side
 from raysegment.scan import Labels
 
 MAX_BAD_SHARE = 0.1
@@ -32,13 +32,6 @@ FEW_PATIENTS = 5
 
 Errors = dict[str, tuple[str, str]]
 """(type, message) of scans left out, by scan_id."""
-
-LEFT_WORDS = frozenset({"left", "lh", "sin", "sinister", "sinistra", "sinistrum"})
-RIGHT_WORDS = frozenset({"right", "rh", "dex", "dx", "dexter", "dextra", "dextrum"})
-"""Words in the names of labels that tell a side of the body."""
-
-_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
-_JOINED = re.compile(r"^(left|right)(?=.)|(?<=.)(left|right)$")
 
 
 def select_referenced(found: pa.Table, source: str) -> pa.Table:
@@ -176,7 +169,7 @@ def check_flip(options: TrainOptions, labels: Labels) -> None:
         return
     seen: dict[tuple[str, ...], tuple[str, str]] = {}
     for name in labels.names:
-        thing, side = _split_side(name)
+        thing, side = split_side(name)
         if not side:
             continue
         other, other_side = seen.setdefault(thing, (name, side))
@@ -195,17 +188,8 @@ def warn_of_lone_sides(options: TrainOptions, labels: Labels) -> list[str]:
         f"warning: label {name} is of one side, and slices are flipped left to right: the network cannot learn which. "
         "Give --no-flip if the side matters."
         for name in labels.names
-        if not (LEFT_WORDS | RIGHT_WORDS).isdisjoint(map(str.lower, _WORD.findall(name)))
+        if names_side(name)
     ]
-
-
-def _split_side(name: str) -> tuple[tuple[str, ...], str]:
-    """What a label names, as words in small letters and in order, and its side; empty where it has none or both."""
-    words = [word.lower() for found in _WORD.findall(name) for word in _JOINED.sub(r" \1\2 ", found.lower()).split()]
-    left, right = LEFT_WORDS | {"l"}, RIGHT_WORDS | {"r"}
-    sides = {"left" if word in left else "right" for word in words if word in left | right}
-    thing = tuple(sorted(word for word in words if word not in left | right))
-    return thing, sides.pop() if len(sides) == 1 else ""
 
 
 def select_used(manifest: pa.Table, left_out: Errors) -> pa.Table:

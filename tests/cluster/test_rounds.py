@@ -26,7 +26,8 @@ from raysegment.cluster.inference.worker import Receipt, WorkerSettings
 from raysegment.errors import ClusterError, ReaderCrashedError, UnreadableFileError, WorkerCrashedError
 from raysegment.options import InferOptions, Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
-from raysegment.pipeline.segment import SegmentSettings, fail_scan
+from raysegment.pipeline.segment import fail_scan
+from raysegment.pipeline.settings import SegmentSettings
 from raysegment.scan import Labels, ScanEntry
 from raysegment.store.parts import OpenPart
 from raysegment.store.place import Place

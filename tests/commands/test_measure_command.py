@@ -26,7 +26,8 @@ from raysegment.errors import OutputError, UsageError
 from raysegment.options import MeasureOptions, Postprocessing, Preprocessing, ReportOptions
 from raysegment.pipeline.blocks import read_block, scans_of
 from raysegment.pipeline.gallery import draw_inference_figures, draw_training_figures
-from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
+from raysegment.pipeline.segment import ScanSegmenter
+from raysegment.pipeline.settings import SegmentSettings
 from raysegment.runs.record import read_record, write_record
 from raysegment.scan import Labels, ReadSettings
 from raysegment.store.parts import ScanRows, stage_part
@@ -56,7 +57,7 @@ def segment(
         options_id="o",
         **settings,
     )
-    segmenter = ScanSegmenter(network, choices)
+    segmenter = ScanSegmenter(lambda batch: [network(batch)], choices)
     with Decoder(settings=ReadSettings(labels=labels, slice_axis=slice_axis)) as decoder:
         blocks = (
             block

@@ -23,7 +23,7 @@ from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline import learn
 from raysegment.pipeline.finish import predict_batches
 from raysegment.pipeline.samples import KeptScan, keep_scan
-from raysegment.pipeline.score import score_thresholds
+from raysegment.pipeline.thresholds import score_thresholds
 from raysegment.pipeline.training_set import (
     check_flip,
     check_label,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,12 +16,13 @@ from raysegment.imaging.threshold import describe_thresholds, show_thresholds
 from raysegment.model.bundle import load_bundle
 from raysegment.model.engines.tensorflow import Predictor
 from raysegment.model.fit import build_chosen
-from raysegment.options import Postprocessing, Preprocessing, TrainOptions
+from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.blocks import ReadScan
 from raysegment.pipeline.finish import write_bundle
 from raysegment.pipeline.learn import Progress, save_best
 from raysegment.pipeline.samples import keep_scan
-from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
+from raysegment.pipeline.segment import ScanSegmenter
+from raysegment.pipeline.settings import SegmentSettings
 from raysegment.scan import Labels, Scan
 
 APART, NESTED = Labels(("dim", "bright"), ((1,), (4,))), Labels(("all", "bright"), ((1, 4), (4,)))
@@ -36,10 +39,16 @@ def draw_scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return scans
 
 
+AVERAGING = [{}, {"mirror": "columns", "smooth_slices": True, "min_component_voxels": 9}]
+
+
+@pytest.mark.parametrize("averaging", AVERAGING)
 @pytest.mark.parametrize("labels", [APART, NESTED])
-def test_the_dice_that_a_bundle_tells_is_the_one_that_segmenting_with_it_gives(labels: Labels, tmp_path: Path) -> None:
+def test_the_dice_that_a_bundle_tells_is_the_one_that_segmenting_with_it_gives(
+    labels: Labels, averaging: dict[str, Any], tmp_path: Path
+) -> None:
     keras.utils.set_random_seed(3)
-    options = TrainOptions(source="a", out="b", **CHOICES)
+    options = TrainOptions(source="a", out="b", **CHOICES, **averaging)
     network = build_chosen(options, 3, keras.layers.BatchNormalization, labels)
     save_best(tmp_path / "checkpoints", 1, [weight * 3 for weight in network.get_weights()])
     preprocessing, scans = Preprocessing(image_size=32), draw_scans()
@@ -53,18 +62,22 @@ def test_the_dice_that_a_bundle_tells_is_the_one_that_segmenting_with_it_gives(l
 
     bundle = load_bundle(tmp_path)
     assert bundle.labels == labels
+    assert (bundle.postprocessing.mirror, bundle.postprocessing.smooth_slices) == (options.mirror, bool(averaging))
+    assert bundle.postprocessing.min_component_voxels == scores["min_component_voxels"]
+    assert scores["min_component_voxels"] == 9 or not averaging
     assert describe_thresholds(bundle.threshold, labels) == scores["threshold"]
     assert isinstance(scores["threshold"], dict) == labels.overlap
     settings = SegmentSettings(
         preprocessing=bundle.preprocessing,
-        postprocessing=Postprocessing(threshold=show_thresholds(bundle.threshold, labels)),
+        postprocessing=replace(bundle.postprocessing, threshold=show_thresholds(bundle.threshold, labels)),
         labels=labels,
         num_channels=3,
         grid_factor=bundle.grid_factor,
         foreground_box=False,
     )
     reads = [ReadScan(name, "p", "/a", "f", Scan(pixels), drawn) for name, (pixels, drawn) in scans.items()]
-    rows = list(ScanSegmenter(Predictor(bundle, precision="float32").predict, settings).segment(reads))
+    predictor = Predictor(bundle, precision="float32")
+    rows = list(ScanSegmenter(lambda batch: [predictor.predict(batch)], settings).segment(reads))
     found = {
         name: np.nanmean([metric["dice"] for row in rows for metric in row.metrics if metric["label"] == name])
         for name in labels.names

@@ -16,7 +16,8 @@ from raysegment.pipeline.learn import (
     save_best,
     score_of,
 )
-from raysegment.pipeline.score import THRESHOLDS, choose_threshold, summarise_scores
+from raysegment.pipeline.score import summarise_scores
+from raysegment.pipeline.thresholds import THRESHOLDS, choose_threshold
 from raysegment.scan import Labels
 
 

@@ -18,13 +18,11 @@ from raysegment.options import Preprocessing
 from raysegment.pipeline.samples import KeptScan, keep_scan
 from raysegment.pipeline.score import (
     RESAMPLES,
-    THRESHOLDS,
     bootstrap_interval,
-    choose_thresholds,
     find_strengths,
-    score_thresholds,
     summarise_metrics,
 )
+from raysegment.pipeline.thresholds import THRESHOLDS, choose_thresholds, score_thresholds
 from raysegment.scan import Labels, Scan, ScanEntry
 from raysegment.store.schema import METRICS_SCHEMA
 

@@ -11,7 +11,8 @@ from raysegment.imaging.phantom import make_phantom
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline import segment as segment_module
 from raysegment.pipeline.blocks import ReadScan
-from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings, allocate_probability
+from raysegment.pipeline.segment import ScanSegmenter, allocate_probability
+from raysegment.pipeline.settings import SegmentSettings
 from raysegment.scan import Labels, Scan
 from raysegment.store.masks import decode_mask
 
@@ -50,7 +51,8 @@ class Watcher:
 
 
 def segment(reads: list[ReadScan], settings: SegmentSettings, predict=brightness):
-    return {rows.scan_id: rows for rows in ScanSegmenter(predict, settings).segment(reads)}
+    segmenter = ScanSegmenter(lambda batch: [predict(batch)], settings)
+    return {rows.scan_id: rows for rows in segmenter.segment(reads)}
 
 
 def bright_square(slices: int = 6, size: int = 64) -> tuple[np.ndarray, np.ndarray]:

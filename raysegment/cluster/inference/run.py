@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raysegment.archive.index import warn_of_references
 from raysegment.archive.renamed import find_renamed
+from raysegment.choices import pick
 from raysegment.cluster.inference.remaining import Remaining, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
 from raysegment.cluster.inference.worker import WorkerSettings
@@ -22,7 +23,8 @@ from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
 from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
-from raysegment.pipeline.segment import SegmentSettings
+from raysegment.pipeline.settings import SegmentSettings
+from raysegment.pipeline.sides import check_mirror
 from raysegment.runs.closing import (
     choose_exit_code,
     count_finished,
@@ -103,7 +105,17 @@ def run_inference(
         found: All scans that the source has.
         command: `infer`, or `evaluate`, which fails scans without a usable reference.
         started: When the command began, in seconds since 1970.
+
+    Raises:
+        UsageError: Sides of the body would be mistaken for each other in mirrored slices; or the folder is another
+            run's.
     """
+    check_mirror(
+        bundle.labels,
+        options.mirror or bundle.postprocessing.mirror or "none",
+        bundle.preprocessing.slice_axis,
+        manifest["reader"].unique().to_pylist(),
+    )
     place = Place(options.out)
     record = read_record(place)
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
@@ -179,6 +191,8 @@ def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record
         "min_component_voxels": stored.min_component_voxels or 0,
         "largest_component": bool(stored.largest_component),
         "fill_holes": bool(stored.fill_holes),
+        "mirror": stored.mirror or "none",
+        "smooth_slices": bool(stored.smooth_slices),
     }
     given = {name: getattr(options, name) for name in chosen}
     begun = dict(record.get("result_options") or {}).get("precision")
@@ -261,12 +275,7 @@ class InferenceRun:
         options, bundle = self.options, self.bundle
         segment = SegmentSettings(
             preprocessing=bundle.preprocessing,
-            postprocessing=Postprocessing(
-                threshold=options.threshold,
-                min_component_voxels=options.min_component_voxels,
-                largest_component=options.largest_component,
-                fill_holes=options.fill_holes,
-            ),
+            postprocessing=pick(Postprocessing, options),
             labels=bundle.labels,
             reference_labels=self.drawn,
             num_channels=bundle.num_channels,

@@ -13,7 +13,8 @@ import pyarrow as pa
 
 from raysegment.model.bundle import Bundle
 from raysegment.pipeline.blocks import scans_of
-from raysegment.pipeline.segment import ScanSegmenter, SegmentSettings
+from raysegment.pipeline.segment import ScanSegmenter
+from raysegment.pipeline.settings import SegmentSettings
 from raysegment.store.parts import OpenPart, PartReceipt, ScanRows
 from raysegment.store.place import Place
 
@@ -94,7 +95,9 @@ class Segmenter:
             batch_size=settings.segment.batch_size,
         )
         predictor.warm_up()
-        self._segmenter = ScanSegmenter(predictor.predict, settings.segment, lanes=predictor.lanes)
+        self._segmenter = ScanSegmenter(
+            lambda batch: [predictor.predict(batch)], settings.segment, lanes=predictor.lanes
+        )
         self._part = OpenPart(Place(settings.location), settings.staging, settings.part_bytes, settings.part_seconds)
         self._part_lock = threading.Lock()
 
