@@ -4,8 +4,9 @@
 
 The network is the 7.77 M-weight U-Net at 256x256, batch 16, untrained: its arithmetic is that of a trained one.
 (a) plain Keras and (b) raysegment's inference graph run on slices in memory; (c) is `raysegment infer` from files to
-tables, without and with foreground boxes; (d) `infer_monai.py` and (e) `bare.py openvino infer bf16` of the folder with
-peer scripts run in the environment of --peer-python. Nothing else should run on the machine.
+tables, without and with foreground boxes, and with these averaged over mirrored passes and slices; (d) `infer_monai.py`
+and (e) `bare.py openvino infer bf16` of the folder with peer scripts run in the environment of --peer-python. Nothing
+else should run on the machine.
 """
 
 from __future__ import annotations
@@ -26,6 +27,13 @@ import numpy as np
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 CHOICES = {"network": "unet", "filters": 32, "depth": 4, "dropout": 0.0, "norm": "batch", "norm_momentum": 0.9}
 BATCH = 16
+AVERAGING = {
+    "smoothed over slices": ("--smooth-slices",),
+    "mirrored columns": ("--mirror", "columns"),
+    "mirrored rows and columns": ("--mirror", "rows,columns"),
+    "mirrored columns, smoothed": ("--mirror", "columns", "--smooth-slices"),
+}
+"""Settings of averaging, each timed against none."""
 
 
 def make_bundle(folder: Path) -> None:
@@ -81,6 +89,14 @@ def run_infer(model: Path, archive: Path, out: Path, *more: str) -> dict[str, An
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     record = json.loads((out / "run.json").read_text())
     return record | {"seconds_command": time.monotonic() - started}
+
+
+def time_averaging(model: Path, archive: Path, scratch: Path, limit: list[str], plain: float | None) -> None:
+    """Whole runs with each setting of averaging, as shares of the rate without."""
+    for number, (name, words) in enumerate(AVERAGING.items()):
+        record = run_infer(model, archive, scratch / f"averaged-{number}", *words, "--precision", "bfloat16", *limit)
+        rate = record["slices_per_second"]
+        show(f"(c) {name}", rate, f"{rate / plain:.2f} of none" if plain and rate else "")
 
 
 def time_reading(archive: Path) -> tuple[float, float]:
@@ -148,6 +164,7 @@ def main() -> None:
             startup = record["seconds_startup"] + outside
             first = f"first prediction after {startup:.1f} s, whole run {whole:.1f} slices/s"
             show(f"(c) infer bfloat16 {name} foreground boxes", rates[f"c {name}"], first)
+        time_averaging(model, arguments.archive, Path(scratch), limit, rates["c with"])
         plain, ours = time_reading(arguments.archive)
         show("reading, plain tifffile, one core", plain)
         show("reading, decoder with transport", ours, f"{ours / plain:.2f} of plain")

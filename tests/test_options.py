@@ -176,6 +176,21 @@ def test_choices_of_volumes_at_their_defaults_make_no_run_another_one():
     assert typing.get_args(words) == typing.get_args(SliceAxis)
 
 
+def test_averaging_that_does_nothing_makes_no_run_another_one():
+    names = {"mirror", "smooth_slices", "min_component_voxels"}
+    assert names.isdisjoint(changed_result(train()))
+    resolved = load_options(InferOptions, {**INFER, "mirror": "none", "smooth_slices": False})
+    assert hash_choices(changed_result(resolved)) == hash_choices(changed_result(load_options(InferOptions, INFER)))
+    chosen = changed_result(load_options(InferOptions, {**INFER, "mirror": "rows,columns", "smooth_slices": True}))
+    assert (chosen["mirror"], chosen["smooth_slices"]) == ("rows,columns", True)
+    assert changed_result(train(mirror="columns", min_component_voxels=0)).items() >= {
+        ("mirror", "columns"),
+        ("min_component_voxels", 0),
+    }
+    with pytest.raises(UsageError, match="--mirror 'columns,rows' is unknown; expected one of none, columns"):
+        train(mirror="columns,rows")
+
+
 def test_a_choice_of_several_texts_is_a_list_or_one_text():
     assert train(labels=["WT=1+2", "ET=2"]).labels == ("WT=1+2", "ET=2")
     assert train(labels="WT=1+2 ET=2").labels == ("WT=1+2 ET=2",)

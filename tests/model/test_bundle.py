@@ -122,6 +122,17 @@ def test_a_bundle_of_version_0_1_keeps_its_rules(saved, tmp_path):
     assert load_bundle(tmp_path / "model").preprocessing.rules == "0.1"
 
 
+def test_a_bundle_of_version_0_3_keeps_its_identity_and_averages_nothing(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "model")
+    content = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert [content["postprocessing"].pop(name) for name in ("mirror", "smooth_slices")] == [None, None]
+    content["model_id"] = compute_model_id(content)
+    (tmp_path / "model" / "model.json").write_text(json.dumps(content))
+    bundle = load_bundle(tmp_path / "model")
+    assert bundle.model_id == content["model_id"]
+    assert (bundle.postprocessing.mirror, bundle.postprocessing.smooth_slices) == ("none", False)
+
+
 def test_saving_again_replaces_the_bundle_and_leaves_nothing_beside_it(network, tmp_path):
     save_bundle(tmp_path / "model", network, describe())
     save_bundle(tmp_path / "model", network, describe(scores={"val_dice": 0.9}))

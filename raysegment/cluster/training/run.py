@@ -133,10 +133,12 @@ def describe_end(progress: Progress, scores: Mapping[str, Any], folder: Path) ->
     """The result in one line."""
     apart = ", ".join(f"{name} {dice:.4f}" for name, dice in scores.get("val_dice_of_labels", {}).items())
     of_labels = f" ({apart})" if apart else ""
+    size = scores["min_component_voxels"]
+    cleaning = f", components under {size} voxels removed" if size > 1 else ""
     return (
         f"done: best epoch {progress.best_epoch} of {progress.epoch}, validation Dice {scores['val_dice']:.4f}"
-        f"{of_labels} at threshold {show_threshold(scores['threshold'])} ({scores['val_dice_at_half']:.4f} at 0.5), "
-        f"precision {scores['val_precision']:.4f} over all voxels; bundle in {folder / 'model'}"
+        f"{of_labels} at threshold {show_threshold(scores['threshold'])}{cleaning} "
+        f"({scores['val_dice_at_half']:.4f} at 0.5), precision {scores['val_precision']:.4f} over all voxels; bundle in {folder / 'model'}"
     )
 
 
