@@ -138,7 +138,8 @@ def describe_end(progress: Progress, scores: Mapping[str, Any], folder: Path) ->
     return (
         f"done: best epoch {progress.best_epoch} of {progress.epoch}, validation Dice {scores['val_dice']:.4f}"
         f"{of_labels} at threshold {show_threshold(scores['threshold'])}{cleaning} "
-        f"({scores['val_dice_at_half']:.4f} at 0.5), precision {scores['val_precision']:.4f} over all voxels; bundle in {folder / 'model'}"
+        f"({scores['val_dice_at_half']:.4f} at 0.5), "
+        f"precision {scores['val_precision']:.4f} over all voxels; bundle in {folder / 'model'}"
     )
 
 
