@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from untrained import save_untrained
 
 from raysegment.choices import changed_result, hash_choices
 from raysegment.cluster.inference.run import resolve_options
 from raysegment.commands.infer import infer
+from raysegment.commands.train import train
 from raysegment.errors import UsageError
-from raysegment.options import InferOptions, Postprocessing
+from raysegment.options import InferOptions, Postprocessing, TrainOptions
 from raysegment.scan import Labels
 from raysegment.store.masks import decode_mask
 from raysegment.store.place import Place
@@ -51,6 +53,20 @@ def test_the_bundle_says_how_to_average_unless_the_user_does():
         "precision": "float32",
     }
     assert hash_choices(changed_result(plain)) == hash_choices(before)
+
+
+def test_sides_of_the_body_are_not_mirrored_where_files_do_not_say_where_they_are(tmp_path, phantom_archive):
+    sides = Labels(("left", "right"), ((1,), (2,)))
+    model = save_untrained(tmp_path / "model", sides)
+    with pytest.raises(UsageError, match="--mirror rows: label left is of one side, and scans of format tiff"):
+        infer(options_for(model, phantom_archive, tmp_path / "out", mirror="rows"))
+    chosen = TrainOptions(
+        source=str(phantom_archive), out=str(tmp_path / "run"), labels=sides.as_typed, flip=False, mirror="columns"
+    )
+    with pytest.raises(UsageError, match="--mirror columns: label left is of one side, and with --slice-axis auto"):
+        train(chosen)
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.cluster

@@ -73,6 +73,7 @@ def test_the_best_epochs_dice_is_that_of_evaluate(finished: raysegment.TrainOpti
         split="val",
         split_file=finished.split_file,
         threshold=0.5,
+        min_component_voxels=0,
         precision="float32",
     )
     raysegment.evaluate(evaluated)
