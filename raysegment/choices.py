@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -235,6 +236,11 @@ def show_choice(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return option_name(name) if value else option_name(f"no_{name}")
     return f"{option_name(name)} {value}"
+
+
+def hide_credentials(uri: str) -> str:
+    """A URI without the name and password that stand before its host."""
+    return re.sub(r"(?<=://)[^/?#]*@", "***@", uri)
 
 
 def unwrap_optional(hint: Any) -> tuple[Any, bool]:

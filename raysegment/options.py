@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import MISSING, dataclass
 from typing import Literal
+from urllib.parse import urlsplit
 
 from raysegment.choices import Checked, choice
 from raysegment.errors import UsageError
@@ -367,6 +368,11 @@ class TrainOptions(Preprocessing, CommandOptions):
         unit="minutes",
         minimum=0,
     )
+    mlflow_uri: str | None = choice(
+        None,
+        "MLflow server that the run is shown on, such as http://host:5000; one that is away delays nothing; needs "
+        "raysegment[mlflow]",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -381,6 +387,7 @@ class TrainOptions(Preprocessing, CommandOptions):
         check_spacing(self.spacing_mm)
         if self.spacing_mm is not None and self.pixel_mm is None:
             raise UsageError("--spacing-mm does nothing without --pixel-mm; leave it out.")
+        check_server_uri(self.mlflow_uri)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -637,6 +644,28 @@ def check_spacing(spacing_mm: tuple[float, ...] | None) -> None:
     """
     if spacing_mm is not None and (len(spacing_mm) != 3 or not all(0 < side < math.inf for side in spacing_mm)):
         raise UsageError(f"--spacing-mm {spacing_mm} must be three positive numbers: slices,rows,columns.")
+
+
+def check_server_uri(uri: str | None) -> None:
+    """Refuse what is no address of an MLflow server; the message shows no password.
+
+    Raises:
+        UsageError: Says what is expected.
+    """
+    if uri is None:
+        return
+    try:
+        parts = urlsplit(uri)
+        host, rest = parts.hostname if parts.port != 0 else None, f"{parts.path}{parts.query}{parts.fragment}"
+    except ValueError:
+        host, rest = None, ""
+    if host is None or parts.scheme not in ("http", "https") or "@" in rest or parts.query or parts.fragment:
+        shown = f"***@{uri.rpartition('@')[2]}" if "@" in uri else uri
+        raise UsageError(
+            f"--mlflow-uri {shown} is no address of an MLflow server; expected http://HOST:PORT or https://HOST. "
+            "Name and password go into MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or as NAME:PASSWORD@ "
+            "before HOST with %40 for @ and %2F for /."
+        )
 
 
 def check_learning(options: TrainOptions) -> None:

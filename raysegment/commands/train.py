@@ -10,6 +10,7 @@ from raysegment.archive.channels import most_common_names, order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import find_labels
 from raysegment.archive.split import Drawing, assign_splits
+from raysegment.choices import as_plain, hide_credentials
 from raysegment.cluster.session import check_temp_dir, interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
 from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, CheckpointError, UsageError
@@ -33,7 +34,9 @@ from raysegment.pipeline.training_set import (
 from raysegment.runs.console import Console
 from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
+from raysegment.runs.mlflow_server import check_client
 from raysegment.runs.record import keep_record, read_record
+from raysegment.runs.tracking import track_run
 from raysegment.store.place import Place, report_full_disk
 
 
@@ -69,10 +72,14 @@ class TrainResult:
 
 
 @interruptible()
-def train(options: TrainOptions) -> TrainResult:
+def train(options: TrainOptions, *, parent: str | None = None) -> TrainResult:
     """Train a network and write its bundle.
 
     An unfinished run in the same folder goes on; a finished one does where more epochs, minutes or patience are given.
+
+    Args:
+        options: The run's choices.
+        parent: Key of the run on the MLflow server that this one is nested in, as `track_run` gives it.
 
     Raises:
         UsageError: Wrong options, nothing to train on, or a folder that holds a different run.
@@ -82,6 +89,8 @@ def train(options: TrainOptions) -> TrainResult:
     place = Place(str(folder))
     options = keep_rules(options, place)
     check_temp_dir(options.address, options.temp_dir)
+    if options.mlflow_uri is not None:
+        check_client()
     found = find_scans(
         options.source,
         patient_pattern=options.patient_pattern,
@@ -118,7 +127,12 @@ def train(options: TrainOptions) -> TrainResult:
         console.say(about_data, left_out=list(split.left_out))
         for warning in warn_of_few_patients(split) + warn_of_lone_sides(options, labels):
             console.say(warning)
-        with ray_session(options.address, options.temp_dir):
+        uri, choices = options.mlflow_uri, as_plain(options)
+        options = without_credentials(options)
+        with (
+            track_run(uri, place, record, console, params=choices, parent=parent),
+            ray_session(options.address, options.temp_dir),
+        ):
             run_interruptibly(lambda: train_in_session(options, labels, split.table, place, record, console))
     return build_result(folder, record)
 
@@ -146,6 +160,11 @@ def keep_rules(options: TrainOptions, place: Place) -> TrainOptions:
     """A run of version 0.1 goes on by its own rules."""
     chosen = read_record(place).get("options")
     return replace(options, rules="0.1") if isinstance(chosen, dict) and "rules" not in chosen else options
+
+
+def without_credentials(options: TrainOptions) -> TrainOptions:
+    """The choices as they may go to other processes and into run.json."""
+    return replace(options, mlflow_uri=hide_credentials(options.mlflow_uri)) if options.mlflow_uri else options
 
 
 def check_precision(options: TrainOptions, record: dict[str, Any]) -> None:

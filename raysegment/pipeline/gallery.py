@@ -43,7 +43,12 @@ class Shown(NamedTuple):
 
 
 def draw_training_figures(
-    folder: Path, *, best_epoch: int | None, best_by: str, spacing_mm: Spacing | None = None
+    folder: Path,
+    *,
+    best_epoch: int | None,
+    best_by: str,
+    spacing_mm: Spacing | None = None,
+    unnamed: Path | None = None,
 ) -> list[Path]:
     """Draw `curves.png` and, where there are a bundle and validation scans, `predictions.png` of a training run.
 
@@ -52,6 +57,7 @@ def draw_training_figures(
         best_epoch: The epoch whose weights were kept; None if the run does not say yet.
         best_by: What chose it, `val_dice` or `val_loss`.
         spacing_mm: (slices, rows, columns) of scans whose format has none.
+        unnamed: Folder for a second `predictions.png` without scan_ids, for others to see.
 
     Raises:
         DamagedTablesError: The history cannot be read.
@@ -66,7 +72,7 @@ def draw_training_figures(
     if manifest.is_file() and (folder / "model").is_dir():
         table = read_manifest(str(manifest))
         table = table.filter(pc.fill_null(pc.equal(table["split"], "val"), False))
-        figures += _draw_validation(folder, list(entries(table.slice(0, MAX_TRAINING_CASES))), spacing_mm)
+        figures += _draw_validation(folder, list(entries(table.slice(0, MAX_TRAINING_CASES))), spacing_mm, unnamed)
     return figures
 
 
@@ -192,6 +198,7 @@ def _draw_cases(
     shown: Sequence[Shown],
     labels: Labels,
     reference_labels: Labels,
+    unnamed: Path | None = None,
 ) -> list[Path]:
     """Draw scans with the rows of their masks; those that cannot be read any more are left out."""
     from raysegment.pictures.predictions import draw_predictions, make_case
@@ -211,10 +218,16 @@ def _draw_cases(
     if not cases:
         return []
     draw_predictions(cases, folder / "predictions.png", labels)
+    if unnamed is not None:
+        unnamed.mkdir(parents=True, exist_ok=True)
+        others = [replace(case, title=case.title.splitlines()[0]) for case in cases]
+        draw_predictions(others, unnamed / "predictions.png", labels)
     return [folder / "predictions.png"]
 
 
-def _draw_validation(folder: Path, scans: list[ScanEntry], spacing_mm: Spacing | None) -> list[Path]:
+def _draw_validation(
+    folder: Path, scans: list[ScanEntry], spacing_mm: Spacing | None, unnamed: Path | None
+) -> list[Path]:
     """Segment some validation scans with the run's bundle, and show the best, the median and the worst."""
     from raysegment.model.bundle import load_bundle
     from raysegment.model.engines.tensorflow import Predictor
@@ -246,7 +259,7 @@ def _draw_validation(folder: Path, scans: list[ScanEntry], spacing_mm: Spacing |
         row = rows[index]
         title = f"{word} of {len(rows)}, Dice {dice[index]:.2f}\n{row.scan_id}"
         shown.append(Shown(title, by_id[row.scan_id], row.mask, row.scan["slice_axis"]))
-    return _draw_cases(folder / "figures", shown, bundle.labels, bundle.labels)
+    return _draw_cases(folder / "figures", shown, bundle.labels, bundle.labels, unnamed)
 
 
 def _labels_of(row: Mapping[str, Any]) -> Labels:

@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from raysegment.archive.own_folders import RECORD_FILE
-from raysegment.choices import as_plain
+from raysegment.choices import as_plain, hide_credentials
 from raysegment.errors import DiskFullError, InterruptedRunError, LockedError, UsageError
 from raysegment.store.place import Place
 
@@ -98,8 +98,11 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_choices(options: Any) -> dict[str, Any]:
-    """All options as chosen, and the command line."""
-    return {"chosen": as_plain(options), "command_line": sys.argv}
+    """All options as chosen, and the command line, without passwords in addresses of servers."""
+    chosen = as_plain(options)
+    if chosen.get("mlflow_uri"):
+        chosen["mlflow_uri"] = hide_credentials(chosen["mlflow_uri"])
+    return {"chosen": chosen, "command_line": [hide_credentials(word) for word in sys.argv]}
 
 
 def as_json(value: Any) -> Any:

@@ -430,5 +430,7 @@ def test_training_on_square_millimetres_is_drawn_where_the_spacing_is_given(phan
         scans.set_column(index, scans.schema.field(index), pa.array(["val"])), str(tmp_path / "manifest.parquet")
     )
     pq.write_table(pa.table({"epoch": [1], "loss": [1.0], "dice": [0.5]}), tmp_path / "history.parquet")
-    drawn = draw_training_figures(tmp_path, best_epoch=1, best_by="val_dice", spacing_mm=(5.0, 1.0, 1.0))
+    how = {"best_epoch": 1, "best_by": "val_dice", "spacing_mm": (5.0, 1.0, 1.0), "unnamed": tmp_path / "unnamed"}
+    drawn = draw_training_figures(tmp_path, **how)
     assert [path.name for path in drawn] == ["curves.png", "predictions.png"]
+    assert (tmp_path / "unnamed" / "predictions.png").read_bytes() not in {b"", drawn[1].read_bytes()}

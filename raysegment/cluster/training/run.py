@@ -31,6 +31,7 @@ from raysegment.pipeline.training_set import (
 from raysegment.runs.closing import describe_left_out
 from raysegment.runs.console import Console
 from raysegment.runs.record import describe_choices, describe_machine, write_record
+from raysegment.runs.tracking import UNNAMED_FOLDER
 from raysegment.scan import Labels, as_spacing
 from raysegment.store.place import Place
 
@@ -168,7 +169,8 @@ def draw_pictures(folder: Path, best_epoch: int, options: TrainOptions, console:
         # Without GPUs, and the process ends: TensorFlow would hold all their memory as long as it lives.
         hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": "-1"}}
         task = ray.remote(num_cpus=0.5, max_retries=3, max_calls=1, runtime_env=hidden)(draw_training_figures)
-        how = {"best_by": options.best_by, "spacing_mm": as_spacing(options.spacing_mm)}
+        unnamed = folder / UNNAMED_FOLDER if options.mlflow_uri else None
+        how = {"best_by": options.best_by, "spacing_mm": as_spacing(options.spacing_mm), "unnamed": unnamed}
         drawn = ray.get(task.remote(folder, best_epoch=best_epoch, **how))
     except ray.exceptions.RayError as error:
         console.say(f"the figures could not be drawn ({' '.join(str(error).split())[-200:]}); try `raysegment report`")
