@@ -72,14 +72,10 @@ class TrainResult:
 
 
 @interruptible()
-def train(options: TrainOptions, *, parent: str | None = None) -> TrainResult:
+def train(options: TrainOptions) -> TrainResult:
     """Train a network and write its bundle.
 
     An unfinished run in the same folder goes on; a finished one does where more epochs, minutes or patience are given.
-
-    Args:
-        options: The run's choices.
-        parent: Key of the run on the MLflow server that this one is nested in, as `track_run` gives it.
 
     Raises:
         UsageError: Wrong options, nothing to train on, or a folder that holds a different run.
@@ -130,7 +126,7 @@ def train(options: TrainOptions, *, parent: str | None = None) -> TrainResult:
         uri, choices = options.mlflow_uri, as_plain(options)
         options = without_credentials(options)
         with (
-            track_run(uri, place, record, console, params=choices, parent=parent),
+            track_run(uri, place, record, console, params=choices),
             ray_session(options.address, options.temp_dir),
         ):
             run_interruptibly(lambda: train_in_session(options, labels, split.table, place, record, console))

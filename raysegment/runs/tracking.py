@@ -72,7 +72,8 @@ class End:
 class Tracker:
     """Follows a run's folder and tells the server what is new there, as far as it answers.
 
-    What a server that is away has missed is sent when it answers again; nothing is kept for it but the folder.
+    What a server that is away has missed is sent when it answers again; nothing is kept for it but the folder. Runs may
+    be nested in a run; they share its one warning, and its end waits for them.
 
     Args:
         uri: The server.
@@ -80,6 +81,10 @@ class Tracker:
         folder: The run's folder, whose `history.parquet` is followed.
         say: Tells the user.
         on_run: Gets MLflow's id of the run.
+        parent: The run that this one is nested in.
+
+    Attributes:
+        uri: The server, with its credentials.
     """
 
     def __init__(
@@ -88,67 +93,80 @@ class Tracker:
         facts: RunFacts,
         folder: Path,
         say: Callable[[str], None],
-        on_run: Callable[[str], None],
+        *,
+        on_run: Callable[[str], None] | None = None,
+        parent: Tracker | None = None,
     ) -> None:
-        self._uri, self._facts, self._folder, self._say, self._on_run = uri, facts, folder, say, on_run
+        self.uri = uri
+        self._facts, self._folder, self._say, self._on_run, self._parent = facts, folder, say, on_run, parent
+        self._nested: list[Tracker] = []
         self._run: ServerRun | None = None
         self._seen: tuple[int, int] | None = None
         self._end: End | None = None
-        self._closing, self._left = threading.Event(), threading.Event()
-        self._is_away = self._has_warned = False
+        self._awake, self._left = threading.Event(), threading.Event()
+        self._is_away = self._is_done = self._has_warned = False
         self._thread = threading.Thread(target=self._follow, name="mlflow", daemon=True)
-
-    def start(self) -> None:
-        """Begin to follow."""
         self._thread.start()
 
-    def close(self, end: End) -> bool:
-        """Send what the run came to, and stop; the wait is bounded, whatever the server does.
+    def nest(
+        self, folder: Path, name: str, params: Mapping[str, Any], on_run: Callable[[str], None] | None = None
+    ) -> Tracker:
+        """Follow a run that is nested in this one; its name tells it from the others."""
+        facts = describe_run(f"{self._facts.key}-{name}", name, params, self._facts.key)
+        self._nested.append(Tracker(self.uri, facts, folder, self._say, on_run=on_run, parent=self))
+        return self._nested[-1]
+
+    def finish(self, end: End) -> None:
+        """Send what the run came to; does not wait for it."""
+        self._end = end
+        self._awake.set()
+
+    def wait(self) -> bool:
+        """Wait for what is still to be sent, of nested runs too; not for long, whatever the server does.
 
         Returns:
             Whether the server has all of it.
         """
-        self._end = end
-        self._closing.set()
-        begun = time.monotonic()
-        while self._thread.is_alive():
-            patience = SECONDS_FOR_A_LAST_TRY if self._is_away else SECONDS_TO_END
-            if time.monotonic() - begun >= patience:
+        trackers, begun = [self, *self._nested], time.monotonic()
+        for tracker in trackers:
+            tracker._awake.set()
+        while late := [tracker for tracker in trackers if tracker._thread.is_alive()]:
+            is_away = any(tracker._is_away for tracker in late)
+            if time.monotonic() - begun >= (SECONDS_FOR_A_LAST_TRY if is_away else SECONDS_TO_END):
                 break
-            self._thread.join(0.05)
-        if not self._closed_well:
+            late[0]._thread.join(0.05)
+        is_done = all(tracker._is_done for tracker in trackers)
+        if not is_done:
             self._warn("it does not answer")
-        self._left.set()
-        return self._closed_well
-
-    @property
-    def _closed_well(self) -> bool:
-        return not self._thread.is_alive() and not self._is_away
+        for tracker in trackers:
+            tracker._left.set()
+            tracker._awake.set()
+        return is_done
 
     def _follow(self) -> None:
-        """The thread: look, send, rest; a failure is tried again after a longer rest, and once at the end."""
+        """The thread: look, send, rest; a failure is tried again after a longer rest."""
         pause = 0.0
-        while True:
-            closing = self._closing.wait(pause)
+        while not self._left.is_set():
+            self._awake.wait(pause)
+            self._awake.clear()
+            end = self._end
             try:
-                self._send_news(self._end if closing else None)
+                self._send_news(end)
             except Exception as error:
                 self._is_away = True
-                self._warn(describe_failure(error, self._uri))
+                self._warn(describe_failure(error, self.uri))
                 pause = min(MAX_SECONDS_BETWEEN_TRIES, 2 * max(pause, SECONDS_BETWEEN_LOOKS))
             else:
-                self._is_away = False
-                pause = SECONDS_BETWEEN_LOOKS
-            if closing or self._left.is_set():
-                return
+                self._is_away, pause = False, SECONDS_BETWEEN_LOOKS
+                if end is not None:
+                    self._is_done = True
+                    return
 
     def _send_news(self, end: End | None) -> None:
         if self._run is None:
-            self._run = ServerRun(connect(self._uri), self._facts)
+            self._run = ServerRun(connect(self.uri), self._facts)
             self._is_away = False
-            self._on_run(self._run.run_id)
-            if not self._left.is_set():
-                self._say(f"MLflow shows this run at {hide_credentials(self._uri).rstrip('/')}/{self._run.page}")
+            self._tell_run(self._run)
         self._send_history(self._run)
         if end is not None:
             self._run.send_end(end.status, end.metrics, end.tags)
@@ -156,6 +174,12 @@ class Tracker:
             self._is_away = False
             for path in end.files:
                 self._run.send_file(path)
+
+    def _tell_run(self, run: ServerRun) -> None:
+        if self._on_run is not None:
+            self._on_run(run.run_id)
+        if self._parent is None and not self._left.is_set():
+            self._say(f"MLflow shows this run at {hide_credentials(self.uri).rstrip('/')}/{run.page}")
 
     def _send_history(self, run: ServerRun) -> None:
         """Read the history where it was replaced since it was last sent."""
@@ -169,68 +193,73 @@ class Tracker:
             self._seen = seen
 
     def _warn(self, cause: str) -> None:
-        if self._has_warned or self._left.is_set():
-            return
-        self._has_warned = True
-        self._say(
-            f"warning: MLflow at {hide_credentials(self._uri)} does not take this run ({cause}). Nothing waits for it; "
-            "what it misses is sent if it answers before the end."
-        )
+        if self._parent is not None:
+            self._parent._warn(cause)
+        elif not self._has_warned and not self._left.is_set():
+            self._has_warned = True
+            self._say(
+                f"warning: MLflow at {hide_credentials(self.uri)} does not take this run ({cause}). Nothing waits for "
+                "it; what it misses is sent if it answers before the end."
+            )
 
 
 @contextmanager
 def track_run(
-    uri: str | None,
+    server: str | Tracker | None,
     place: Place,
     record: dict[str, Any],
     console: Console,
     *,
     params: Mapping[str, Any],
-    name: str | None = None,
-    parent: str | None = None,
-) -> Iterator[str | None]:
-    """Show a run on an MLflow server for as long as the block runs; nothing happens without a URI.
+) -> Iterator[Tracker | None]:
+    """Show a run on an MLflow server for as long as the block runs.
 
     Args:
-        uri: The server.
+        server: Its URI, or the run that this one is nested in; None where nothing is to be shown.
         place: The run's folder.
         record: What run.json holds; it keeps the run's key, under which a resumed run goes on.
         console: Gets one warning where the server is away.
         params: The run's choices.
-        name: What a person sees; the folder's name if not given.
-        parent: What this function gave for the run that this one is nested in, in this or another process.
 
     Yields:
-        The key, to be `parent` of others.
+        What other runs can be nested in.
 
     Raises:
         MissingExtraError: MLflow's client is not installed.
     """
-    if uri is None:
+    if server is None:
         yield None
         return
     check_client()
-    key = str((record.get(RECORD_KEY) or {}).get("key") or uuid.uuid4().hex)
-    # Both keys from the start: the thread changes a value while others may be writing run.json.
-    about = record[RECORD_KEY] = {"run_id": None, **(record.get(RECORD_KEY) or {}), "key": key}
+    folder, before = Path(place.root), record.get(RECORD_KEY) or {}
+    # All keys from the start: the thread changes a value while others may be writing run.json.
+    about = record[RECORD_KEY] = {"run_id": None, "key": uuid.uuid4().hex, **before}
     write_record(place, record)
-    facts = RunFacts(
-        key=key,
-        name=name or Path(place.root).name,
-        params={name: show_param(value) for name, value in params.items() if name not in LEFT_OUT},
-        tags={"version": __version__},
-        parent=parent,
-    )
-    tracker = Tracker(uri, facts, Path(place.root), console.say, lambda run_id: about.update(run_id=run_id))
-    tracker.start()
+
+    def on_run(run_id: str) -> None:
+        about["run_id"] = run_id
+
+    if isinstance(server, Tracker):
+        tracker = server.nest(folder, folder.name, params, on_run)
+    else:
+        tracker = Tracker(server, describe_run(about["key"], folder.name, params), folder, console.say, on_run=on_run)
     try:
-        yield key
+        yield tracker
     except BaseException as error:
         is_stopped = isinstance(error, InterruptedRunError | KeyboardInterrupt)
-        tracker.close(End(status="KILLED" if is_stopped else "FAILED"))
+        tracker.finish(End(status="KILLED" if is_stopped else "FAILED"))
         raise
     else:
-        tracker.close(describe_end(Path(place.root), record))
+        tracker.finish(describe_end(folder, record))
+    finally:
+        if not isinstance(server, Tracker):
+            tracker.wait()
+
+
+def describe_run(key: str, name: str, params: Mapping[str, Any], parent: str | None = None) -> RunFacts:
+    """What a run is on the server."""
+    shown = {name: show_param(value) for name, value in params.items() if name not in LEFT_OUT}
+    return RunFacts(key=key, name=name, params=shown, tags={"version": __version__}, parent=parent)
 
 
 def describe_end(folder: Path, record: Mapping[str, Any]) -> End:

@@ -31,10 +31,10 @@ from raysegment.options import TrainOptions
 from raysegment.runs import mlflow_server, tracking
 from raysegment.runs.console import Console
 from raysegment.runs.record import describe_choices
-from raysegment.runs.tracking import track_run
+from raysegment.runs.tracking import End, Tracker, track_run
 from raysegment.store.place import Place
 
-SECONDS_FOR_THE_SERVER_TO_START = 90
+SECONDS_FOR_THE_SERVER_TO_START = 180
 SECRETS = ("frieda", "p@ss/word", "p%40ss%2Fword")
 
 
@@ -63,10 +63,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(autouse=True)
 def restless(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What rests for seconds in a training rests for moments here; MLflow's settings end with each test."""
+    """What rests for seconds in a training rests for moments here, and a slow machine is no server that is away."""
     monkeypatch.setattr(tracking, "SECONDS_BETWEEN_LOOKS", 0.05)
     monkeypatch.setattr(tracking, "MAX_SECONDS_BETWEEN_TRIES", 0.1)
-    for name, value in mlflow_server.ENVIRONMENT.items():
+    monkeypatch.setattr(tracking, "SECONDS_TO_END", 120)
+    for name, value in {**mlflow_server.ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}.items():
         monkeypatch.setenv(name, value)
 
 
@@ -174,10 +175,10 @@ class Run:
         self.folder, self.uri, self.record = folder, uri, {}
         self.place = Place(str(folder))
 
-    def track(self, parent: str | None = None, **params: object):
+    def track(self, parent: Tracker | None = None, **params: object):
         console = Console(self.place, as_json=False)
         params = {"epochs": 3, "json": True, "mlflow_uri": self.uri, **params}
-        return track_run(self.uri, self.place, self.record, console, params=params, parent=parent)
+        return track_run(parent or self.uri, self.place, self.record, console, params=params)
 
     @property
     def run_id(self) -> str:
@@ -254,16 +255,36 @@ def test_a_run_that_fails_is_shown_as_failed(server, client, tmp_path):
 
 def test_folds_and_trials_are_nested_in_their_run(server, client, tmp_path):
     run = Run(tmp_path / "run", server)
-    with run.track() as key:
-        folds = [Run(tmp_path / f"fold-{fold}", server) for fold in range(2)]
+    folds = [Run(tmp_path / f"fold-{fold}", server) for fold in range(2)]
+    with run.track() as tracker:
         for fold in folds:
-            with fold.track(parent=key):
+            with fold.track(parent=tracker):
                 write_epochs(fold.folder, 1)
-    parents = [client.get_run(fold.run_id).data.tags["mlflow.parentRunId"] for fold in folds]
-    assert parents == [run.run_id, run.run_id]
+        trial = tracker.nest(tmp_path, "trial-3", {"loss": "dice"})
+        trial.finish(End(status="KILLED"))
+    nested = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    assert {shown.info.run_name: shown.info.status for shown in nested} == {
+        "fold-0": "FINISHED",
+        "fold-1": "FINISHED",
+        "trial-3": "KILLED",
+    }
+    assert {fold.run_id for fold in folds} < {shown.info.run_id for shown in nested}
 
 
-def test_what_a_server_missed_is_sent_when_it_answers_again(server, client, tmp_path):
+def test_a_search_of_many_trials_warns_once_and_waits_for_all_of_them_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "SECONDS_FOR_A_LAST_TRY", 0.5)
+    run = Run(tmp_path / "run", f"http://127.0.0.1:{free_port()}")
+    with run.track() as tracker:
+        for trial in range(20):
+            tracker.nest(tmp_path, f"trial-{trial}", {}).finish(End(status="FINISHED"))
+        wait_for(lambda: run.warnings)
+        begun = time.monotonic()
+    assert time.monotonic() - begun < 20 * 0.5
+    assert len(run.warnings) == 1
+
+
+def test_what_a_server_missed_is_sent_when_it_answers_again(server, client, tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "SECONDS_FOR_A_LAST_TRY", 120)
     gate = Gate(server)
     run = Run(tmp_path / "run", f"http://127.0.0.1:{gate.port}")
     with run.track():
