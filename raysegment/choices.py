@@ -10,7 +10,7 @@ import json
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -19,6 +19,16 @@ from typing import Any, Literal
 import yaml
 
 from raysegment.errors import UsageError
+
+
+class _MoreThanZero:
+    """The numbers that switch something on."""
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, (int, float)) and value > 0
+
+
+MORE_THAN_ZERO = _MoreThanZero()
 
 
 def choice(
@@ -32,7 +42,7 @@ def choice(
     positional: bool = False,
     added: str = "",
     before: Any = MISSING,
-    only_with: tuple[str, tuple[Any, ...]] | None = None,
+    only_with: tuple[str, Container[Any]] | None = None,
 ) -> Any:
     """A dataclass field that carries what the command line and the checks need to know of it.
 
@@ -145,8 +155,11 @@ def load_options(kind: type[Any], given: dict[str, Any], *, recipe: str | None =
     chosen = _checked_keys(kind, job_values, f"job file {job}")
     chosen = chosen | {key: value for key, value in given.items() if value is not None}
     values = {item.name: item.default for item in fields(kind)} | values | chosen
-    idle = {item.name for item in fields(kind) if item.name not in chosen and not is_used(item, values)}
-    values = {key: value for key, value in values.items() if key not in idle and value is not MISSING}
+    for item in fields(kind):
+        # In order, since what is left out may itself be what another choice needs.
+        if item.name not in chosen and not is_used(item, values):
+            values[item.name] = item.default
+    values = {key: value for key, value in values.items() if value is not MISSING}
     for item in fields(kind):
         if item.default is MISSING and item.name not in values:
             name = item.name.upper() if item.metadata["positional"] else option_name(item.name)

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass
 from typing import Literal
 from urllib.parse import urlsplit
 
-from raysegment.choices import Checked, choice
+from raysegment.choices import MORE_THAN_ZERO, Checked, choice
 from raysegment.errors import UsageError
 
 Normalization = Literal["scale", "minmax", "zscore", "zscore_foreground", "percentile"]
@@ -67,6 +67,15 @@ class Preprocessing(Checked):
         "intensity normalization, per scan and channel; `zscore_foreground` measures only what is not background",
         affects_result=True,
     )
+    clip_percentiles: tuple[float, ...] | None = choice(
+        None,
+        "two percentiles, such as 0.5,99.5, of what the normalization measures; intensities are clipped there first, so"
+        " that scalp or fat does not outweigh the rest",
+        unit="percent",
+        affects_result=True,
+        added="0.4.0",
+        only_with=("normalization", ("zscore", "zscore_foreground")),
+    )
     channels: tuple[int, ...] | None = choice(
         None, "channels to use, counted from 0, such as 0,1,2; all if not given", affects_result=True
     )
@@ -105,6 +114,10 @@ class Preprocessing(Checked):
         affects_result=True,
         before="0.1",
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_percentiles(self.clip_percentiles)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +232,12 @@ class TrainOptions(Preprocessing, CommandOptions):
     optimizer: Literal["adam", "adamw", "sgd"] = choice("adamw", "optimizer", affects_result=True)
     learning_rate: float = choice(1e-3, "largest learning rate", affects_result=True, minimum=0)
     weight_decay: float = choice(
-        0.01, "AdamW's weight decay", affects_result=True, minimum=0, only_with=("optimizer", ("adamw",))
+        0.01,
+        "AdamW's weight decay: each step takes this share, times the learning rate, off convolutions' kernels, not off "
+        "biases and norms; 0.01 hardly does anything at a learning rate of 0.001, 0.5 does",
+        affects_result=True,
+        minimum=0,
+        only_with=("optimizer", ("adamw",)),
     )
     momentum: float = choice(
         0.9,
@@ -307,6 +325,45 @@ class TrainOptions(Preprocessing, CommandOptions):
     flip: bool = choice(
         True, "flip half of the slices left to right", affects_result=True, only_with=("augment", (True,))
     )
+    elastic: float = choice(
+        0.0,
+        "largest displacement by a smooth random field",
+        unit="share of the side",
+        affects_result=True,
+        minimum=0,
+        maximum=0.08,
+        added="0.4.0",
+        only_with=("augment", (True,)),
+    )
+    low_resolution: float = choice(
+        0.0,
+        "share of slices that are made coarser and brought back to their grid",
+        unit="share of slices",
+        affects_result=True,
+        minimum=0,
+        maximum=1,
+        added="0.4.0",
+        only_with=("augment", (True,)),
+    )
+    low_resolution_factor: float = choice(
+        2.0,
+        "by how much --low-resolution makes slices coarser, at most",
+        affects_result=True,
+        minimum=1,
+        maximum=8,
+        added="0.4.0",
+        only_with=("low_resolution", MORE_THAN_ZERO),
+    )
+    gamma: float = choice(
+        0.0,
+        "largest change of the exponent of the foreground's intensities, to either side; their mean and spread stay",
+        unit="share",
+        affects_result=True,
+        minimum=0,
+        maximum=4,
+        added="0.4.0",
+        only_with=("augment", (True,)),
+    )
     brightness: float = choice(
         0.1,
         "largest change of brightness",
@@ -322,6 +379,16 @@ class TrainOptions(Preprocessing, CommandOptions):
         affects_result=True,
         minimum=0,
         maximum=1,
+        only_with=("augment", (True,)),
+    )
+    bias_field: float = choice(
+        0.0,
+        "largest share by which a smooth random field brightens and darkens what is not background",
+        unit="share",
+        affects_result=True,
+        minimum=0,
+        maximum=0.9,
+        added="0.4.0",
         only_with=("augment", (True,)),
     )
     noise: float = choice(
@@ -636,6 +703,21 @@ def check_divisible(image_size: int, factor: int) -> None:
         raise UsageError(f"--image-size {image_size} must divide by {factor} (2^depth); the nearest are {sizes}.")
 
 
+def check_percentiles(percentiles: tuple[float, ...] | None) -> None:
+    """Refuse what is no pair of percentiles.
+
+    Raises:
+        UsageError: Says what is expected.
+    """
+    if percentiles is None:
+        return
+    if len(percentiles) != 2 or not 0 <= percentiles[0] < percentiles[1] <= 100:
+        raise UsageError(
+            f"--clip-percentiles {','.join(map(str, percentiles))} must be two numbers from 0 to 100, the smaller one "
+            "first, such as 0.5,99.5."
+        )
+
+
 def check_spacing(spacing_mm: tuple[float, ...] | None) -> None:
     """Refuse what is no distance of voxels.
 
@@ -680,6 +762,11 @@ def check_learning(options: TrainOptions) -> None:
         )
     if options.max_minutes == 0:
         raise UsageError("--max-minutes 0 trains nothing; give the minutes that training may take, or leave it out.")
+    if options.optimizer == "adamw" and options.weight_decay * options.learning_rate >= 1:
+        raise UsageError(
+            f"--weight-decay {options.weight_decay:g} with --learning-rate {options.learning_rate:g} takes all of the "
+            f"weights away at each step; give less than {1 / options.learning_rate:g}."
+        )
     default = TrainOptions.__dataclass_fields__["warmup_epochs"].default
     if options.warmup_epochs > options.epochs and options.warmup_epochs != default:
         raise UsageError(

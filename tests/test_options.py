@@ -202,3 +202,33 @@ def test_a_choice_of_several_texts_is_a_list_or_one_text():
 def test_a_list_from_python_is_as_good_as_a_tuple():
     options = MeasureOptions(tables="t", references="r", out="o", reference=["{scan}_seg.nii.gz"])
     assert options.reference == ("{scan}_seg.nii.gz",)
+
+
+def test_what_a_recipe_chooses_for_a_switched_off_augmentation_is_left_out(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("low_resolution: 0.25\nlow_resolution_factor: 3\nrecipe: lgg-best\n", encoding="utf-8")
+    given = {"source": "scans", "out": "run"}
+    assert load_options(TrainOptions, given, job=str(job)).low_resolution_factor == 3
+    with pytest.raises(UsageError, match=r"--low-resolution-factor 3\S* does nothing beside --low-resolution 0"):
+        load_options(TrainOptions, {**given, "low_resolution_factor": 3.0})
+
+
+@pytest.mark.parametrize("given", ["1", "99,1", "1,2,3", "-1,99", "0,101"])
+def test_percentiles_that_are_no_pair_are_refused(given):
+    with pytest.raises(UsageError, match="must be two numbers from 0 to 100"):
+        load_options(
+            TrainOptions,
+            {"source": "a", "out": "b", "normalization": "zscore", "clip_percentiles": given},
+        )
+
+
+def test_percentiles_to_clip_at_do_nothing_beside_a_normalization_without_them():
+    with pytest.raises(UsageError, match=r"--clip-percentiles .* does nothing beside --normalization minmax"):
+        TrainOptions(source="a", out="b", normalization="minmax", clip_percentiles=(0.5, 99.5))
+
+
+def test_new_choices_at_their_defaults_make_no_run_another_one():
+    plain = TrainOptions(source="a", out="b")
+    names = {"clip_percentiles", "gamma", "elastic", "low_resolution", "low_resolution_factor", "bias_field"}
+    assert not names & set(changed_result(plain))
+    assert "gamma" in changed_result(TrainOptions(source="a", out="b", gamma=0.3))

@@ -1,7 +1,8 @@
-"""Random changes of training slices: one composed warp, then brightness, contrast and noise."""
+"""Random changes of training slices: one warp, then resolution, gamma, brightness, contrast, shading and noise."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
@@ -10,35 +11,32 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.imaging.gamma import measure_gamma, sample_values
 from raysegment.imaging.geometry import Box, map_channels
 from raysegment.imaging.intensity import Intensity, look_up, normalize
+from raysegment.imaging.smooth_field import draw_smooth_field
+from raysegment.imaging.warp import WarpChoices, draw_warp
 from raysegment.scan import LabelMap, Pixels
 
-Matrix = npt.NDArray[np.float64]
-
-IDENTITY = np.eye(2, 3)
-LINEAR = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-NEAREST = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+Values = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Augmentation:
+class Augmentation(WarpChoices):
     """The largest random changes; 0 and False leave a slice as it is."""
 
-    rotation: float = 15.0
-    """Degrees, to either side."""
-    shift: float = 0.05
-    """Share of the side."""
-    zoom: float = 0.1
-    """Share, larger or smaller."""
-    shear: float = 0.1
-    """Share of the side."""
-    flip: bool = True
-    """Flip half of the slices left to right."""
+    low_resolution: float = 0.0
+    """Share of slices that are made coarser and brought back to their grid."""
+    low_resolution_factor: float = 2.0
+    """By how much, at most."""
+    gamma: float = 0.0
+    """Share by which the exponent of the foreground's intensities grows, or shrinks as a ratio, per channel."""
     brightness: float = 0.1
     """Added to the normalized intensity, per channel."""
     contrast: float = 0.1
     """Share by which the normalized intensity is stretched, per channel."""
+    bias_field: float = 0.0
+    """Share by which a smooth field brightens or darkens what is not background."""
     noise: float = 0.05
     """Largest standard deviation of noise, normalized intensity."""
 
@@ -55,7 +53,7 @@ def augment_slice(
     slice_index: int,
     occurrence: int = 0,
     patch: Box | None = None,
-) -> tuple[npt.NDArray[np.float32], LabelMap]:
+) -> tuple[Values, LabelMap]:
     """Warp, normalize and vary one slice; the same numbers always give the same result.
 
     Args:
@@ -76,73 +74,78 @@ def augment_slice(
     bits = np.random.SFC64(np.random.SeedSequence((seed, epoch, scan_index, slice_index, occurrence)))
     random = np.random.Generator(bits)
     patch = patch or Box(0, reference.shape[0], 0, reference.shape[1])
-    matrix = _draw_warp(random, choices, patch)
+    warp = draw_warp(random, choices, patch)
     num_channels = len(intensity.offset)
     gain = np.float32(1) + _draw(random, choices.contrast, num_channels)
     bias = _draw(random, choices.brightness, num_channels)
     deviation = float(random.random()) * choices.noise
-    varied = normalize(_warp(pixels, matrix, patch, intensity.background), _vary(intensity, gain, bias))
+    raw = _coarsen(random, warp.warp_pixels(pixels, intensity.background), choices)
+    varied = _shade(random, raw, _vary(intensity, gain, bias), choices)
     if deviation > 0:
         varied += _draw_noise(random, varied.shape, deviation)
-    return varied, _warp_reference(reference, matrix, patch)
+    return varied, warp.warp_reference(reference)
 
 
-def _draw(random: np.random.Generator, largest: float, count: int) -> npt.NDArray[np.float32]:
+def _draw(random: np.random.Generator, largest: float, count: int) -> Values:
     return (random.uniform(-1, 1, count) * largest).astype(np.float32)
 
 
-def _draw_warp(random: np.random.Generator, choices: Augmentation, patch: Box) -> Matrix:
-    """A 2x3 matrix from the patch's coordinates to those of the slice, about the patch's centre."""
-    angle, shift_x, shift_y, zoom, shear = random.uniform(-1, 1, 5)
-    flip = choices.flip and random.random() < 0.5
-    turn = np.deg2rad(choices.rotation) * angle
-    cosine, sine = np.cos(turn), np.sin(turn)
-    linear = np.array([[cosine, -sine], [sine, cosine]])
-    linear = linear @ np.array([[1.0, choices.shear * shear], [0.0, 1.0]]) / (1 + choices.zoom * zoom)
-    if flip:
-        linear[:, 0] *= -1
-    rows, columns = patch.rows, patch.columns
-    centre = np.array([(columns - 1) / 2, (rows - 1) / 2])
-    moved = np.array([shift_x * columns, shift_y * rows]) * choices.shift
-    start = np.array([patch.column_start, patch.row_start], np.float64)
-    return np.column_stack([linear, centre + moved - linear @ centre + start])
+def _coarsen(random: np.random.Generator, pixels: Pixels, choices: Augmentation) -> Pixels:
+    """Bring some slices to a coarser grid and back, all neighbours alike; the others stay."""
+    if not choices.low_resolution or random.random() >= choices.low_resolution:
+        return pixels
+    rows, columns = pixels.shape[:2]
+    factor = random.uniform(1, choices.low_resolution_factor)
+    coarse = (max(1, round(columns / factor)), max(1, round(rows / factor)))
+
+    def coarsen_group(group: Pixels, _: slice) -> Pixels:
+        small = cv2.resize(group, coarse, interpolation=cv2.INTER_AREA)
+        return cv2.resize(small, (columns, rows), interpolation=cv2.INTER_LINEAR)
+
+    return map_channels(pixels, coarsen_group)
 
 
-def _warp(pixels: Pixels, matrix: Matrix, patch: Box, background: npt.NDArray[np.float32]) -> Pixels:
-    """One linear warp of a slice (rows, columns, channels) into a patch; what comes from outside it is background."""
-    if np.array_equal(matrix, IDENTITY):
-        return pixels[: patch.rows, : patch.columns]
-    size = (patch.columns, patch.rows)
-    outside = np.tile(background.astype(np.float64), pixels.shape[2] // len(background))
-
-    def warp_group(group: Pixels, channels: slice) -> Pixels:
-        return cv2.warpAffine(group, matrix, size, flags=LINEAR, borderValue=tuple(outside[channels]))
-
-    return map_channels(pixels, warp_group)
-
-
-def _warp_reference(reference: LabelMap, matrix: Matrix, patch: Box) -> LabelMap:
-    plain = reference.view(np.uint8) if reference.dtype == np.bool_ else reference
-    if np.array_equal(matrix, IDENTITY):
-        return plain[: patch.rows, : patch.columns]
-    return np.asarray(cv2.warpAffine(plain, matrix, (patch.columns, patch.rows), flags=NEAREST), plain.dtype)
+def _shade(random: np.random.Generator, raw: Pixels, intensity: Intensity, choices: Augmentation) -> Values:
+    """Normalize a slice, bend its intensities, and let a smooth field brighten and darken what is not background."""
+    bend = _draw_gamma(random, raw, intensity, choices) if choices.gamma else None
+    shaded = normalize(raw, intensity, bend)
+    if choices.bias_field:
+        rows, columns, channels = shaded.shape
+        level = np.tile(
+            normalize(intensity.background[None, None], intensity, bend).ravel(), channels // len(intensity.background)
+        )
+        field = draw_smooth_field(random, rows, columns, repeats=channels)
+        flat = shaded.reshape(rows, columns * channels)
+        flat += (flat - np.tile(level, columns)) * (field * np.float32(choices.bias_field))
+    return shaded
 
 
-def _vary(intensity: Intensity, gain: npt.NDArray[np.float32], bias: npt.NDArray[np.float32]) -> Intensity:
+def _draw_gamma(
+    random: np.random.Generator, raw: Pixels, intensity: Intensity, choices: Augmentation
+) -> Callable[[Values], Values]:
+    """A curve for the foreground's intensities, the same for a slice and its neighbours."""
+    num_channels = len(intensity.offset)
+    exponent = (1 + choices.gamma) ** random.uniform(-1, 1, num_channels).astype(np.float32)
+    sample = normalize(sample_values(raw, num_channels)[None], intensity)[0]
+    level = normalize(intensity.background[None, None], intensity)[0, 0]
+    return measure_gamma(sample, level, exponent).apply
+
+
+def _vary(intensity: Intensity, gain: Values, bias: Values) -> Intensity:
     """The normalization followed by `x * gain + bias`, as one normalization; a flat channel stays as it is."""
     scale = intensity.scale * gain
     shift = np.divide(bias, scale, out=np.zeros_like(bias), where=scale != 0)
     return replace(intensity, offset=intensity.offset - shift, scale=scale)
 
 
-def _draw_noise(random: np.random.Generator, shape: tuple[int, ...], deviation: float) -> npt.NDArray[np.float32]:
+def _draw_noise(random: np.random.Generator, shape: tuple[int, ...], deviation: float) -> Values:
     """Normal noise from 256 quantiles: a random byte per value and a table, five times as fast as exact draws."""
     drawn = np.frombuffer(random.bytes(int(np.prod(shape))), np.uint8)
     return look_up(drawn.reshape(shape[0], -1, 1), _normal_quantiles()[:, None] * np.float32(deviation)).reshape(shape)
 
 
 @cache
-def _normal_quantiles() -> npt.NDArray[np.float32]:
+def _normal_quantiles() -> Values:
     """256 quantiles of the standard normal distribution, scaled to standard deviation 1."""
     normal = NormalDist()
     quantiles = np.array([normal.inv_cdf((index + 0.5) / 256) for index in range(256)])

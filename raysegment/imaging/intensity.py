@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,7 +27,10 @@ ONE_BYTE = 255.0
 """Whole numbers are scaled by this at least, so that one byte or two make no difference."""
 
 PerChannel = npt.NDArray[np.float32]
+Values = npt.NDArray[np.float32]
 PerChannelExact = npt.NDArray[np.float64]
+Inside = list[npt.NDArray[np.uint8]]
+"""Of each slice what counts, (rows, columns), 1 or 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +60,12 @@ class Intensity:
         return Intensity(*(np.tile(getattr(self, item.name), times) for item in fields(self)))
 
 
-def measure_intensity(pixels: Pixels, normalization: Normalization, rules: Rules = "0.2") -> Intensity:
+def measure_intensity(
+    pixels: Pixels,
+    normalization: Normalization,
+    rules: Rules = "0.2",
+    clip_percentiles: tuple[float, ...] | None = None,
+) -> Intensity:
     """Measure a normalization on a whole scan, per channel.
 
     `scale` divides integers by the scan's largest magnitude, over all channels, or 255 where that is more, so that 12
@@ -69,6 +78,8 @@ def measure_intensity(pixels: Pixels, normalization: Normalization, rules: Rules
         pixels: (slices, rows, columns, channels), raw.
         normalization: One of the words.
         rules: Of which version; with `0.1` integers are divided by their type's largest number, and `background` is 0.
+        clip_percentiles: For `zscore` and `zscore_foreground`: clip at these two percentiles of what they measure, and
+            measure what is then there.
 
     Raises:
         NonFinitePixelsError: The pixels hold NaN, infinity or numbers beyond `MAX_MAGNITUDE`, or are not finite once
@@ -81,8 +92,11 @@ def measure_intensity(pixels: Pixels, normalization: Normalization, rules: Rules
         offset, span = np.zeros(channels), _full_range(pixels, rules)
         scale = 1.0 / span
     elif normalization in ("zscore", "zscore_foreground"):
-        inside = normalization == "zscore_foreground"
-        offset, span = _foreground_mean_and_deviation(pixels) if inside else _mean_and_deviation(pixels)
+        inside = _find_inside(pixels) if normalization == "zscore_foreground" else None
+        if clip_percentiles is not None:
+            low, high = _percentiles(pixels, clip_percentiles, inside)
+        clipped = pixels if clip_percentiles is None else _clip_planes(pixels, low, high)
+        offset, span = _mean_and_deviation(clipped) if inside is None else _mean_and_deviation_inside(clipped, inside)
         scale = _inverse(span, np.abs(offset))
     else:
         low, high = _extremes(pixels) if normalization == "minmax" else _percentiles(pixels)
@@ -95,12 +109,13 @@ def measure_intensity(pixels: Pixels, normalization: Normalization, rules: Rules
     return intensity
 
 
-def normalize(pixels: Pixels, intensity: Intensity) -> npt.NDArray[np.float32]:
+def normalize(pixels: Pixels, intensity: Intensity, bend: Callable[[Values], Values] | None = None) -> Values:
     """Apply a normalization.
 
     Args:
         pixels: (…, channels), raw; channels may be those of stacked context slices.
         intensity: From `measure_intensity`.
+        bend: What becomes of normalized values (…, channels) then, each by itself; of one byte there are only 256.
 
     Returns:
         float32, same shape.
@@ -108,8 +123,9 @@ def normalize(pixels: Pixels, intensity: Intensity) -> npt.NDArray[np.float32]:
     intensity = intensity.tile(pixels.shape[-1])
     if pixels.dtype == np.uint8 and pixels.ndim >= 3:
         table = _apply(np.repeat(np.arange(256.0)[:, None], pixels.shape[-1], axis=1), intensity)
-        return look_up(pixels, table)
-    return _apply(pixels, intensity)
+        return look_up(pixels, bend(table) if bend else table)
+    applied = _apply(pixels, intensity)
+    return bend(applied) if bend else applied
 
 
 def look_up(pixels: Pixels, table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -182,21 +198,30 @@ def _inverse(span: PerChannelExact, size: PerChannelExact) -> PerChannelExact:
     return np.where(flat, 0.0, 1.0 / np.where(flat, 1.0, span))
 
 
-def _mean_and_deviation(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
-    measured = np.stack([_measure_plane(plane) for plane in pixels])
+def _find_inside(pixels: Pixels) -> Inside | None:
+    """Where each slice is foreground, uint8; None where there is nothing but background."""
+    inside = [plane.view(np.uint8) for plane in foreground_of(pixels)]
+    return inside if any(plane.any() for plane in inside) else None
+
+
+def _clip_planes(pixels: Pixels, low: PerChannelExact, high: PerChannelExact) -> Iterator[Pixels]:
+    """Each slice with its values brought between two levels, in double precision."""
+    return (np.clip(plane.astype(np.float64), low, high) for plane in pixels)
+
+
+def _mean_and_deviation(planes: Iterable[Pixels]) -> tuple[PerChannelExact, PerChannelExact]:
+    measured = np.stack([_measure_plane(plane) for plane in planes])
     means, deviations = measured[:, 0], measured[:, 1]
     return means.mean(axis=0), np.sqrt((deviations**2).mean(axis=0) + means.var(axis=0))
 
 
-def _foreground_mean_and_deviation(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
-    """Of what is not background; of everything where there is nothing else."""
+def _mean_and_deviation_inside(planes: Iterable[Pixels], inside: Inside) -> tuple[PerChannelExact, PerChannelExact]:
+    """Of a part of each slice."""
     counts, measured = [], []
-    for plane, inside in zip(pixels, foreground_of(pixels), strict=True):
-        if inside.any():
-            counts.append(np.count_nonzero(inside))
-            measured.append(_measure_plane(plane, inside.view(np.uint8)))
-    if not counts:
-        return _mean_and_deviation(pixels)
+    for plane, part in zip(planes, inside, strict=True):
+        if part.any():
+            counts.append(np.count_nonzero(part))
+            measured.append(_measure_plane(plane, part))
     shares, found = np.asarray(counts, np.float64) / sum(counts), np.stack(measured)
     mean = shares @ found[:, 0]
     return mean, np.sqrt(shares @ (found[:, 1] ** 2 + (found[:, 0] - mean) ** 2))
@@ -212,28 +237,34 @@ def _measure_plane(plane: Pixels, inside: npt.NDArray[np.uint8] | None = None) -
     return np.concatenate([np.stack(group)[:, :, 0] for group in groups], axis=1)
 
 
-def _percentiles(pixels: Pixels) -> tuple[PerChannelExact, PerChannelExact]:
-    """The low and the high percentile per channel, linear between ranks as `numpy.percentile`."""
-    percentiles = (LOW_PERCENTILE, HIGH_PERCENTILE)
+def _percentiles(
+    pixels: Pixels,
+    percentiles: tuple[float, ...] = (LOW_PERCENTILE, HIGH_PERCENTILE),
+    inside: Inside | None = None,
+) -> tuple[PerChannelExact, PerChannelExact]:
+    """Two percentiles per channel of a part of each slice, or of all, linear between ranks as `numpy.percentile`."""
     if pixels.dtype == np.uint8:
-        found = np.stack([_percentiles_of_counts(counts, percentiles) for counts in _count_values(pixels)])
+        found = np.stack([_percentiles_of_counts(counts, percentiles) for counts in _count_values(pixels, inside)])
     else:
         flat: npt.NDArray[Any] = pixels.reshape(-1, pixels.shape[-1])
+        if inside is not None:
+            flat = np.concatenate([plane[part != 0] for plane, part in zip(pixels, inside, strict=True)])
         found = np.stack([np.percentile(flat[:, channel], percentiles) for channel in range(flat.shape[-1])])
     return found[:, 0].astype(np.float64), found[:, 1].astype(np.float64)
 
 
-def _count_values(pixels: Pixels) -> npt.NDArray[np.int64]:
-    """How often each uint8 value occurs, (channels, 256)."""
+def _count_values(pixels: Pixels, inside: Inside | None = None) -> npt.NDArray[np.int64]:
+    """How often each uint8 value occurs, (channels, 256), in a part of each slice or in all."""
     image = np.ascontiguousarray(pixels)
     counts = np.zeros((pixels.shape[-1], 256), np.int64)
-    for plane in image:
+    for number, plane in enumerate(image):
+        part = None if inside is None else inside[number]
         for channel in range(pixels.shape[-1]):
-            counts[channel] += cv2.calcHist([plane], [channel], None, [256], [0, 256]).ravel().astype(np.int64)
+            counts[channel] += cv2.calcHist([plane], [channel], part, [256], [0, 256]).ravel().astype(np.int64)
     return counts
 
 
-def _percentiles_of_counts(counts: npt.NDArray[np.int64], percentiles: tuple[float, float]) -> PerChannelExact:
+def _percentiles_of_counts(counts: npt.NDArray[np.int64], percentiles: tuple[float, ...]) -> PerChannelExact:
     ranks = np.asarray(percentiles) / 100 * (counts.sum() - 1)
     below = np.floor(ranks)
     up_to = np.cumsum(counts)

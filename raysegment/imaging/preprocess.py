@@ -76,7 +76,9 @@ def prepare_scan(pixels: Pixels, preprocessing: Preprocessing, spacing_mm: Spaci
         OversizedScanError: With that size the slices would be too large.
     """
     chosen = select_channels(pixels, preprocessing.channels)
-    intensity = measure_intensity(chosen, preprocessing.normalization, preprocessing.rules)
+    intensity = measure_intensity(
+        chosen, preprocessing.normalization, preprocessing.rules, preprocessing.clip_percentiles
+    )
     box = foreground_box(chosen) if preprocessing.crop == "foreground" else None
     geometry = _choose_geometry(pixels, preprocessing, box, spacing_mm)
     return PreparedScan(resize_slices(chosen, geometry, intensity.background), intensity, geometry)

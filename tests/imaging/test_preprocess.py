@@ -171,3 +171,36 @@ def test_a_cropped_reference_lies_on_the_bright_lesion():
     reference = resize_reference(pixels[..., 0] == 200, prepared.geometry)
     bright = prepared.pixels[..., 0] > 140
     assert np.count_nonzero(reference ^ bright) < 0.1 * np.count_nonzero(bright)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32])
+def test_clipped_zscore_foreground_measures_the_brain_between_its_percentiles(dtype):
+    pixels = np.zeros((4, 64, 64, 2), dtype)
+    random = np.random.default_rng(1)
+    pixels[:, 16:48, 16:48] = random.normal(100, 10, (4, 32, 32, 2)).astype(dtype)
+    pixels[:, 16, 16:30] = 250
+    intensity = measure_intensity(pixels, "zscore_foreground", clip_percentiles=(1, 98))
+    brain = pixels[:, 16:48, 16:48].reshape(-1, 2).astype(np.float64)
+    low, high = np.percentile(brain, (1, 98), axis=0)
+    clipped = np.clip(brain, low, high)
+    np.testing.assert_allclose(intensity.low, low, rtol=1e-6)
+    np.testing.assert_allclose(intensity.high, high, rtol=1e-6)
+    found = normalize(pixels, intensity)[:, 16:48, 16:48].reshape(-1, 2)
+    np.testing.assert_allclose(found, (clipped - clipped.mean(axis=0)) / clipped.std(axis=0), atol=1e-4)
+
+
+def test_clipped_zscore_measures_all_between_its_percentiles():
+    pixels = np.random.default_rng(2).integers(0, 1000, (3, 20, 30, 1)).astype(np.uint16)
+    clipped = np.clip(pixels.astype(np.float64), *np.percentile(pixels, (5, 90)))
+    found = normalize(pixels, measure_intensity(pixels, "zscore", clip_percentiles=(5, 90)))
+    np.testing.assert_allclose(found, (clipped - clipped.mean()) / clipped.std(), atol=1e-5)
+
+
+def test_percentiles_that_clip_belong_to_the_preprocessing():
+    pixels = make_phantom(2, image_size=64, slices=6)[0]
+    plain, clipped = (
+        prepare_scan(pixels, Preprocessing(image_size=64, normalization="zscore_foreground", clip_percentiles=given))
+        for given in (None, (0.5, 99.5))
+    )
+    assert np.isinf(plain.intensity.high).all()
+    assert np.isfinite(clipped.intensity.high).all()
