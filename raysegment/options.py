@@ -428,6 +428,12 @@ class TrainOptions(Preprocessing, CommandOptions):
     )
     max_failures: int = choice(3, "lost workers or nodes after which the run gives up", minimum=0)
     keep_checkpoints: int = choice(2, "checkpoints kept, the newest; the best model is kept besides", minimum=1)
+    predictions_every: int = choice(
+        0,
+        "epochs after which figures/predictions.png is drawn anew while training goes on; 0: at its end only",
+        unit="epochs",
+        minimum=0,
+    )
     steps_per_execution: int = choice(1, "optimisation steps without Python between them; pays on GPUs", minimum=1)
     max_minutes: float | None = choice(
         None,

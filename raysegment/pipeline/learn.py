@@ -8,7 +8,7 @@ import shutil
 import statistics
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -20,11 +20,15 @@ import numpy.typing as npt
 from raysegment.errors import CheckpointError, DivergedError, SharedFolderError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.samples import KeptScan, score_scan
-from raysegment.pipeline.score import summarise_scores
+from raysegment.pipeline.score import dice_per_scan, summarise_scores
 from raysegment.store.place import sync
 
 if TYPE_CHECKING:
     from raysegment.model.fit import Batch, Fitter
+
+
+NUM_WORST = 3
+"""Validation scans that each epoch's line names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class Progress:
         best_score: Its score; larger is better.
         minutes: Wall-clock time spent in epochs.
         history: One row per epoch done.
+        scan_dice: Dice of each validation scan after the last epoch, in their order; NaN where there is none.
     """
 
     epoch: int = 0
@@ -44,6 +49,7 @@ class Progress:
     best_score: float = -math.inf
     minutes: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
+    scan_dice: list[float] = field(default_factory=list)
 
     @property
     def improved_epoch(self) -> int:
@@ -74,7 +80,7 @@ class Progress:
         further = 1 + int(spare / typical) if typical > 0 else options.epochs
         return min(options.epochs, self.epoch + further)
 
-    def after(self, row: dict[str, float], best_by: str) -> Progress:
+    def after(self, row: dict[str, float], best_by: str, scan_dice: Sequence[float] = ()) -> Progress:
         """The progress after one more epoch; among epochs of equal score the one with the lowest loss is the best."""
         score = score_of(row, best_by)
         is_best = not self.best_epoch or score > self.best_score
@@ -87,7 +93,13 @@ class Progress:
             best_score=score if is_best else self.best_score,
             minutes=self.minutes + row["minutes"],
             history=[*self.history, row],
+            scan_dice=list(scan_dice),
         )
+
+    def find_worst(self) -> list[int]:
+        """Positions of the validation scans with the lowest Dice after the last epoch, the worst first."""
+        known = [position for position, dice in enumerate(self.scan_dice) if not math.isnan(dice)]
+        return sorted(known, key=lambda position: self.scan_dice[position])[:NUM_WORST]
 
 
 def run_epochs(
@@ -98,6 +110,7 @@ def run_epochs(
     folder: Path,
     on_epoch: Callable[[Progress], None],
     on_step: Callable[[int, int], None] | None = None,
+    on_validated: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Train from the newest checkpoint on until the run is over.
 
@@ -109,6 +122,7 @@ def run_epochs(
         folder: The run's checkpoints.
         on_epoch: Called after each epoch with its checkpoint written.
         on_step: Called with epoch and steps done.
+        on_validated: Called in each epoch while the network has the weights that were validated.
 
     Raises:
         DivergedError: The loss is not a number.
@@ -122,7 +136,7 @@ def run_epochs(
     while not progress.is_over(options):
         watch = partial(on_step, progress.epoch) if on_step else None
         fitter.anneal_over(progress.count_epochs(options))
-        progress = run_epoch(fitter, batches, validation, num_validation_scans, folder, progress, watch)
+        progress = run_epoch(fitter, batches, validation, num_validation_scans, folder, progress, watch, on_validated)
         if fitter.task.rank == 0:
             save_checkpoint(fitter, folder, progress)
         on_epoch(progress)
@@ -137,6 +151,7 @@ def run_epoch(
     folder: Path,
     progress: Progress,
     on_step: Callable[[int], None] | None,
+    on_validated: Callable[[Progress], None] | None = None,
 ) -> Progress:
     """Train and validate once, and keep the weights if they are the best.
 
@@ -167,9 +182,12 @@ def run_epoch(
         }
         # Without any lesion to validate on Dice says nothing in any epoch.
         has_lesion = scores[:, 2:-2:3].any()
-        progress = progress.after(row, options.best_by if has_lesion else "val_loss")
+        scan_dice = dice_per_scan(scores, fitter.task.labels)
+        progress = progress.after(row, options.best_by if has_lesion else "val_loss", scan_dice)
         if progress.best_epoch == progress.epoch and fitter.task.rank == 0:
             save_best(folder, progress.epoch, fitter.model.get_weights())
+        if on_validated:
+            on_validated(progress)
     return progress
 
 

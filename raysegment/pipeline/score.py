@@ -191,14 +191,29 @@ def summarise_scores(scores: npt.NDArray[np.float64], labels: Labels) -> dict[st
             losses, and slices.
         labels: What is segmented.
     """
-    counts = scores[:, :-2].reshape(-1, len(labels), 3)
-    means = [mean_of(column) for column in dice_of(*np.moveaxis(counts, -1, 0)).T]
+    means = [mean_of(column) for column in _dice_of_scores(scores, labels).T]
     apart = {f"val_dice_{name}": mean for name, mean in zip(labels.names, means, strict=True)}
     return {
         "val_loss": float(scores[:, -2].sum() / scores[:, -1].sum()),
         "val_dice": mean_of(np.array(means)),
         **(apart if len(labels) > 1 else {}),
     }
+
+
+def dice_per_scan(scores: npt.NDArray[np.float64], labels: Labels) -> list[float]:
+    """Hard Dice of each scan, the mean over its labels; NaN where masks and references are all empty.
+
+    Args:
+        scores: As in `summarise_scores`.
+        labels: What is segmented.
+    """
+    return [mean_of(row) for row in _dice_of_scores(scores, labels)]
+
+
+def _dice_of_scores(scores: npt.NDArray[np.float64], labels: Labels) -> npt.NDArray[np.float64]:
+    """(scans, labels)."""
+    counts = scores[:, :-2].reshape(-1, len(labels), 3)
+    return np.asarray(dice_of(*np.moveaxis(counts, -1, 0)))
 
 
 def find_strengths(probability: npt.NDArray[np.float32], geometry: Geometry, labels: Labels) -> npt.NDArray[np.float32]:

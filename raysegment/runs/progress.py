@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
+from raysegment.archive.names import show_name
 from raysegment.runs.console import Console
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -96,22 +98,37 @@ class EpochProgress:
         self._console = console
         self._epochs_seen = 0
 
+    def say(self, text: str) -> None:
+        """Tell something else."""
+        self._console.say(text)
+
     def steps_done(self, epoch: int, done: int, total: int) -> None:
         """Move the bar within an epoch, counted from 0."""
         self._console.show_bar(f"epoch {epoch + 1}", done, total)
 
-    def epoch_done(self, row: dict[str, float], best_epoch: int, epochs: int) -> None:
-        """The line of one epoch, from its row of the history; `epochs` are those of the whole run."""
+    def epoch_done(
+        self, row: dict[str, float], best_epoch: int, epochs: int, worst: Sequence[tuple[str, float]] = ()
+    ) -> None:
+        """The line of one epoch.
+
+        Args:
+            row: Of the history.
+            best_epoch: The best one so far.
+            epochs: Of the whole run.
+            worst: scan_id and Dice of the validation scans with the lowest Dice, the worst first.
+        """
         self._console.hide_bar()
         mark = " *" if best_epoch == row["epoch"] else ""
         apart = {key.removeprefix(OF_LABEL): value for key, value in row.items() if key.startswith(OF_LABEL)}
         of_labels = f" ({', '.join(f'{name} {_show(value)}' for name, value in apart.items())})" if apart else ""
+        of_worst = ", ".join(f"{show_name(scan_id)} {dice:.2f}" for scan_id, dice in worst)
         self._console.say(
             f"epoch {row['epoch']:.0f}/{epochs}  loss {row['loss']:.4f}  dice {_show(row['dice'])}  "
             f"val_loss {row['val_loss']:.4f}  val_dice {_show(row['val_dice'])}{of_labels}{mark}  "
             f"{row['slices_per_second']:.1f} slices/s  waiting for data {row['data_wait_share']:.0%}  "
-            f"{row['seconds']:.0f} s",
+            f"{row['seconds']:.0f} s{f'  worst: {of_worst}' if of_worst else ''}",
             **row,
+            worst=[{"scan_id": scan_id, "dice": dice} for scan_id, dice in worst],
         )
         self._epochs_seen += 1
         # The first epoch also waits for Ray Data to start.

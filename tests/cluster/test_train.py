@@ -49,7 +49,7 @@ def two_runs(ray_here: None, scans: Path, tmp_path_factory: pytest.TempPathFacto
     """The same training with one worker and with two."""
     out = tmp_path_factory.mktemp("runs")
     for workers in (1, 2):
-        train(make_options(scans, out / str(workers), epochs=4, workers=workers, optimizer="adam"))
+        train(make_options(scans, out / str(workers), epochs=4, workers=workers, optimizer="adam", predictions_every=2))
     return out / "1", out / "2"
 
 
@@ -73,6 +73,26 @@ def test_every_slice_is_used_and_validated_once_where_nothing_divides(two_runs: 
         history = history_of(run)
         assert history["num_slices"] == [filled] * 4
         assert history["num_validation_slices"] == [counts["val"]] * 4
+
+
+def test_each_epoch_names_the_worst_validation_scans_and_some_draw_them(two_runs: tuple[Path, Path]) -> None:
+    manifest = pq.read_table(two_runs[0] / "manifest.parquet").to_pylist()
+    validated = [row["scan_id"] for row in manifest if row["split"] == "val"]
+    assert len(validated) == 3
+    for run in two_runs:
+        lines = (run / "log.txt").read_text(encoding="utf-8").splitlines()
+        epochs = [line.partition("worst: ") for line in lines if " epoch " in line]
+        assert len(epochs) == 4
+        for line, history_dice in zip(epochs, history_of(run)["val_dice"], strict=True):
+            found = dict(word.rsplit(" ", 1) for word in line[2].split(", ")) if line[2] else {}
+            assert set(found) <= set(validated)
+            values = [float(dice) for dice in found.values()]
+            assert values == sorted(values)
+            assert sum(values) / max(1, len(values)) == pytest.approx(history_dice, abs=0.006)
+        drawn = [position for position, line in enumerate(lines) if line.endswith("predictions.png")]
+        assert len(drawn) == 3
+        assert (run / "figures" / "predictions.png").stat().st_size > 10_000
+        assert not list((run / "figures").glob(".*"))
 
 
 def test_the_bundle_of_two_workers_is_a_plain_model(two_runs: tuple[Path, Path]) -> None:

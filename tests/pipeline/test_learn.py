@@ -1,6 +1,7 @@
 import json
 import math
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from raysegment.pipeline.learn import (
     save_best,
     score_of,
 )
-from raysegment.pipeline.score import summarise_scores
+from raysegment.pipeline.score import dice_per_scan, summarise_scores
 from raysegment.pipeline.thresholds import THRESHOLDS, choose_threshold
 from raysegment.scan import Labels
 
@@ -73,6 +74,19 @@ def test_validation_dice_of_several_labels_is_the_mean_of_their_means() -> None:
     assert (found["val_dice_a"], found["val_dice_b"]) == (0.75, 0.0)
     assert found["val_dice"] == pytest.approx(0.375)
     assert found["val_loss"] == pytest.approx(12.0 / 6)
+
+
+def test_dice_of_a_scan_is_the_mean_over_its_labels() -> None:
+    labels = Labels(("a", "b"), ((1,), (2,)))
+    scores = np.array([[10, 20, 20, 0, 0, 0, 6.0, 3], [5, 5, 5, 0, 0, 4, 2.0, 1], [0, 0, 0, 0, 0, 0, 4.0, 2]])
+    assert dice_per_scan(scores, labels) == pytest.approx([0.5, 0.5, math.nan], nan_ok=True)
+
+
+def test_the_worst_scans_are_named_by_position_and_those_without_dice_are_none() -> None:
+    after = Progress().after(row_of(0.5, 1.0), "val_dice", [0.9, math.nan, 0.2, 0.5, 0.1])
+    assert after.find_worst() == [4, 2, 3]
+    assert Progress().after(row_of(0.5, 1.0), "val_dice", [math.nan, 0.3]).find_worst() == [1]
+    assert Progress(**json.loads(json.dumps(asdict(after)))).find_worst() == [4, 2, 3]
 
 
 def row_of(val_dice: float, val_loss: float, minutes: float = 1.0) -> dict[str, float]:

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.train
@@ -24,10 +24,14 @@ from raysegment.errors import RaysegmentError, RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.epoch_plan import deal_scans
 from raysegment.pipeline.learn import Progress, read_progress, run_epochs
+from raysegment.pipeline.preview import Preview, draw_previews, make_previews
 from raysegment.runs.console import Console
 from raysegment.runs.progress import EpochProgress
 from raysegment.scan import Labels
 from raysegment.store.place import report_full_disk
+
+if TYPE_CHECKING:
+    from raysegment.model.fit import Fitter
 
 THREADS_PER_MAKER = 4
 """TensorFlow threads for which one augmenting process is enough."""
@@ -134,7 +138,7 @@ def run_workers(task: WorkerTask, share: WorkerShare, console: Console) -> Progr
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
     )
-    reader = MailReader(mailbox, EpochProgress(console), task.options)
+    reader = MailReader(mailbox, EpochProgress(console), task)
     try:
         with reader:
             trainer.fit()
@@ -149,15 +153,15 @@ def run_workers(task: WorkerTask, share: WorkerShare, console: Console) -> Progr
 
 
 class MailReader:
-    """Prints what the first worker posts, while training runs.
+    """Prints and draws what the first worker posts, while training runs.
 
     Attributes:
         failure: What a worker raised on purpose; Ray hands on the text of errors, not their type.
     """
 
-    def __init__(self, mailbox: Any, shown: EpochProgress, options: TrainOptions) -> None:
+    def __init__(self, mailbox: Any, shown: EpochProgress, task: WorkerTask) -> None:
         self.failure: RaysegmentError | None = None
-        self._mailbox, self._shown, self._options = mailbox, shown, options
+        self._mailbox, self._shown, self._task = mailbox, shown, task
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -194,9 +198,22 @@ class MailReader:
         if "steps" in message:
             self._shown.steps_done(message["epoch"], message["steps"], message["total"])
             return
+        if "previews" in message:
+            self._draw(message["previews"])
+            return
         progress: Progress = message["progress"]
-        epochs = progress.count_epochs(self._options)
-        self._shown.epoch_done(progress.history[-1], progress.best_epoch, epochs)
+        epochs = progress.count_epochs(self._task.options)
+        self._shown.epoch_done(progress.history[-1], progress.best_epoch, epochs, message["worst"])
+
+    def _draw(self, previews: list[Preview]) -> None:
+        """Replace the run's picture of predictions; one that fails costs no line of the log."""
+        figure = Path(self._task.folder) / "figures" / "predictions.png"
+        try:
+            draw_previews(previews, figure, self._task.labels)
+        except Exception as error:
+            self._shown.say(f"{figure} could not be drawn: {type(error).__name__}: {error}")
+        else:
+            self._shown.say(f"drew {figure}")
 
 
 def train_on_worker(config: dict[str, Any]) -> None:
@@ -232,8 +249,14 @@ def train_one_rank(task: WorkerTask) -> None:
         if rank == 0:
             write_history(Path(task.folder), progress)
             log_epoch(Path(task.folder) / "tensorboard", progress.history[-1])
-            ray.get(task.mailbox.post.remote({"progress": progress}))
+            worst = [(task.validation.scan_ids[scan], progress.scan_dice[scan]) for scan in progress.find_worst()]
+            ray.get(task.mailbox.post.remote({"progress": progress, "worst": worst}))
         ray.train.report({"epoch": progress.epoch})
+
+    def on_validated(progress: Progress) -> None:
+        every = task.options.predictions_every
+        if rank == 0 and every and progress.epoch % every == 0 and (previews := look_at_some(task, fitter, progress)):
+            task.mailbox.post.remote({"previews": previews})
 
     progress = run_epochs(
         fitter,
@@ -243,10 +266,23 @@ def train_one_rank(task: WorkerTask) -> None:
         checkpoints,
         on_epoch,
         on_step,
+        on_validated,
     )
     if rank == 0:
         # Again: the run may have been killed between the last checkpoint and its row of the history.
         write_history(Path(task.folder), progress)
+
+
+def look_at_some(task: WorkerTask, fitter: Fitter, progress: Progress) -> list[Preview]:
+    """What the network finds in a slice each of some validation scans, of whichever rank."""
+    return make_previews(
+        progress.scan_dice,
+        task.validation.fetch,
+        fitter.predict,
+        task.labels,
+        context_slices=task.options.context_slices,
+        epoch=progress.epoch,
+    )
 
 
 def make_fitter(task: WorkerTask, plan: SharePlan) -> Any:
