@@ -28,7 +28,7 @@ from raysegment.commands.stored_tables import StoredTables
 from raysegment.errors import EXIT_DONE, UsageError
 from raysegment.options import MeasureOptions
 from raysegment.pipeline.gallery import draw_inference_figures
-from raysegment.pipeline.remeasure import RemeasureSettings, StoredScan, remeasure_all
+from raysegment.pipeline.remeasure import COPIED, RemeasureSettings, StoredScan, remeasure_all
 from raysegment.pipeline.score import summarise_metrics
 from raysegment.runs.closing import (
     choose_exit_code,
@@ -36,13 +36,21 @@ from raysegment.runs.closing import (
     describe_damage,
     describe_failures,
     describe_nothing_to_do,
+    describe_review,
     describe_run,
 )
 from raysegment.runs.console import Console
 from raysegment.runs.identity import Identity, identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
-from raysegment.runs.record import as_json, describe_choices, describe_machine, keep_record
+from raysegment.runs.record import (
+    as_json,
+    describe_choices,
+    describe_machine,
+    keep_record,
+    read_record,
+    write_record,
+)
 from raysegment.scan import Labels, ReadSettings
 from raysegment.store.masks import iterate_masks
 from raysegment.store.parts import MAX_FAILURES_SHOWN, STAGING, Failure, OpenPart, PartReceipt
@@ -56,10 +64,10 @@ from raysegment.store.publish import (
     take_out,
 )
 from raysegment.store.schema import MEASURED_TABLES, SCHEMA_VERSION, STATUS_OK
-from raysegment.store.upgrade import read_version
+from raysegment.store.upgrade import bring_up_tables, read_version
 
 PART_BYTES = 2**26
-COPIED = ["scan_id", "label", "mean_probability", "dice_at_half"]
+READ_COLUMNS = ["scan_id", "label", "dice_at_half", *COPIED]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,13 +168,17 @@ class Measurement:
         self.place.make_writable()
         with RunLock(self.place) as lock:
             record = identity.open(self.place) | {"options_id": identity.options_id}
-            read_version(self.place, record)
+            version = read_version(self.place, record)
             record["schema_version"] = SCHEMA_VERSION
             console = Console(self.place, as_json=self.options.json)
             for note in notes:
                 console.say(note)
             if removed := prepare_tables(self.place, MEASURED_TABLES):
                 console.say(describe_damage(removed))
+            if version < SCHEMA_VERSION:
+                bring_up_tables(self.place)
+                if record.get("status"):
+                    write_record(self.place, read_record(self.place) | {"schema_version": SCHEMA_VERSION})
             if not record.get("status"):
                 identity.check_rows(self.place)
             remaining = find_remaining(self.manifest, read_finished(self.place), retry_failed=self.options.retry_failed)
@@ -244,7 +256,7 @@ class Measurement:
                 yield describe(mask["scan_id"], mask, part)
 
     def _read_metrics(self, plan: pa.Table) -> dict[str, list[dict[str, Any]]]:
-        rows = read_rows(self.stored.place, "metrics", COPIED)
+        rows = read_rows(self.stored.place, "metrics", READ_COLUMNS)
         by_scan: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows.filter(pc.is_in(rows["scan_id"], value_set=plan["scan_id"])).to_pylist():
             by_scan[row["scan_id"]].append(row)
@@ -292,6 +304,7 @@ class Measurement:
             lines = [describe_nothing_to_do(numbers["scans_total"], numbers["scans_failed"], self.options.out)]
         else:
             lines = describe_run(numbers, self.scans_now)
+            lines += describe_review({**summary, **numbers}, self.options.out)
             lines += describe_failures(dict(self.failed), self.failures, self.options.out)
         for line in lines:
             console.say(line)

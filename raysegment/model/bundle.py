@@ -54,6 +54,7 @@ class BundleDescription:
         split: Patients and scans per split, for the card.
         scores: Scores on scans not trained on, for the card.
         provenance: Anything else that made it: options, seed, versions. No dates, they would change `model_id`.
+        doubt: Plain numbers that tell when to doubt a mask, see `pipeline/doubt`; None for none.
     """
 
     preprocessing: Preprocessing
@@ -67,6 +68,7 @@ class BundleDescription:
     split: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    doubt: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +102,7 @@ class Bundle:
     split: Mapping[str, Any]
     scores: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    doubt: Mapping[str, Any] | None
     weights_sha256: str
     network_bytes: bytes = field(repr=False)
 
@@ -247,6 +250,9 @@ def _describe(description: BundleDescription) -> dict[str, Any]:
     }
     if description.threshold is not None:
         content["postprocessing"]["threshold"] = description.threshold
+    # Bundles of older versions lack it, and keep their model_id.
+    if description.doubt is not None:
+        content["doubt"] = dict(description.doubt)
     # Through JSON once, so that model_id is the same before writing and after reading.
     return dict(json.loads(json.dumps(content)))
 
@@ -272,6 +278,7 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes
         split=content["split"],
         scores=content["scores"],
         provenance=content["provenance"],
+        doubt=content.get("doubt"),
         weights_sha256=str(content["weights_sha256"]),
         network_bytes=network_bytes,
     )

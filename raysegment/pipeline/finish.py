@@ -12,6 +12,7 @@ import numpy as np
 from raysegment.choices import changed_result, pick
 from raysegment.imaging.threshold import describe_thresholds
 from raysegment.options import Postprocessing, Preprocessing, TrainOptions
+from raysegment.pipeline.doubt import describe_doubt
 from raysegment.pipeline.learn import Progress, load_best
 from raysegment.pipeline.passes import PredictEach, Values, run_passes, smooth_over_slices
 from raysegment.pipeline.samples import KeptScan, iterate_batches
@@ -55,7 +56,8 @@ def write_bundle(
         labels: What is segmented.
         progress: Where training ended.
         validation: All validation scans.
-        facts: `num_channels` (of a scan), `training_patients`, `data`, `split`, `provenance`.
+        facts: `num_channels` (of a scan), `training_patients`, `data`, `split`, `provenance`; `reference_sizes` of the
+            scans trained on, where these are known.
 
     Returns:
         `threshold` (by label where each has one of its own), `min_component_voxels`, `val_dice` and `val_precision`
@@ -130,6 +132,7 @@ def describe_bundle(
             "epochs": progress.epoch,
             "options": changed_result(options),
         },
+        doubt=describe_doubt(labels, facts.get("reference_sizes", ())),
     )
 
 

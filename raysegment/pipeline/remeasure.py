@@ -21,7 +21,10 @@ from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
 from raysegment.store.parts import ScanRows
 from raysegment.store.place import Place
-from raysegment.store.schema import STATUS_FAILED
+from raysegment.store.schema import ADDED_COLUMNS, STATUS_FAILED
+
+COPIED = ("mean_probability", *ADDED_COLUMNS[3]["metrics"])
+"""Columns of metrics that need probabilities and no reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +170,7 @@ def _measure(
             surface_tolerance_mm=settings.surface_tolerance_mm,
         )
         measured["voxels_by_reference"] = by_reference[position]
-        copied = {"mean_probability": known.get("mean_probability")}
+        copied = {name: known.get(name) for name in COPIED}
         copied["dice_at_half"] = known.get("dice_at_half") if stored.is_as_then else None
         rows.append({"scan_id": scan_id, "patient_id": stored.scan["patient_id"], "label": name} | measured | copied)
     return tuple(rows)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from raysegment.imaging.geometry import Geometry, restore_grid
 from raysegment.imaging.measure import dice_of, overlap_of
+from raysegment.pipeline.doubt import count_review
 from raysegment.scan import Labels
 
 RESAMPLES = 10_000
@@ -84,6 +85,7 @@ def summarise_metrics(
         "patients": pc.count_distinct(metrics["patient_id"]).as_py(),
         **{name: mean_of(np.array([numbers[name] for numbers in every])) for name in MEANS},
         **{name: sum(numbers[name] for numbers in every) for name in COUNTS},
+        **count_review(metrics),
         "dice_ci95": list(
             bootstrap_interval(
                 _numbers(metrics, "dice"), metrics["patient_id"].to_pylist(), labels=metrics["label"].to_pylist()
@@ -119,6 +121,7 @@ def _summarise_label(metrics: pa.Table) -> dict[str, Any]:
         "surface_dice_mean": mean_of(_numbers(metrics, "surface_dice")),
         "surface_tolerance_mm": mean_of(_numbers(metrics, "surface_tolerance_mm")),
         **{name: _sum_all(metrics[name]) for name in SUMS},
+        **count_review(metrics),
         **_pool({name: int(_numbers(metrics, name).sum()) for name in CONFUSION}),
     }
 

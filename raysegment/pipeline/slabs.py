@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.imaging.doubt import count_near
 from raysegment.imaging.geometry import Geometry, restore_grid
 from raysegment.imaging.measure import Plane, count_overlap, dice_of
 from raysegment.imaging.postprocess import threshold_probability
@@ -45,6 +46,15 @@ class Slabs:
         """Which slices, and their probabilities on the scan's own grid."""
         for start in range(0, self.grid[0], self._step):
             chosen = slice(start, min(self.grid[0], start + self._step))
+            yield chosen, self._restore(chosen)
+
+    def within(self, first: int, stop: int) -> Iterator[tuple[slice, Probability]]:
+        """As iterating, over the slices from `first` to before `stop`."""
+        if self._only is not None:
+            yield slice(first, stop), self._only[:, first:stop]
+            return
+        for start in range(first, stop, self._step):
+            chosen = slice(start, min(stop, start + self._step))
             yield chosen, self._restore(chosen)
 
     def mean_inside(self, position: int, plane: Plane) -> float:
@@ -85,10 +95,13 @@ class RawMask:
     Attributes:
         mask: On the scan's own grid.
         dice_at_half: For each label Dice of the mask at threshold 0.5 and the reference; NaN without a reference.
+        share_near_threshold: For each label the share of voxels near its threshold among those near or above it; NaN
+            where there are none.
     """
 
     mask: Mask
     dice_at_half: tuple[float, ...]
+    share_near_threshold: tuple[float, ...]
 
 
 def threshold_slabs(
@@ -108,18 +121,20 @@ def threshold_slabs(
         reference_labels: The values that the same labels have in the reference; as in masks if not given.
     """
     mask: Mask | None = None
-    counts = np.zeros((len(labels), 3), np.int64)
+    counts, near = np.zeros((len(labels), 3), np.int64), np.zeros((len(labels), 2), np.int64)
     for chosen, probability in slabs:
         part = threshold_probability(probability, labels, thresholds)
         if mask is None:
             mask = np.empty((*part.shape[:-3], *slabs.grid), part.dtype)
         mask[..., chosen, :, :] = part
+        near += count_near(probability, labels, thresholds)
         if reference is not None:
             halves = threshold_probability(probability, labels, (0.5,) * len(labels))
             counts += _count_halves(halves, labels, reference[chosen], reference_labels or labels)
     assert mask is not None
     dice = dice_of(*counts.T) if reference is not None else np.full(len(labels), math.nan)
-    return RawMask(mask, tuple(dice.tolist()))
+    shares = [count / reached if reached else math.nan for count, reached in near.tolist()]
+    return RawMask(mask, tuple(dice.tolist()), tuple(shares))
 
 
 def _count_halves(mask: Mask, labels: Labels, reference: LabelMap, drawn: Labels) -> npt.NDArray[np.int64]:

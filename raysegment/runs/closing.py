@@ -75,6 +75,21 @@ def describe_run(numbers: Mapping[str, Any], scans_now: int) -> list[str]:
     return lines
 
 
+def describe_review(numbers: Mapping[str, Any], out: str) -> list[str]:
+    """One line for scans that a person should look at, and where the list of them stands; none where no scan is ok.
+
+    Args:
+        numbers: `scans_ok, scans_to_review, scans_review_unknown`.
+        out: The output folder.
+    """
+    asked, unknown, ok = numbers["scans_to_review"], numbers["scans_review_unknown"], numbers["scans_ok"]
+    if not ok:
+        return []
+    notes = f"; of {unknown} more nothing is known that would tell" if unknown else ""
+    where = f": {out}/metrics, needs_review = true" if asked else ""
+    return [f"{'review':<10}{asked} of {ok} scans need{'s' * (asked == 1)} it{where}{notes}"]
+
+
 def describe_failures(failed_by_type: Mapping[str, int], failures: Sequence[Failure], out: str) -> list[str]:
     """Failed scans by type, then the first of them, and where the rest stands."""
     if not failed_by_type:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-"""Of the tables' columns, in run.json: 1, which older versions did not write, lacks what `ADDED_COLUMNS` names."""
+SCHEMA_VERSION = 3
+"""Of the tables' columns, in run.json, where version 1 was not written yet; `ADDED_COLUMNS` has what each one added."""
 
 STATUS_OK = "ok"
 STATUS_FAILED = "failed"
@@ -74,9 +74,17 @@ METRICS_SCHEMA = pa.schema(
         ("lesions_missed", pa.int64()),
         ("lesions_false", pa.int64()),
         ("voxels_by_reference", pa.list_(pa.int64())),
+        ("border_entropy", pa.float64()),
+        ("share_near_threshold", pa.float64()),
+        ("mirror_dice", pa.float64()),
+        ("member_dice", pa.float64()),
+        ("volume_in_training_range", pa.bool_()),
+        ("predicted_dice", pa.float64()),
+        ("needs_review", pa.bool_()),
     ]
 )
-"""One row per ok scan and label. From `reference_is_empty` on all are null where the scan has no usable reference.
+"""One row per ok scan and label. From `reference_is_empty` to `voxels_by_reference` all are null where the scan has no
+usable reference.
 
 `mean_probability` is over the mask's voxels (NaN if it is empty); `volume_ml` is NaN without spacing; `dice_at_half` is
 the Dice of `probability >= 0.5` before any cleaning; `lesion_slices` are slices whose reference holds lesion,
@@ -86,6 +94,13 @@ affine's shear; `surface_dice` is at `surface_tolerance_mm`.
 `lesions_…` count 26-connected components: `found` those of the reference that the mask touches, `false` those of the
 mask that touch no reference. `voxels_by_reference`, where labels exclude each other: the mask's voxels by what the
 reference has there, background first, then the labels in their order.
+
+From `border_entropy` on no reference is needed, and all are null in rows of older versions. `border_entropy` is the
+mean in bits over the voxels on both sides of the mask's border (NaN where it has none); `share_near_threshold` the
+share of voxels within 0.1 of the threshold among those at or above threshold - 0.1 (NaN where there are none);
+`mirror_dice` and `member_dice` the agreement of mirrored passes and of members (null where there was one of them, NaN
+where all are empty). `volume_in_training_range` is null where volume or range is unknown, `predicted_dice` where the
+bundle has no regression or a number it needs is missing, `needs_review` where nothing that its rule asks for is known.
 """
 
 MASKS_SCHEMA = pa.schema(
@@ -102,22 +117,35 @@ MASKS_SCHEMA = pa.schema(
 )
 """One row per ok scan; `np.frombuffer(zlib.decompress(mask), dtype).reshape(shape)` is the mask."""
 
-ADDED_COLUMNS = {
-    "scans": ("slice_axis",),
-    "metrics": (
-        "patient_id",
-        "hd95_mm",
-        "mean_surface_distance_mm",
-        "surface_dice",
-        "surface_tolerance_mm",
-        "lesions_reference",
-        "lesions_found",
-        "lesions_missed",
-        "lesions_false",
-        "voxels_by_reference",
-    ),
+ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
+    2: {
+        "scans": ("slice_axis",),
+        "metrics": (
+            "patient_id",
+            "hd95_mm",
+            "mean_surface_distance_mm",
+            "surface_dice",
+            "surface_tolerance_mm",
+            "lesions_reference",
+            "lesions_found",
+            "lesions_missed",
+            "lesions_false",
+            "voxels_by_reference",
+        ),
+    },
+    3: {
+        "metrics": (
+            "border_entropy",
+            "share_near_threshold",
+            "mirror_dice",
+            "member_dice",
+            "volume_in_training_range",
+            "predicted_dice",
+            "needs_review",
+        ),
+    },
 }
-"""Columns that version 1 did not have."""
+"""Columns by the version that added them, and by table."""
 
 SCHEMAS = {"masks": MASKS_SCHEMA, "metrics": METRICS_SCHEMA, "scans": SCANS_SCHEMA}
 """The tables in the order in which a part is published: a scan is done when it is in `scans`."""

@@ -53,13 +53,19 @@ def bring_up_tables(place: Place) -> int:
         DamagedTablesError: A part cannot be read.
         DiskFullError: No space left; what is published stays valid.
     """
-    return sum(_bring_up(place, table, part) for part in list_parts(place, "scans") for table in ADDED_COLUMNS)
+    added: dict[str, set[str]] = {}
+    for tables in ADDED_COLUMNS.values():
+        for table, columns in tables.items():
+            added.setdefault(table, set()).update(columns)
+    parts = list_parts(place, "scans")
+    return sum(_bring_up(place, table, part, columns) for part in parts for table, columns in added.items())
 
 
-def _bring_up(place: Place, table: str, part: str) -> bool:
+def _bring_up(place: Place, table: str, part: str, added: set[str]) -> bool:
+    """Replace a part that lacks one of the added columns."""
     name = f"{table}/{part}"
     with report_damage(place, name):
-        if set(ADDED_COLUMNS[table]) <= set(place.read_schema(name).names):
+        if added <= set(place.read_schema(name).names):
             return False
         rows = place.read_table(name)
     if table == "metrics" and "patient_id" not in rows.column_names:

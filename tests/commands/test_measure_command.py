@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -33,6 +35,7 @@ from raysegment.scan import Labels, ReadSettings
 from raysegment.store.parts import ScanRows, stage_part
 from raysegment.store.place import Place
 from raysegment.store.publish import prepare_tables, publish_part, read_rows
+from raysegment.store.schema import ADDED_COLUMNS
 
 LESION = Labels()
 NEVER_EQUAL = {"fingerprint", "options_id", "attempt"}
@@ -213,6 +216,29 @@ def test_scans_are_found_as_they_were_when_they_were_segmented(tmp_path):
     result = measure(options_for(tmp_path / "tables", tmp_path / "archive", tmp_path / "eval"))
     assert (result.scans_ok, result.exit_code) == (2, 0)
     assert all(row["dice_at_half"] is not None for row in rows_of(tmp_path / "eval", "metrics").values())
+
+
+def make_version_2(folder: Path) -> None:
+    """A folder as the version before doubt left it."""
+    for part in (folder / "metrics").glob("*.parquet"):
+        table = pq.read_table(part, partitioning=None)
+        pq.write_table(table.drop_columns(list(ADDED_COLUMNS[3]["metrics"])), part)
+    place = Place(str(folder))
+    write_record(place, read_record(place) | {"schema_version": 2})
+
+
+def test_tables_of_version_2_have_no_doubt_and_measurements_of_it_go_on(segmented, phantom_archive, tmp_path):
+    tables = Path(shutil.copytree(segmented, tmp_path / "tables"))
+    make_version_2(tables)
+    options = options_for(tables, phantom_archive, tmp_path / "eval")
+    result = measure(options)
+    assert (result.scans_ok, result.summary["scans_to_review"], result.summary["scans_review_unknown"]) == (6, 0, 6)
+    rows = rows_of(tmp_path / "eval", "metrics")
+    assert {row[name] for row in rows.values() for name in ADDED_COLUMNS[3]["metrics"]} == {None}
+    make_version_2(tmp_path / "eval")
+    assert measure(options).scans_now == 0
+    assert json.loads((tmp_path / "eval" / "run.json").read_text())["schema_version"] == 3
+    assert len(pd.read_parquet(tmp_path / "eval" / "metrics")["needs_review"]) == 6
 
 
 def test_a_killed_measurement_leaves_whole_parts(segmented, phantom_archive, tmp_path):

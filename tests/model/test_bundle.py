@@ -133,6 +133,21 @@ def test_a_bundle_of_version_0_3_keeps_its_identity_and_averages_nothing(saved, 
     assert (bundle.postprocessing.mirror, bundle.postprocessing.smooth_slices) == ("none", False)
 
 
+def test_what_tells_doubt_reads_back_and_stands_in_the_card_and_older_bundles_lack_it(saved, network, tmp_path):
+    assert "doubt" not in json.loads((saved / "model.json").read_text())
+    assert load_bundle(saved).doubt is None
+    assert "Masks to look at" not in (saved / "MODEL_CARD.md").read_text()
+    ranges = {"volume_range_ml": {"lesion": [0.5, 80.0]}, "volume_range_voxels": None, "slice_shape": None}
+    rule = {"volume_in_training_range_is": False, "mirror_dice_below": 0.8}
+    doubt = {**ranges, "volume_scans": 34, "regression": None, "rule": rule}
+    bundle = save_bundle(tmp_path / "model", network, describe(doubt=doubt))
+    assert bundle.doubt == doubt
+    assert bundle.model_id != load_bundle(saved).model_id
+    card = (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    assert "(`mirror_dice`): below 0.8" in card
+    assert "Smallest and largest of 34 training references: lesion 0.5 to 80 ml." in card
+
+
 def test_saving_again_replaces_the_bundle_and_leaves_nothing_beside_it(network, tmp_path):
     save_bundle(tmp_path / "model", network, describe())
     save_bundle(tmp_path / "model", network, describe(scores={"val_dice": 0.9}))

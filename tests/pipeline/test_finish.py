@@ -18,6 +18,7 @@ from raysegment.model.engines.tensorflow import Predictor
 from raysegment.model.fit import build_chosen
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.blocks import ReadScan
+from raysegment.pipeline.doubt import ReferenceSize
 from raysegment.pipeline.finish import write_bundle
 from raysegment.pipeline.learn import Progress, save_best
 from raysegment.pipeline.samples import keep_scan
@@ -57,6 +58,9 @@ def test_the_dice_that_a_bundle_tells_is_the_one_that_segmenting_with_it_gives(
         for name, (pixels, reference) in scans.items()
     ]
     facts = {"num_channels": 3, "training_patients": [], "data": {}, "split": {}, "provenance": {}}
+    facts["reference_sizes"] = [
+        ReferenceSize(voxels=(9, number), voxel_mm3=2.0, slice_shape=(8, 8)) for number in range(5, 20)
+    ]
     progress = Progress(epoch=1, best_epoch=1, history=[{"val_loss": 0.5}])
     scores = write_bundle(tmp_path, options, labels, progress, validation, facts)
 
@@ -65,6 +69,8 @@ def test_the_dice_that_a_bundle_tells_is_the_one_that_segmenting_with_it_gives(
     assert (bundle.postprocessing.mirror, bundle.postprocessing.smooth_slices) == (options.mirror, bool(averaging))
     assert bundle.postprocessing.min_component_voxels == scores["min_component_voxels"]
     assert scores["min_component_voxels"] == 9 or not averaging
+    first, second = labels.names
+    assert bundle.doubt["volume_range_ml"] == {first: [0.018, 0.018], second: [0.01, 0.038]}
     assert describe_thresholds(bundle.threshold, labels) == scores["threshold"]
     assert isinstance(scores["threshold"], dict) == labels.overlap
     settings = SegmentSettings(

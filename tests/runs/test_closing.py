@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import nan
 
-from raysegment.runs.closing import choose_exit_code, describe_summary
+from raysegment.runs.closing import choose_exit_code, describe_review, describe_summary
 
 NUMBERS = {
     "dice_mean": 0.8,
@@ -63,6 +63,15 @@ def test_lesions_are_told_where_no_scan_has_a_distance_and_only_where_all_are_co
 def test_distances_say_of_how_many_scans_they_are_a_mean():
     lines = describe_summary(SUMMARY | {"hd95_scans": 14}, "out")
     assert lines[2].startswith("HD95 mean 4.25 mm, median 3.50 mm over 14 scans, 2 undefined; ")
+
+
+def test_scans_to_review_are_told_with_the_place_of_their_list():
+    counts = {"scans_ok": 30, "scans_to_review": 7, "scans_review_unknown": 0}
+    assert describe_review(counts, "out") == ["review    7 of 30 scans need it: out/metrics, needs_review = true"]
+    unknown = {**counts, "scans_to_review": 1, "scans_review_unknown": 2}
+    assert describe_review(unknown, "out")[0].endswith("; of 2 more nothing is known that would tell")
+    assert describe_review({**counts, "scans_to_review": 0}, "out") == ["review    0 of 30 scans need it"]
+    assert describe_review({**counts, "scans_ok": 0}, "out") == []
 
 
 def test_a_run_ends_well_with_failed_scans_or_failed():

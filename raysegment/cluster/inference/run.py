@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysegment.archive.index import warn_of_references
 from raysegment.archive.renamed import find_renamed
@@ -23,6 +24,7 @@ from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
 from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
+from raysegment.pipeline.doubt import count_review
 from raysegment.pipeline.settings import SegmentSettings
 from raysegment.pipeline.sides import check_mirror
 from raysegment.runs.closing import (
@@ -32,6 +34,7 @@ from raysegment.runs.closing import (
     describe_failures,
     describe_nothing_to_do,
     describe_renamed,
+    describe_review,
     describe_run,
 )
 from raysegment.runs.console import Console
@@ -46,6 +49,7 @@ from raysegment.store.publish import drop_orphans, prepare_tables, read_finished
 from raysegment.store.schema import SCHEMA_VERSION
 from raysegment.store.upgrade import bring_up_tables, read_version
 
+REVIEW_COLUMNS = ["scan_id", "needs_review"]
 RENAMED_COLUMNS = ["scan_id", "source", "fingerprint"]
 
 
@@ -58,6 +62,8 @@ class InferResult:
         scans_total: Scans that were asked for.
         scans_ok: Of these, segmented, now or before.
         scans_failed: Of these, failed, now or before.
+        scans_to_review: Of these, scans that a person should look at, by the bundle's rule.
+        scans_review_unknown: Of these, other ones of which this is not known.
         scans_now: Scans done by this start of the command; 0 where there was nothing left to do.
         slices: Slices segmented by this start.
         seconds_total: Wall-clock time of this start.
@@ -74,6 +80,8 @@ class InferResult:
     scans_total: int
     scans_ok: int
     scans_failed: int
+    scans_to_review: int = 0
+    scans_review_unknown: int = 0
     scans_now: int = 0
     slices: int = 0
     seconds_total: float = 0.0
@@ -326,7 +334,8 @@ class InferenceRun:
             lines = [describe_nothing_to_do(numbers["scans_total"], numbers["scans_failed"], self.options.out)]
         else:
             console = self.console
-            lines = describe_run(numbers, scans_now) + describe_failures(failed, failures, self.options.out)
+            lines = describe_run(numbers, scans_now) + describe_review(numbers, self.options.out)
+            lines += describe_failures(failed, failures, self.options.out)
         for line in lines:
             console.say(line)
         return InferResult(
@@ -342,6 +351,11 @@ class InferenceRun:
         self.place.delete(STAGING)
         drop_orphans(self.place)
 
+    def _read_review(self) -> pa.Table:
+        """What the tables say of reviews of the scans that are wanted."""
+        metrics = read_rows(self.place, "metrics", REVIEW_COLUMNS)
+        return metrics.filter(pc.is_in(metrics["scan_id"], value_set=self.manifest["scan_id"].combine_chunks()))
+
     def _measure(self) -> dict[str, Any]:
         num_ok, num_failed = count_finished(self.manifest, read_finished(self.place))
         first = self.rounds.first_prediction if self.rounds else None
@@ -349,6 +363,7 @@ class InferenceRun:
             "scans_total": self.manifest.num_rows,
             "scans_ok": num_ok,
             "scans_failed": num_failed,
+            **count_review(self._read_review()),
             "slices": self.rounds.num_slices if self.rounds else 0,
             "seconds_total": time.time() - self.started,
             "seconds_startup": None if first is None else first - self.started,

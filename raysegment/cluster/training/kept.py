@@ -29,14 +29,18 @@ from raysegment.errors import (
     parse_scan_error,
 )
 from raysegment.options import Preprocessing, TrainOptions
+from raysegment.pipeline.doubt import ReferenceSize
 from raysegment.pipeline.samples import KeptScan, keep_scan, pack_scan, unpack_scan
-from raysegment.scan import Labels, ReadSettings, Spacing, as_spacing
+from raysegment.scan import LabelMap, Labels, ReadSettings, Scan, Spacing, as_spacing, voxel_volume_mm3
 
 MAX_RETRIES = 3
 """Times that a data task or actor is started again after its process or node was lost."""
 
 NO_REFERENCE = f"{UnreadableReferenceError.__name__}: the scan has no reference."
 BUFFERS = ("pixels", "reference")
+PIXELS = ("shape", "dtype", *BUFFERS, "extras")
+"""Columns that only `unpack_scan` needs."""
+
 READ_MEMORY_MB = 8192
 READ_TIMEOUT_SECONDS = 300.0
 
@@ -50,6 +54,9 @@ KEPT_SCHEMA = pa.schema(
         ("reference", pa.large_binary()),
         ("has_lesion", pa.list_(pa.bool_())),
         ("values", pa.list_(pa.int64())),
+        ("label_voxels", pa.list_(pa.int64())),
+        ("voxel_mm3", pa.float64()),
+        ("slice_shape", pa.list_(pa.int64())),
         ("extras", pa.large_binary()),
         ("error_type", pa.string()),
         ("error_message", pa.string()),
@@ -69,6 +76,7 @@ class KeptSet:
         slices: (slices, 2): scan index and slice index of every slice.
         has_lesion: bool, (slices,).
         values: All that the label maps hold.
+        reference_sizes: Of each scan, on its own grid.
     """
 
     blocks: list[Any]
@@ -78,6 +86,7 @@ class KeptSet:
     slices: npt.NDArray[np.int64]
     has_lesion: npt.NDArray[np.bool_]
     values: frozenset[int]
+    reference_sizes: list[ReferenceSize]
 
     @property
     def slices_per_scan(self) -> list[int]:
@@ -204,6 +213,7 @@ def make_set(references: list[Any], scan_ids: list[str], found: dict[str, KeptPl
         slices=np.array([(scan, i) for scan, flags in enumerate(lesions) for i in range(len(flags))]).reshape(-1, 2),
         has_lesion=np.concatenate([np.zeros(0, bool), *lesions]),
         values=frozenset().union(*(place.row["values"] for place in places)),
+        reference_sizes=[read_size(place.row) for place in places],
     )
 
 
@@ -233,6 +243,7 @@ def keep_rows(
                 spacing_mm=spacing_mm,
             )
             row |= {"channels": decoded.scan.pixels.shape[-1], **pack_scan(kept)}
+            row |= describe_size(decoded.scan, decoded.reference, settings.labels, spacing_mm)
         except ScanError as error:
             row |= {"error_type": type(error).__name__, "error_message": str(error)}
         except Exception as error:
@@ -240,6 +251,19 @@ def keep_rows(
             row |= {"error_type": WorkerCrashedError.__name__, "error_message": message}
         rows.append(row)
     return pa.Table.from_pylist(rows, schema=KEPT_SCHEMA)
+
+
+def describe_size(scan: Scan, reference: LabelMap, labels: Labels, spacing_mm: Spacing | None) -> dict[str, Any]:
+    """How much of a scan its labels take up, as columns of a kept row."""
+    voxels = [int(np.count_nonzero(labels.plane_of(reference, position))) for position in range(len(labels))]
+    voxel_mm3 = voxel_volume_mm3(scan.spacing_mm or spacing_mm, scan.affine)
+    return {"label_voxels": voxels, "voxel_mm3": voxel_mm3, "slice_shape": list(reference.shape[1:])}
+
+
+def read_size(row: Mapping[str, Any]) -> ReferenceSize:
+    """What `describe_size` said."""
+    rows, columns = row["slice_shape"]
+    return ReferenceSize(voxels=tuple(row["label_voxels"]), voxel_mm3=row["voxel_mm3"], slice_shape=(rows, columns))
 
 
 @lru_cache(maxsize=1)
@@ -251,6 +275,4 @@ def open_decoder(settings: ReadSettings) -> Decoder:
 @ray.remote(num_cpus=0.05, max_retries=3)
 def describe_block(block: pa.Table) -> list[dict[str, Any]]:
     """What the driver needs to know of kept scans: everything but pixels."""
-    return list(
-        block.select(["scan_id", "channels", "has_lesion", "values", "error_type", "error_message"]).to_pylist()
-    )
+    return list(block.select([name for name in KEPT_SCHEMA.names if name not in PIXELS]).to_pylist())

@@ -72,6 +72,7 @@ def train_in_session(
     record |= describe_start(options, labels, kept, errors) | {"seconds_prepare": seconds}
     write_record(place, record)
     facts = describe_data(options, manifest, errors, num_channels, record)
+    facts["reference_sizes"] = train_set.reference_sizes
     task = WorkerTask(
         options=options,
         labels=labels,
