@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from raysegment.model.doubt_card import describe_review
+from raysegment.model.doubt_card import show_doubt
 from raysegment.scan import Labels
 
 INTENDED_USE = """Research on medical images like those it was trained on: same kind of scanner, sequence and region.
@@ -41,7 +41,7 @@ def write_card(content: Mapping[str, Any], labels: Labels) -> str:
         _section("Network", _lines(content["network"])),
         _section("Preprocessing", _lines(content["preprocessing"])),
         _section("From probability to mask", _lines(content["postprocessing"])),
-        *([_section("Masks to look at", describe_review(content["doubt"]))] if "doubt" in content else []),
+        *([_section("Masks to look at", show_doubt(content["doubt"]))] if "doubt" in content else []),
         _section("Provenance", _lines(content["provenance"])),
         _section("How to use it", HOW_TO_USE.format(outputs=outputs)),
     ]

@@ -25,7 +25,7 @@ no number is known `needs_review` is null, which does not say that the mask is f
 of the known numbers speaks against the mask."""
 
 
-def describe_review(doubt: Mapping[str, Any]) -> str:
+def show_doubt(doubt: Mapping[str, Any]) -> str:
     """The rule, the ranges and the regression of a bundle in words.
 
     Args:

@@ -16,7 +16,8 @@ Bundles that were saved without it are judged by `DEFAULT_RULE`, as far as its c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +30,7 @@ from raysegment.imaging.doubt import sum_border_entropy
 from raysegment.pipeline.predicted_dice import predict_dice
 from raysegment.pipeline.slabs import RawMask, Slabs
 from raysegment.scan import Labels, Mask
+from raysegment.store.schema import METRICS_SCHEMA
 
 MIN_RANGE_SCANS = 10
 """References below which their smallest and largest volume tell too little."""
@@ -40,6 +42,9 @@ DEFAULT_RULE: dict[str, Any] = {
     "member_dice_below": 0.8,
 }
 """What asks for a review where a bundle brings no rule; one without folds brings this one."""
+
+RELATIONS: dict[str, Callable[[Any, Any], bool]] = {"below": operator.lt, "above": operator.gt, "is": operator.eq}
+"""What the last word of a condition means, between a row's number and the limit."""
 
 ROUNDING = 1e-9
 """Volumes that differ by less than this, relatively, are the same."""
@@ -158,6 +163,22 @@ def is_in_training_range(row: Mapping[str, Any], doubt: Mapping[str, Any], slice
     return bool(smallest * (1 - ROUNDING) <= volume <= largest * (1 + ROUNDING))
 
 
+def check_rule(doubt: Mapping[str, Any] | None) -> None:
+    """Refuse a bundle whose rule asks for what this version does not know.
+
+    Raises:
+        UsageError: Names the condition.
+    """
+    for condition in (doubt or {}).get("rule") or ():
+        column, _, relation = condition.rpartition("_")
+        if relation not in RELATIONS or column not in METRICS_SCHEMA.names:
+            raise UsageError(
+                f"the bundle's rule for reviews has {condition!r}; expected a column of metrics and one of "
+                f"{', '.join(f'_{relation}' for relation in RELATIONS)}. Use the raysegment that saved it, or a "
+                "newer one."
+            )
+
+
 def needs_review(row: Mapping[str, Any], rule: Mapping[str, Any]) -> bool | None:
     """Whether a person should look at a mask: as soon as one of the rule's conditions holds.
 
@@ -181,17 +202,7 @@ def _holds(row: Mapping[str, Any], condition: str, limit: Any) -> bool | None:
     value = row.get(column)
     if value is None or limit is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    match relation:
-        case "below":
-            return bool(value < limit)
-        case "above":
-            return bool(value > limit)
-        case "is":
-            return bool(value is limit)
-    raise UsageError(
-        f"the bundle's rule for reviews has {condition!r}; expected COLUMN_below, COLUMN_above or COLUMN_is. Use the "
-        "raysegment that saved it, or a newer one."
-    )
+    return bool(RELATIONS[relation](value, limit))
 
 
 def describe_doubt(labels: Labels, sizes: Iterable[ReferenceSize]) -> dict[str, Any]:

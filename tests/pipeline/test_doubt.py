@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from raysegment.errors import UsageError
 from raysegment.imaging.doubt import compute_entropy, find_border
 from raysegment.imaging.geometry import fit_geometry, restore_grid
-from raysegment.model.doubt_card import describe_review
+from raysegment.model.doubt_card import show_doubt
 from raysegment.pipeline.doubt import (
     DEFAULT_RULE,
     MIN_RANGE_SCANS,
     ReferenceSize,
+    check_rule,
     count_review,
     describe_doubt,
     join_doubt,
@@ -139,15 +140,18 @@ def test_a_bundle_without_doubt_is_judged_by_what_is_known():
 
 
 def test_a_rule_of_a_newer_version_is_refused():
-    with pytest.raises(UsageError, match="voxels_divides"):
-        needs_review(KNOWN, {"voxels_divides": 3})
+    check_rule(None)
+    check_rule(describe_doubt(Labels(), []))
+    for condition in ("voxels_divides", "sorrow_above"):
+        with pytest.raises(UsageError, match=condition):
+            check_rule({"rule": {condition: 3}})
 
 
 def test_the_rule_is_the_one_that_the_card_tells():
     doubt = join_doubt([describe_doubt(Labels(), SIZES)], REGRESSION)
     fine = judged(doubt, share_near_threshold=0.1)
     assert (fine["predicted_dice"], fine["needs_review"]) == (pytest.approx(0.8), False)
-    told = re.findall(r"\(`(\w+)`\): (below|above|is) (\S+)", describe_review(doubt))
+    told = re.findall(r"\(`(\w+)`\): (below|above|is) (\S+)", show_doubt(doubt))
     assert {f"{column}_{relation}" for column, relation, _ in told} == set(doubt["rule"])
     for column, relation, limit in told:
         if relation == "is":
@@ -195,11 +199,11 @@ def test_an_ensemble_has_the_ranges_of_all_its_trainings_and_a_limit_for_each_la
 
 
 def test_a_card_tells_what_it_cannot_tell():
-    text = describe_review(describe_doubt(Labels(), []))
+    text = show_doubt(describe_doubt(Labels(), []))
     assert "tell no range" in text
     assert "volume_in_training_range" not in text
     assert "`predicted_dice` is null" in text
-    text = describe_review(join_doubt([describe_doubt(Labels(), SIZES)], REGRESSION))
+    text = show_doubt(join_doubt([describe_doubt(Labels(), SIZES)], REGRESSION))
     assert "lesion 1 to 10 ml" in text
     assert "of the worst 5 scans 4 are among the 10" in text
 

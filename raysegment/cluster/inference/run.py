@@ -24,7 +24,7 @@ from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
 from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
-from raysegment.pipeline.doubt import count_review
+from raysegment.pipeline.doubt import check_rule, count_review
 from raysegment.pipeline.settings import SegmentSettings
 from raysegment.pipeline.sides import check_mirror
 from raysegment.runs.closing import (
@@ -116,7 +116,7 @@ def run_inference(
 
     Raises:
         UsageError: Sides of the body would be mistaken for each other in mirrored slices; or the folder is another
-            run's.
+            run's; or the bundle's rule for reviews is of a newer version.
     """
     check_mirror(
         bundle.labels,
@@ -124,6 +124,7 @@ def run_inference(
         bundle.preprocessing.slice_axis,
         manifest["reader"].unique().to_pylist(),
     )
+    check_rule(bundle.doubt)
     place = Place(options.out)
     record = read_record(place)
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
