@@ -19,7 +19,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from raysegment.errors import UsageError
 from raysegment.imaging.doubt import sum_border_entropy
+from raysegment.pipeline.passes import Agreement
 from raysegment.pipeline.predicted_dice import predict_dice
 from raysegment.pipeline.slabs import RawMask, Slabs
 from raysegment.scan import Labels, Mask
@@ -50,16 +51,6 @@ ROUNDING = 1e-9
 """Volumes that differ by less than this, relatively, are the same."""
 
 
-class Agreement(Protocol):
-    """How far passes of one scan agree: Dice of one label, NaN where all are empty, None where there is one pass."""
-
-    def mirror_dice(self, position: int) -> float | None:
-        """Of the plain pass with the mirrored ones."""
-
-    def member_dice(self, position: int) -> float | None:
-        """Of each two members of an ensemble."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReferenceSize:
     """How much of a scan that is trained on each label takes up.
@@ -75,9 +66,7 @@ class ReferenceSize:
     slice_shape: tuple[int, int]
 
 
-def measure_doubt(
-    slabs: Slabs, labels: Labels, mask: Mask, raw: RawMask, agreement: Agreement | None
-) -> list[dict[str, Any]]:
+def measure_doubt(slabs: Slabs, labels: Labels, mask: Mask, raw: RawMask, agreement: Agreement) -> list[dict[str, Any]]:
     """What probabilities and passes tell of each label.
 
     Args:
@@ -85,7 +74,7 @@ def measure_doubt(
         labels: What they are of.
         mask: After cleaning.
         raw: What was found on the way to it.
-        agreement: Of the passes; None where there was one.
+        agreement: Of mirrored passes and of members.
 
     Returns:
         For each label border_entropy, share_near_threshold, mirror_dice and member_dice.
@@ -94,8 +83,8 @@ def measure_doubt(
         {
             "border_entropy": entropy,
             "share_near_threshold": raw.share_near_threshold[position],
-            "mirror_dice": None if agreement is None else agreement.mirror_dice(position),
-            "member_dice": None if agreement is None else agreement.member_dice(position),
+            "mirror_dice": agreement.mirror_dice(position),
+            "member_dice": agreement.member_dice(position),
         }
         for position, entropy in enumerate(measure_border_entropy(slabs, labels, mask))
     ]

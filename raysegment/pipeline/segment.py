@@ -31,10 +31,11 @@ from raysegment.imaging.preprocess import (
     select_channels,
 )
 from raysegment.pipeline.blocks import ReadScan
+from raysegment.pipeline.doubt import judge_doubt, measure_doubt
 from raysegment.pipeline.passes import Agreement, Passes, PredictEach, Values, run_passes, smooth_over_slices
 from raysegment.pipeline.settings import SegmentSettings
 from raysegment.pipeline.sides import check_orientation, find_swaps
-from raysegment.pipeline.slabs import Slabs, threshold_slabs
+from raysegment.pipeline.slabs import RawMask, Slabs, threshold_slabs
 from raysegment.pipeline.views.slices import view_slice
 from raysegment.pipeline.views.tiles import View, add_view, cut_views, group_by_shape
 from raysegment.pipeline.views.windows import Windows, find_windows, skip_empty, whole_windows
@@ -161,21 +162,31 @@ class ScanSegmenter:
             fill_holes=bool(settings.postprocessing.fill_holes),
         )
         spacing_mm = work.scan.spacing_mm or settings.spacing_mm
-        by_reference = count_by_reference(
-            mask, list(settings.labels.mask_values.values()), read.reference, settings.drawn_labels
-        )
-        metrics = tuple(
-            {"scan_id": read.scan_id, "patient_id": read.patient_id, "label": name}
-            | {"voxels_by_reference": by_reference[position]}
-            | self._measure(read, mask, position, spacing_mm, raw.dice_at_half[position])
-            | {"mean_probability": slabs.mean_inside(position, settings.labels.plane_of_mask(mask, position))}
-            for position, name in enumerate(settings.labels.names)
-        )
+        metrics = self._measure_labels(work, slabs, raw, mask, spacing_mm)
         encoded = encode_mask(
             read.scan_id, mask, labels=settings.labels.mask_values, spacing_mm=spacing_mm, affine=work.scan.affine
         )
         work.seconds["finish"] = time.perf_counter() - started
         return ScanRows(_build_row(read, spacing_mm, work.seconds, settings), metrics, encoded)
+
+    def _measure_labels(
+        self, work: Work, slabs: Slabs, raw: RawMask, mask: Mask, spacing_mm: Spacing | None
+    ) -> tuple[dict[str, Any], ...]:
+        """One row for each label, with what tells when to doubt it."""
+        settings, read, labels = self.settings, work.read, self.settings.labels
+        by_reference = count_by_reference(
+            mask, list(labels.mask_values.values()), read.reference, settings.drawn_labels
+        )
+        doubts = measure_doubt(slabs, labels, mask, raw, work.agreement)
+        rows = (
+            {"scan_id": read.scan_id, "patient_id": read.patient_id, "label": name}
+            | {"voxels_by_reference": by_reference[position]}
+            | self._measure(read, mask, position, spacing_mm, raw.dice_at_half[position])
+            | {"mean_probability": slabs.mean_inside(position, labels.plane_of_mask(mask, position))}
+            | doubts[position]
+            for position, name in enumerate(labels.names)
+        )
+        return tuple(judge_doubt(row, settings.doubt, work.scan.grid[1:]) for row in rows)
 
     def _measure(
         self, read: ReadScan, mask: Mask, position: int, spacing_mm: Spacing | None, dice_at_half: float

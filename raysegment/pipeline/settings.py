@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from raysegment.imaging.threshold import DEFAULT_THRESHOLD, resolve_thresholds
 from raysegment.options import Mirror, Postprocessing, Preprocessing
@@ -22,6 +24,7 @@ class SegmentSettings:
         grid_factor: Sides of the network's input must divide by this.
         foreground_box: See each slice through a window around its foreground, and empty ones not at all.
         sees_whole_slices: The network normalizes over all of a slice (group norm), so a window would change its result.
+        doubt: What the bundle brings for it, see `pipeline/doubt`; None where it brings nothing.
         needs_reference: A scan without a usable reference fails.
         attempt: Number of this start of the command on its output folder.
     """
@@ -37,6 +40,7 @@ class SegmentSettings:
     foreground_box: bool = True
     sees_whole_slices: bool = False
     batch_size: int = 16
+    doubt: Mapping[str, Any] | None = None
     needs_reference: bool = False
     model_id: str = ""
     options_id: str = ""

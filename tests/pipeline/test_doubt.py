@@ -16,6 +16,8 @@ from raysegment.errors import UsageError
 from raysegment.imaging.doubt import compute_entropy, find_border
 from raysegment.imaging.geometry import fit_geometry, restore_grid
 from raysegment.model.doubt_card import show_doubt
+from raysegment.options import Postprocessing, Preprocessing
+from raysegment.pipeline.blocks import ReadScan
 from raysegment.pipeline.doubt import (
     DEFAULT_RULE,
     MIN_RANGE_SCANS,
@@ -28,8 +30,10 @@ from raysegment.pipeline.doubt import (
     measure_border_entropy,
     needs_review,
 )
+from raysegment.pipeline.segment import ScanSegmenter
+from raysegment.pipeline.settings import SegmentSettings
 from raysegment.pipeline.slabs import Slabs, threshold_slabs
-from raysegment.scan import Labels
+from raysegment.scan import Labels, Scan
 
 LABELS = {
     "one": Labels(),
@@ -100,6 +104,38 @@ def test_slabs_of_any_size_give_the_same_doubt(kind, slices, shape, slab_bytes, 
         seen = restored if labels.exclude_each_other else restored[position : position + 1]
         expected = compute_entropy(seen[:, border]).mean() if border.any() else math.nan
         assert found == pytest.approx(expected, nan_ok=True)
+
+
+def test_each_row_of_a_segmented_scan_tells_its_doubt():
+    labels = Labels(("all", "core"), ((1, 4), (4,)))
+    pixels = np.zeros((6, 32, 32, 2), np.float32)
+    pixels[1:3, 8:16, 8:16, 0] = 1.0
+    pixels[1, 8:16, 8:16, 0] = 0.55
+    chosen = SegmentSettings(
+        preprocessing=Preprocessing(image_size=32, normalization="scale"),
+        postprocessing=Postprocessing(threshold=0.5),
+        labels=labels,
+        num_channels=2,
+        grid_factor=4,
+        foreground_box=False,
+    )
+    segmenter = ScanSegmenter(lambda batch: [batch[..., :2].astype(np.float32)], chosen)
+    work = segmenter.prepare(ReadScan("a", "p", "/archive", "f", Scan(pixels)))
+    segmenter.predict_alone(work)
+    # Of the first label 60 voxels in both of two passes, of 100 and of 60; of the second none at all.
+    work.agreement.mirror_counts = np.array([[60, 100, 60], [0, 0, 0]])
+    first, second = segmenter.finish(work).metrics
+    # One of two squares of 64 voxels is near the threshold: its 28 border voxels carry H(0.55), their 32 neighbours 0.
+    binary = -(0.55 * math.log2(0.55) + 0.45 * math.log2(0.45))
+    assert first["share_near_threshold"] == pytest.approx(0.5)
+    assert first["border_entropy"] == pytest.approx(28 * binary / 120, rel=1e-5)
+    assert (first["mirror_dice"], first["member_dice"], first["needs_review"]) == (0.75, None, True)
+    assert (first["volume_in_training_range"], first["predicted_dice"]) == (None, None)
+    # Of a label of which nothing was found, by a bundle that tells no range, nobody knows.
+    assert math.isnan(second["border_entropy"])
+    assert math.isnan(second["share_near_threshold"])
+    assert math.isnan(second["mirror_dice"])
+    assert second["needs_review"] is None
 
 
 def test_ranges_are_those_of_the_training_references_in_millilitres():

@@ -294,6 +294,7 @@ class InferenceRun:
             foreground_box=options.foreground_box,
             sees_whole_slices=bundle.network.get("norm") == "group",
             batch_size=options.batch_size,
+            doubt=bundle.doubt,
             needs_reference=self.record["command"] == "evaluate",
             model_id=bundle.model_id,
             options_id=str(self.record["options_id"]),
