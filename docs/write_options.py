@@ -10,6 +10,7 @@ from typing import Any
 
 from raysegment.choices import option_name, unwrap_optional
 from raysegment.options import (
+    CohortOptions,
     CommandOptions,
     CompareOptions,
     DemoOptions,
@@ -19,6 +20,7 @@ from raysegment.options import (
     InferOptions,
     MeasureOptions,
     ReportOptions,
+    ResegmentOptions,
     TrainOptions,
 )
 
@@ -33,6 +35,8 @@ COMMANDS = {
     "compare": CompareOptions,
     "export": ExportOptions,
     "report": ReportOptions,
+    "resegment": ResegmentOptions,
+    "cohort": CohortOptions,
 }
 NO_VALUE = "–"
 

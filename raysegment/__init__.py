@@ -2,8 +2,10 @@
 
 What a command does is also one function: `raysegment.train(options)`, `raysegment.infer(options)`,
 `raysegment.evaluate(options)`, `raysegment.measure(options)`, `raysegment.compare(options)`,
-`raysegment.index(options)`, `raysegment.export(options)`, `raysegment.report(options)`, `raysegment.demo(options)`.
-Each takes the command's options and returns a small result. Importing this package imports neither Ray nor TensorFlow.
+`raysegment.resegment(options)`, `raysegment.index(options)`, `raysegment.export(options)`,
+`raysegment.report(options)`, `raysegment.demo(options)`. Each takes the command's options and returns a small result;
+`raysegment.open_cohort(folder)` reads a cohort's current tables. Importing this package imports neither Ray nor
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ _EXPORTS = {
     "load_bundle": ("raysegment.model.bundle", "load_bundle"),
     "load_options": ("raysegment.choices", "load_options"),
     "measure": ("raysegment.commands.measure", "measure"),
+    "open_cohort": ("raysegment.runs.cohort", "open_cohort"),
     "report": ("raysegment.commands.report", "report"),
+    "resegment": ("raysegment.commands.resegment", "resegment"),
     "train": ("raysegment.commands.train", "train"),
     "CompareOptions": ("raysegment.options", "CompareOptions"),
     "DemoOptions": ("raysegment.options", "DemoOptions"),
@@ -34,6 +38,7 @@ _EXPORTS = {
     "MeasureOptions": ("raysegment.options", "MeasureOptions"),
     "RaysegmentError": ("raysegment.errors", "RaysegmentError"),
     "ReportOptions": ("raysegment.options", "ReportOptions"),
+    "ResegmentOptions": ("raysegment.options", "ResegmentOptions"),
     "Scan": ("raysegment.scan", "Scan"),
     "ScanEntry": ("raysegment.scan", "ScanEntry"),
     "TrainOptions": ("raysegment.options", "TrainOptions"),

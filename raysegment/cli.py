@@ -24,6 +24,7 @@ from raysegment.options import (
     InferOptions,
     MeasureOptions,
     ReportOptions,
+    ResegmentOptions,
     TrainOptions,
 )
 
@@ -195,6 +196,16 @@ def measure(options: MeasureOptions) -> int:
 def compare(options: CompareOptions) -> int:
     """Say what changed between two outputs of the same scans, mask by mask."""
     from raysegment.commands.compare import compare as run
+
+    result = run(options)
+    _say_result(options.json, result)
+    return result.exit_code
+
+
+@command(ResegmentOptions)
+def resegment(options: ResegmentOptions) -> int:
+    """Segment what is new or changed in a cohort, compare it with what was there, and make it current."""
+    from raysegment.commands.resegment import resegment as run
 
     result = run(options)
     _say_result(options.json, result)

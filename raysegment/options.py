@@ -624,6 +624,44 @@ class CompareOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CohortOptions(Checked):
+    """What a cohort file says, but for its keys `where` and `infer`; relative paths start from the file's folder."""
+
+    name: str = choice(MISSING, "name of the cohort, for messages")
+    source: str = choice(MISSING, "folder, manifest or bucket with scans")
+    model: str = choice(MISSING, "bundle, or the folder of a training run that holds one")
+    out: str = choice(MISSING, "the cohort's folder: results, changes, members")
+    scans: tuple[str, ...] | None = choice(
+        None, "shell patterns over scan_ids, of which one must match; all if not given"
+    )
+    patients: tuple[str, ...] | None = choice(None, "patient_ids that are meant; all if not given")
+    keep: int = choice(2, "results that are kept, the current one among them", minimum=2)
+    mass_vanish_percent: float = choice(
+        20.0,
+        "share of the cohort's scans that may be gone at once before a run asks for --allow-mass-vanish",
+        unit="percent",
+        minimum=0,
+        maximum=100,
+    )
+    change_percent: float = choice(10.0, "as in `compare`", unit="percent", affects_result=True, minimum=0, maximum=100)
+    change_dice: float = choice(0.8, "as in `compare`", affects_result=True, minimum=0, maximum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResegmentOptions(CommandOptions):
+    """`raysegment resegment COHORT.yaml`."""
+
+    cohort: str = choice(MISSING, "cohort file, YAML", positional=True)
+    check: bool = choice(False, "say what a run would do, and do nothing")
+    allow_mass_vanish: bool = choice(
+        False, "go on where more scans are gone than the cohort file allows; refused if not given"
+    )
+    notify: str | None = choice(
+        None, "command, without a shell, that gets the summary of the run as JSON on standard input"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportOptions(Checked):
     """`raysegment export OUT --to nifti --out DIR`."""
 

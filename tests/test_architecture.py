@@ -33,6 +33,7 @@ PUBLIC = [
     "MeasureOptions",
     "RaysegmentError",
     "ReportOptions",
+    "ResegmentOptions",
     "Scan",
     "ScanEntry",
     "TrainOptions",
@@ -46,7 +47,9 @@ PUBLIC = [
     "load_bundle",
     "load_options",
     "measure",
+    "open_cohort",
     "report",
+    "resegment",
     "train",
 ]
 

@@ -14,7 +14,7 @@ import typer
 from raysegment import cli
 from raysegment.errors import DiskFullError, InterruptedRunError
 
-COMMANDS = ("compare", "demo", "evaluate", "export", "index", "infer", "measure", "report", "train")
+COMMANDS = ("compare", "demo", "evaluate", "export", "index", "infer", "measure", "report", "resegment", "train")
 TRAIN = ("train", "archive", "--out", "run")
 
 

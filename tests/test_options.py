@@ -20,6 +20,7 @@ from raysegment.options import (
     Postprocessing,
     Preprocessing,
     ReportOptions,
+    ResegmentOptions,
     TrainOptions,
 )
 from raysegment.scan import SliceAxis
@@ -33,6 +34,7 @@ ALL = (
     InferOptions,
     MeasureOptions,
     ReportOptions,
+    ResegmentOptions,
     TrainOptions,
 )
 TRAIN = {"source": "archive", "out": "run"}

@@ -22,6 +22,7 @@ from raysegment.options import (
     IndexOptions,
     InferOptions,
     ReportOptions,
+    ResegmentOptions,
     TrainOptions,
 )
 from raysegment.store.masks import encode_mask
@@ -40,6 +41,7 @@ KINDS = {
     "index": IndexOptions,
     "infer": InferOptions,
     "report": ReportOptions,
+    "resegment": ResegmentOptions,
     "train": TrainOptions,
 }
 

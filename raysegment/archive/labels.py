@@ -26,11 +26,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from raysegment.archive.dataset_json import DATASET_FILE, IGNORE, labels_of_dataset, read_dataset, refuse_ignore
 from raysegment.archive.filesystem import absolute_source, folder_of, is_uri, read_small_file
 from raysegment.archive.manifest import is_manifest
+from raysegment.archive.marked_yaml import read_marked
 from raysegment.archive.names import show_name, show_value
 from raysegment.errors import UsageError
 from raysegment.scan import LARGEST_LABEL_VALUE, Colour, Labels, Region
@@ -156,7 +156,7 @@ def parse_labels_file(data: bytes, where: str) -> Labels:
         UsageError: Names the line and the key.
     """
     found: dict[str, tuple[Region, Colour | None, str | None]] = {}
-    for name, line, value in _top_level(data, where):
+    for name, line, value in read_marked(data, where, "labels; expected lines such as `WT: 1+2+4` and `ET: 4`"):
         place = f"{where}, line {line}: label {show_name(name[:MAX_SHOWN])}"
         if name in found:
             raise UsageError(f"{place} stands there twice; each label needs a name of its own.")
@@ -191,31 +191,6 @@ def _split_items(given: tuple[str, ...]) -> Iterator[str]:
     """One text for each label; names may hold blanks."""
     for text in given:
         yield from filter(None, map(str.strip, _END.sub(r"\1,", text).split(",")))
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses aliases: a few lines of them stand for gigabytes."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            line = self.line + 1
-            raise yaml.YAMLError(f"line {line}: aliases such as *name are not read; write the value itself.")
-        return super().compose_node(parent, index)
-
-
-def _top_level(data: bytes, where: str) -> Iterator[tuple[str, int, Any]]:
-    """Key as it is written, line and value of what stands at a file's left edge."""
-    try:
-        loader = _Loader(data)
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            raise UsageError(f"{where} holds no labels; expected lines such as `WT: 1+2+4` and `ET: 4`.")
-        for key, value in node.value:
-            if not isinstance(key, yaml.ScalarNode) or not key.value.strip():
-                raise UsageError(f"{where}, line {key.start_mark.line + 1}: a label's name must be text.")
-            yield str(key.value).strip(), key.start_mark.line + 1, loader.construct_object(value, deep=True)
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"{where} cannot be read as YAML: {' '.join(show_name(str(error)).split())}") from None
 
 
 def _read_label(value: Any, place: str) -> tuple[Region, Colour | None, str | None]:

@@ -124,7 +124,7 @@ def test_labels_yaml_has_numbers_sums_lists_and_mappings(tmp_path):
         (f"WT: [{'7' * 3000}.5, [[0x{'7' * 9000}]]]\n", "label WT has the values"),
         (f"WT: {{values: 1, code: '{'7' * 9000}'}}\n", "code is '777"),
         (f"{'W' * 900}: x\n", "label WWW"),
-        ("[1]: 2\n", "line 1: a label's name must be text"),
+        ("[1]: 2\n", "line 1: a name must be text"),
         ("WT: !!python/object/apply:os.getcwd []\n", "cannot be read as YAML"),
     ],
 )

@@ -38,7 +38,7 @@ from raysegment.runs.closing import (
     describe_run,
 )
 from raysegment.runs.console import Console
-from raysegment.runs.identity import identify
+from raysegment.runs.identity import Identity, identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
 from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record, write_record
@@ -142,16 +142,7 @@ def _run_in_folder(
     command: str,
     started: float,
 ) -> InferResult:
-    identity = identify(
-        command,
-        options,
-        key="result_options",
-        model_id=bundle.model_id,
-        scan_pattern=options.scan_pattern,
-        patient_pattern=options.patient_pattern,
-        channel=" ".join(options.channel or ()) or None,
-        reference=" ".join(options.reference or ()) or None,
-    )
+    identity = identify_inference(options, bundle, command)
     identity.open(place)
     place.make_writable()
     with RunLock(place) as lock:
@@ -179,6 +170,26 @@ def _run_in_folder(
             with run.recorded():
                 run.segment_all()
         return run.conclude()
+
+
+def identify_inference(options: InferOptions, bundle: Bundle, command: str) -> Identity:
+    """What must be the same for a run to go on in a folder.
+
+    Args:
+        options: Every choice resolved.
+        bundle: The model.
+        command: `infer` or `evaluate`.
+    """
+    return identify(
+        command,
+        options,
+        key="result_options",
+        model_id=bundle.model_id,
+        scan_pattern=options.scan_pattern,
+        patient_pattern=options.patient_pattern,
+        channel=" ".join(options.channel or ()) or None,
+        reference=" ".join(options.reference or ()) or None,
+    )
 
 
 def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record: Mapping[str, Any]) -> InferOptions:

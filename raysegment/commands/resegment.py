@@ -1,0 +1,299 @@
+"""`raysegment resegment`: what is new or changed in a cohort is segmented, compared with before, and made current."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysegment.archive.channels import check_channels, order_channels
+from raysegment.archive.index import find_scans
+from raysegment.archive.labels import match_labels_if_known
+from raysegment.archive.selection import select_scans
+from raysegment.cluster.inference.remaining import find_remaining
+from raysegment.cluster.inference.run import InferResult, identify_inference, resolve_options, run_inference
+from raysegment.cluster.session import check_temp_dir, interruptible
+from raysegment.commands.compare import compare
+from raysegment.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from raysegment.model.bundle import Bundle, load_bundle
+from raysegment.options import CompareOptions, InferOptions, ResegmentOptions
+from raysegment.runs.cohort import CohortFolder, Current, find_vanished, update_members
+from raysegment.runs.cohort_file import Cohort, read_cohort
+from raysegment.runs.console import Console
+from raysegment.runs.lock import RunLock
+from raysegment.runs.record import as_json, read_record
+from raysegment.scan import Labels
+from raysegment.store.place import Place
+from raysegment.store.publish import read_finished, take_out
+from raysegment.store.schema import SCANS_SCHEMA, STATUS_FAILED
+
+NOTIFY_SECONDS = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResegmentResult:
+    """What a run on a cohort came to.
+
+    Attributes:
+        cohort: Its name.
+        result: Folder of the current result at the end, below the cohort's; None where there is none.
+        scans: How many are `new`, `changed`, `failed_before`, `unchanged` and `vanished`.
+        is_new_model: Model or choices are others than those of the result before, so that all scans are done again.
+        scans_ok: Of the cohort's scans those that are segmented, now or before.
+        scans_failed: Those that failed.
+        changed_scans: Scans with a change against the result before; None where there was none.
+        has_moved: Whether there is a new current result.
+        seconds_total: Wall-clock time.
+        exit_code: 0; 3 where scans failed; 1 where no scan is ok.
+    """
+
+    cohort: str
+    result: str | None
+    scans: dict[str, int] = field(default_factory=dict)
+    is_new_model: bool = False
+    scans_ok: int = 0
+    scans_failed: int = 0
+    changed_scans: int | None = None
+    has_moved: bool = False
+    seconds_total: float = 0.0
+    exit_code: int = EXIT_DONE
+
+
+@interruptible()
+def resegment(options: ResegmentOptions, infer: Callable[..., InferResult] = run_inference) -> ResegmentResult:
+    """Segment what is new, changed or failed before in a cohort; all of it where model or choices changed.
+
+    Readers of current.json see the result before until this one is whole.
+
+    Args:
+        options: Choices of `resegment`.
+        infer: What segments; tests put another one here.
+
+    Raises:
+        UsageError: The cohort file, the source or the model cannot be used, or too many scans are gone at once.
+        LockedError: Another run has the cohort.
+        RaysegmentError: As `infer`; the result before stays current.
+    """
+    started = time.time()
+    cohort = read_cohort(options.cohort)
+    check_temp_dir(options.address, options.temp_dir)
+    folder = CohortFolder(cohort.chosen.out)
+    night = Night(cohort, options, folder)
+    if options.check:
+        night.look()
+        night.say_plan(Console(None, as_json=options.json))
+        return night.conclude(started, has_moved=False)
+    folder.place.make_writable()
+    with RunLock(folder.place), Console(folder.place, as_json=options.json) as console:
+        night.look()
+        night.say_plan(console)
+        result = night.run(infer, console, started) if night.has_work else night.conclude(started, has_moved=False)
+        folder.write_members(update_members(folder.read_members(), night.manifest, int(time.time())))
+        if result.has_moved:
+            folder.keep_newest(cohort.chosen.keep)
+    if options.notify:
+        notify(options.notify, result, Console(folder.place, as_json=options.json))
+    return result
+
+
+class Night:
+    """One look at a cohort, and what follows from it.
+
+    Args:
+        cohort: The cohort file.
+        options: Choices of `resegment`.
+        folder: Where its results are.
+    """
+
+    manifest: pa.Table
+    """The cohort's scans that the source has now."""
+
+    def __init__(self, cohort: Cohort, options: ResegmentOptions, folder: CohortFolder) -> None:
+        self.cohort, self.options, self.folder = cohort, options, folder
+        self.bundle: Bundle = load_bundle(cohort.chosen.model)
+        general = {"address": options.address, "temp_dir": options.temp_dir, "json": options.json}
+        self.infer_options: InferOptions = cohort.make_options(cohort.chosen.out, retry_failed=True, **general)
+        self.drawn: Labels = self.bundle.labels
+        self.current: Current | None = None
+        self.gone = pa.array([], pa.string())
+        self.counts: dict[str, int] = {}
+
+    def look(self) -> None:
+        """Find the cohort's scans and tell them from those that the current result has.
+
+        Raises:
+            UsageError: No scan is left, or more are gone than the cohort file allows.
+        """
+        chosen, options = self.cohort.chosen, self.infer_options
+        found = find_scans(
+            chosen.source,
+            patient_pattern=options.patient_pattern,
+            scan_pattern=options.scan_pattern,
+            channels=options.channel,
+            references=options.reference,
+            fingerprint=options.fingerprint,
+        )
+        self.drawn = match_labels_if_known(chosen.source, options.labels, self.bundle.labels, found)
+        found = order_channels(found, self.bundle.channel_names)
+        self.manifest = select_scans(
+            found, globs=chosen.scans or (), patients=chosen.patients or (), where=self.cohort.where
+        )
+        if not self.manifest.num_rows:
+            raise UsageError(
+                f"{self.options.cohort}: {chosen.source} has {found.num_rows} scans, and `scans`, `patients` and "
+                "`where` leave none of them."
+            )
+        check_channels(self.manifest, self.bundle.num_channels)
+        self._check_vanished()
+        self.current = self.folder.read_current()
+        before = read_record(Place(self._path(self.current))) if self.current else {}
+        resolved = resolve_options(options, self.bundle, self.drawn, before)
+        self.infer_options = replace(options, precision=resolved.precision)
+        self.options_id = identify_inference(resolved, self.bundle, "infer").options_id
+        self._compare_with_current()
+
+    @property
+    def is_new_model(self) -> bool:
+        """Whether nothing of the current result can be kept."""
+        if self.current is None:
+            return False
+        return (self.current.model_id, self.current.options_id) != (self.bundle.model_id, self.options_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything is to be done."""
+        return any(count for name, count in self.counts.items() if name != "unchanged")
+
+    @property
+    def retries_only(self) -> bool:
+        """Whether nothing is to be done but scans that failed before."""
+        others = ("new", "changed", "vanished")
+        return not (self.is_new_model or any(self.counts[name] for name in others))
+
+    def run(self, infer: Callable[..., InferResult], console: Console, started: float) -> ResegmentResult:
+        """Make the new result beside the current one, compare both, and move current.json."""
+        result, run = self.folder.begin(self.bundle.model_id, self.options_id, self.current)
+        place = Place(self.folder.place.path(result))
+        take_out(place, self.gone)
+        options = replace(self.infer_options, out=place.location)
+        inference = infer(
+            options, self.bundle, self.drawn, self.manifest, self.manifest, command="infer", started=started
+        )
+        if inference.exit_code == EXIT_FAILED:
+            console.say("no scan is ok; the result before stays current")
+            return self.conclude(started, has_moved=False, inference=inference)
+        if self.retries_only and inference.scans_failed >= self.counts["failed_before"]:
+            self.folder.drop(result)
+            console.say("the scans that failed before failed again; the result before stays current")
+            return self.conclude(started, has_moved=False, inference=inference)
+        changed = self._compare(result, run)
+        self.folder.move_current(Current(result, run, self.bundle.model_id, self.options_id))
+        ended = self.conclude(started, has_moved=True, inference=inference, result=result, changed=changed)
+        self.folder.write_run(run, asdict(ended))
+        console.say(f"{result} is current now" + ("" if changed is None else f"; {changed} scans changed"))
+        return ended
+
+    def conclude(
+        self,
+        started: float,
+        *,
+        has_moved: bool,
+        inference: InferResult | None = None,
+        result: str | None = None,
+        changed: int | None = None,
+    ) -> ResegmentResult:
+        """What the run came to."""
+        failed = self.counts["failed_before"] if inference is None else inference.scans_failed
+        return ResegmentResult(
+            cohort=self.cohort.chosen.name,
+            result=result or (self.current.result if self.current else None),
+            scans=self.counts,
+            is_new_model=self.is_new_model,
+            scans_ok=self.manifest.num_rows - failed if inference is None else inference.scans_ok,
+            scans_failed=failed,
+            changed_scans=changed,
+            has_moved=has_moved,
+            seconds_total=time.time() - started,
+            exit_code=EXIT_DONE if inference is None else inference.exit_code,
+        )
+
+    def say_plan(self, console: Console) -> None:
+        """What is to be done, in a line."""
+        counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
+        model = "; model or choices are others than before, so all are done again" if self.is_new_model else ""
+        todo = "" if self.has_work else "; nothing to do"
+        console.say(f"cohort {self.cohort.chosen.name}: {counts}{model}{todo}", **self.counts)
+
+    def _check_vanished(self) -> None:
+        """Refuse to take an unmounted folder for a hundred patients who left."""
+        members = self.folder.read_members()
+        vanished = find_vanished(members, self.manifest)
+        there = members.num_rows - members["vanished_at"].drop_null().length()
+        allowed = self.cohort.chosen.mass_vanish_percent / 100 * there
+        if len(vanished) > allowed and not self.options.allow_mass_vanish:
+            raise UsageError(
+                f"{len(vanished)} of {there} scans of cohort {self.cohort.chosen.name} are not in "
+                f"{self.cohort.chosen.source} any more, such as {vanished[0]!r}; is all of it mounted? "
+                "--allow-mass-vanish goes on without them."
+            )
+
+    def _compare_with_current(self) -> None:
+        finished = SCANS_SCHEMA.empty_table().select(["scan_id", "fingerprint", "status", "error_type"])
+        if self.current and not self.is_new_model:
+            finished = read_finished(Place(self._path(self.current)))
+        remaining = find_remaining(self.manifest, finished, retry_failed=True)
+        failed = finished.filter(pc.equal(finished["status"], STATUS_FAILED))
+        known = pc.is_in(remaining.plan["scan_id"], value_set=finished["scan_id"].combine_chunks())
+        again = pc.index_in(remaining.plan["scan_id"], value_set=failed["scan_id"].combine_chunks())
+        same = pc.fill_null(pc.equal(pc.take(failed["fingerprint"], again), remaining.plan["fingerprint"]), False)
+        num_again = int(pc.sum(same).as_py() or 0)
+        num_known = int(pc.sum(known).as_py() or 0)
+        is_gone = pc.invert(pc.is_in(finished["scan_id"], value_set=self.manifest["scan_id"].combine_chunks()))
+        self.gone = finished["scan_id"].filter(is_gone)
+        self.counts = {
+            "new": remaining.plan.num_rows - num_known,
+            "changed": num_known - num_again,
+            "failed_before": num_again,
+            "unchanged": self.manifest.num_rows - remaining.plan.num_rows,
+            "vanished": len(self.gone),
+        }
+
+    def _compare(self, result: str, run: str) -> int | None:
+        """How many scans changed against the current result; None where there is none, or no scan in common."""
+        if self.current is None:
+            return None
+        before, after = self._path(self.current), self.folder.place.path(result)
+        ids = [read_finished(Place(place))["scan_id"] for place in (before, after)]
+        if not pc.any(pc.is_in(ids[0], value_set=ids[1].combine_chunks())).as_py():
+            return None
+        chosen = self.cohort.chosen
+        compared = compare(
+            CompareOptions(
+                before=before,
+                after=after,
+                out=self.folder.place.path(f"changes/{run}"),
+                change_percent=chosen.change_percent,
+                change_dice=chosen.change_dice,
+                json=self.options.json,
+            )
+        )
+        return int(compared.summary["changed_scans"])
+
+    def _path(self, current: Current) -> str:
+        return self.folder.place.path(current.result)
+
+
+def notify(command: str, result: ResegmentResult, console: Console) -> None:
+    """Hand the summary to a program of the user's; that it fails is a warning, nothing more."""
+    try:
+        words = shlex.split(command)
+        content = json.dumps(as_json(asdict(result))).encode()
+        subprocess.run(words, input=content, timeout=NOTIFY_SECONDS, check=True, capture_output=True)
+    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
+        console.say(f"warning: --notify failed: {' '.join(str(error).split())[:200]}")
