@@ -60,6 +60,12 @@ def make_table(command: str) -> str:
     chosen = [item for item in fields(kind) if item.name not in left_out and not item.metadata["positional"]]
     chosen.sort(key=lambda item: (item.name != "out", item.name in shared))
     rows = [make_row(item, hints[item.name]) for item in chosen]
+    if kind is CohortOptions:
+        keys = [
+            row.replace(f"`{option_name(item.name)}`", f"`{item.name}`", 1)
+            for row, item in zip(rows, chosen, strict=True)
+        ]
+        return "\n".join(["| key | default | what it says |", "|---|---|---|", *keys, ""])
     return "\n".join(["| option | default | what it does |", "|---|---|---|", *rows, ""])
 
 
