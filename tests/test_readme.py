@@ -132,7 +132,7 @@ def test_code_that_reads_the_tables_runs(code, segmented, monkeypatch, capsys):
 @pytest.mark.parametrize("code", [code for code in blocks("python") if "raysegment." in code])
 def test_code_that_calls_raysegment_fails_only_for_want_of_a_model(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RaysegmentError, match="runs/lgg|/results/glioma"):
+    with pytest.raises(RaysegmentError, match=r"runs/lgg|/results/glioma"):
         exec(code, {})
 
 
