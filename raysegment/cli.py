@@ -152,7 +152,7 @@ def train(options: TrainOptions) -> int:
 
     result = run(options)
     if result.already_done:
-        _say(options.json, f"{result.folder} is finished: {result.epochs} epochs, bundle in {result.bundle}")
+        _say(options.json, result.as_line)
     return result.exit_code
 
 

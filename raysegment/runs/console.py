@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console as Terminal
@@ -22,10 +23,23 @@ class Console:
     Args:
         place: The output folder, whose `log.txt` gets each line; None for no log. Buckets have none.
         as_json: Print one JSON object a line.
+        about: Of which of several runs that share the terminal it tells, such as {"fold": 2}: each line begins with it,
+            JSON objects hold it; its own `log.txt` does without.
+        may_show_bar: Whether nobody else shows one.
     """
 
-    def __init__(self, place: Place | None, *, as_json: bool) -> None:
+    def __init__(
+        self,
+        place: Place | None,
+        *,
+        as_json: bool,
+        about: Mapping[str, Any] | None = None,
+        may_show_bar: bool = True,
+    ) -> None:
         self.as_json = as_json
+        self._about = dict(about or {})
+        self._begin = "".join(f"{name} {value}: " for name, value in self._about.items())
+        self._may_show_bar = may_show_bar
         self._place = place if place is not None and place.is_local else None
         self._terminal = Terminal(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
@@ -40,7 +54,7 @@ class Console:
     @property
     def has_bar(self) -> bool:
         """Whether a bar can be shown."""
-        return not self.as_json and sys.stdout.isatty()
+        return self._may_show_bar and not self.as_json and sys.stdout.isatty()
 
     def say(self, text: str, **facts: Any) -> None:
         """Tell one thing that happened; `facts` are what a program gets besides."""
@@ -48,13 +62,13 @@ class Console:
         if self.as_json:
             self.tell_program("message", text=text, **facts)
         elif self._terminal.is_terminal:
-            self._terminal.print(text, markup=False)
+            self._terminal.print(f"{self._begin}{text}", markup=False)
         else:
-            print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
+            print(f"{time.strftime('%H:%M:%S')} {self._begin}{text}", flush=True)
 
     def tell_program(self, event: str, **facts: Any) -> None:
         """One JSON line."""
-        print(json.dumps(as_json({"event": event, **facts})), flush=True)
+        print(json.dumps(as_json({"event": event, **self._about, **facts})), flush=True)
 
     def show_bar(self, title: str, done: int, total: int, note: str = "") -> None:
         """Move the bar, which appears with the first call; nothing happens where none can be shown."""
@@ -71,7 +85,7 @@ class Console:
             self._bar = Progress(*columns, console=self._terminal, transient=True)
             self._bar.start()
             self._task = self._bar.add_task(title, total=total, note=note)
-        self._bar.update(self._task, description=title, completed=done, total=total, note=note)
+        self._bar.update(self._task, description=f"{self._begin}{title}", completed=done, total=total, note=note)
 
     def hide_bar(self) -> None:
         """Take the bar off the terminal."""

@@ -24,10 +24,13 @@ def test_a_scan_on_which_the_reading_process_dies_is_left_out_alone(tmp_path, ph
     manifest = find_scans(str(tmp_path))
     split = pa.array(["train"] * manifest.num_rows, pa.string())
     manifest = manifest.set_column(manifest.schema.get_field_index("split"), "split", split)
-    kept, errors = keep_scans(manifest, TrainOptions(source="", out="", image_size=64), Labels(), None)
-    assert kept["train"].scan_ids == ["PHANTOM_0001", "PHANTOM_0002"]
-    assert [(scan_id, error[0]) for scan_id, error in errors.items()] == [("killer/s.hostile", "ReaderCrashedError")]
-    assert kept["train"].fetch(1).pixels.shape[1:] == (64, 64, 3)
+    kept = keep_scans(manifest, TrainOptions(source="", out="", image_size=64), Labels(), None)
+    chosen = kept.select(manifest, "train")
+    assert chosen.scan_ids == ["PHANTOM_0001", "PHANTOM_0002"]
+    assert [(scan_id, error[0]) for scan_id, error in kept.errors.items()] == [
+        ("killer/s.hostile", "ReaderCrashedError")
+    ]
+    assert chosen.fetch(1).pixels.shape[1:] == (64, 64, 3)
 
 
 def test_the_spacing_given_for_an_archive_decides_the_grid_of_physical_pixels(phantom_archive):
@@ -37,8 +40,8 @@ def test_the_spacing_given_for_an_archive_decides_the_grid_of_physical_pixels(ph
     split = pa.array(["train"] * manifest.num_rows, pa.string())
     manifest = manifest.set_column(manifest.schema.get_field_index("split"), "split", split)
     chosen = {"source": "", "out": "", "image_size": 32, "pixel_mm": 1.0}
-    kept, errors = keep_scans(manifest, TrainOptions(**chosen, spacing_mm=(5.0, 1.0, 2.0)), Labels(), None)
-    assert not errors
-    assert kept["train"].fetch(1).pixels.shape[1:] == (64, 128, 3)
-    _, errors = keep_scans(manifest, TrainOptions(**chosen), Labels(), None)
-    assert [error_type for error_type, _ in errors.values()] == ["UnknownSpacingError"] * 2
+    kept = keep_scans(manifest, TrainOptions(**chosen, spacing_mm=(5.0, 1.0, 2.0)), Labels(), None)
+    assert not kept.errors
+    assert kept.select(manifest, "train").fetch(1).pixels.shape[1:] == (64, 128, 3)
+    unknown = keep_scans(manifest, TrainOptions(**chosen), Labels(), None).errors
+    assert [error_type for error_type, _ in unknown.values()] == ["UnknownSpacingError"] * 2

@@ -11,7 +11,7 @@ import pytest
 from raysegment.cluster.session import ray_session
 from raysegment.cluster.training.run import warn_of_low_dice
 from raysegment.commands.demo import demo
-from raysegment.commands.train import check_precision, is_finished
+from raysegment.commands.trained_run import check_precision, is_finished
 from raysegment.errors import CheckpointError, RunError, UsageError
 from raysegment.imaging.phantom import write_archive
 from raysegment.options import DemoOptions, TrainOptions

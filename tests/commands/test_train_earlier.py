@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raysegment.choices import changed_result, load_options
-from raysegment.commands.train import keep_rules
+from raysegment.commands.trained_run import keep_rules
 from raysegment.errors import UsageError
 from raysegment.options import TrainOptions
 from raysegment.runs.identity import identify

@@ -102,6 +102,7 @@ def run_inference(
     *,
     command: str,
     started: float,
+    about: Mapping[str, Any] | None = None,
 ) -> InferResult:
     """Bring the tables of an output folder up to a manifest.
 
@@ -113,6 +114,7 @@ def run_inference(
         found: All scans that the source has.
         command: `infer`, or `evaluate`, which fails scans without a usable reference.
         started: When the command began, in seconds since 1970.
+        about: Which of several runs of one command it is, such as {"fold": 2}.
 
     Raises:
         UsageError: Sides of the body would be mistaken for each other in mirrored slices; or the folder is another
@@ -129,7 +131,7 @@ def run_inference(
     record = read_record(place)
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
         options = resolve_options(options, bundle, drawn, record)
-        return _run_in_folder(options, bundle, drawn, place, manifest, found, command, started)
+        return _run_in_folder(options, bundle, drawn, place, manifest, found, command, started, about)
 
 
 def _run_in_folder(
@@ -141,6 +143,7 @@ def _run_in_folder(
     found: pa.Table,
     command: str,
     started: float,
+    about: Mapping[str, Any] | None,
 ) -> InferResult:
     identity = identify_inference(options, bundle, command)
     identity.open(place)
@@ -148,7 +151,7 @@ def _run_in_folder(
     with RunLock(place) as lock:
         record = identity.open(place) | {"options_id": identity.options_id}
         version = read_version(place, record)
-        console = Console(place, as_json=options.json)
+        console = Console(place, as_json=options.json, about=about)
         for warning in warn_of_references(found):
             console.say(warning)
         if removed := prepare_tables(place):
@@ -165,7 +168,7 @@ def _run_in_folder(
             console.say(describe_renamed(renamed.to_pylist()))
             take_out(place, renamed)
         remaining = find_remaining(manifest, read_finished(place), retry_failed=options.retry_failed)
-        run = InferenceRun(options, bundle, drawn, place, lock, record, remaining, manifest, started)
+        run = InferenceRun(options, bundle, drawn, place, lock, record, remaining, manifest, started, about)
         if not run.is_idle:
             with run.recorded():
                 run.segment_all()
@@ -242,6 +245,7 @@ class InferenceRun:
         remaining: What is to be done.
         manifest: Scans that are wanted.
         started: When the command began, in seconds since 1970.
+        about: Which of several runs of one command it is.
     """
 
     def __init__(
@@ -255,6 +259,7 @@ class InferenceRun:
         remaining: Remaining,
         manifest: pa.Table,
         started: float,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.options = options
         self.bundle = bundle
@@ -265,7 +270,8 @@ class InferenceRun:
         self.remaining = remaining
         self.manifest = manifest
         self.started = started
-        self.console = Console(place, as_json=options.json)
+        self.about = about
+        self.console = Console(place, as_json=options.json, about=about)
         self.rounds: Rounds | None = None
         # Done, and nothing has come since: record and log are left as they are.
         self.is_idle = remaining.plan.num_rows == 0 and record.get("status") == "done"
@@ -343,7 +349,7 @@ class InferenceRun:
         scans_now = rounds.num_published if rounds else 0
         failed, failures = (dict(rounds.failed), tuple(rounds.failures)) if rounds else ({}, ())
         if self.is_idle:
-            console = Console(None, as_json=self.options.json)
+            console = Console(None, as_json=self.options.json, about=self.about)
             lines = [describe_nothing_to_do(numbers["scans_total"], numbers["scans_failed"], self.options.out)]
         else:
             console = self.console

@@ -12,6 +12,12 @@ from raysegment.options import TrainOptions
 DATA_CPUS = 0.5
 """Logical CPUs of each node that training workers leave to data tasks."""
 
+CPUS_PER_WORKER = 8
+"""CPUs that a training worker makes good use of: where there are more, several trainings run side by side."""
+
+MIN_CPUS_PER_WORKER = 2
+"""CPUs for a worker and what makes its steps, however few threads it may have."""
+
 SECONDS_FOR_NODES = 45.0
 """How long to wait for nodes that may still join, before saying that a request cannot be met."""
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -26,12 +32,14 @@ class WorkerShare:
         cpus: Logical CPUs of each, for scheduling only.
         threads: TensorFlow threads of each.
         use_gpu: One GPU each.
+        side_by_side: Trainings that share the cluster, each with as many workers.
     """
 
     num_workers: int
     cpus: float
     threads: int
     use_gpu: bool
+    side_by_side: int = 1
 
     def __str__(self) -> str:
         """In a user's words."""
@@ -40,13 +48,31 @@ class WorkerShare:
         return f"{workers} with {self.threads} threads{' and a GPU' if self.use_gpu else ''}{each}"
 
 
-def share_hardware(num_workers: int, options: TrainOptions, *, needs_gpu: bool = False) -> WorkerShare:
+def count_side_by_side(options: TrainOptions, num_trainings: int) -> int:
+    """How many of several trainings the cluster has room for at the same time; at least one.
+
+    Args:
+        options: The choices of each.
+        num_trainings: How many there are.
+    """
+    nodes = [node["Resources"] for node in live_nodes()]
+    room = sum(int(node.get("GPU", 0)) for node in nodes)
+    if not room:
+        per_worker = max(MIN_CPUS_PER_WORKER, options.threads or CPUS_PER_WORKER)
+        room = sum(max(1, int(node["CPU"]) // per_worker) for node in nodes)
+    return max(1, min(num_trainings, room // options.workers))
+
+
+def share_hardware(
+    num_workers: int, options: TrainOptions, *, needs_gpu: bool = False, side_by_side: int = 1
+) -> WorkerShare:
     """Divide the nodes that are there now among workers.
 
     Args:
-        num_workers: Workers.
-        options: The run's choices.
+        num_workers: Workers of each training.
+        options: The choices of each.
         needs_gpu: Refuse CPUs where no GPU is left.
+        side_by_side: Trainings that share the cluster.
 
     Raises:
         ClusterError: More workers than CPUs, or than GPUs where there are any.
@@ -55,22 +81,25 @@ def share_hardware(num_workers: int, options: TrainOptions, *, needs_gpu: bool =
     num_gpus = sum(int(node.get("GPU", 0)) for node in nodes)
     use_gpu = needs_gpu or num_gpus > 0
     available = num_gpus if use_gpu else sum(int(node["CPU"]) for node in nodes)
-    if num_workers > available:
+    total = num_workers * side_by_side
+    if total > available:
         kind = "GPUs" if use_gpu else "CPUs"
         raise ClusterError(
-            f"--workers {num_workers} need one of the cluster's {kind} each; it has {available} on {len(nodes)} nodes."
+            f"--workers {num_workers} need one of the cluster's {kind} each; it has {available} on {len(nodes)} nodes"
+            + (f", which {side_by_side} trainings share." if side_by_side > 1 else ".")
         )
     shares = []
-    for per_node in range(1, num_workers + 1):
+    for per_node in range(1, total + 1):
         hosts = [node for node in nodes if node["CPU"] >= per_node and (not use_gpu or node.get("GPU", 0) >= per_node)]
-        if len(hosts) * per_node < num_workers:
+        if len(hosts) * per_node < total:
             continue
-        cpus = sorted((node["CPU"] for node in hosts), reverse=True)[: -(-num_workers // per_node)]
+        cpus = sorted((node["CPU"] for node in hosts), reverse=True)[: -(-total // per_node)]
         share = WorkerShare(
             num_workers=num_workers,
             cpus=round((cpus[-1] - DATA_CPUS) / per_node, 3),
             threads=options.threads or max(1, int(cpus[-1] // per_node)),
             use_gpu=use_gpu,
+            side_by_side=side_by_side,
         )
         shares.append(share)
     if not shares:
@@ -78,8 +107,13 @@ def share_hardware(num_workers: int, options: TrainOptions, *, needs_gpu: bool =
     return max(shares, key=lambda share: share.cpus)
 
 
-def wait_for_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
+def wait_for_hardware(num_workers: int, options: TrainOptions, num_trainings: int = 1) -> WorkerShare:
     """As `share_hardware`, after giving nodes of a cluster some time to join.
+
+    Args:
+        num_workers: Workers of each training.
+        options: The choices of each.
+        num_trainings: Those there are; as many as there is room for share the cluster.
 
     Raises:
         ClusterError: Within a minute, if the request cannot be met.
@@ -87,19 +121,19 @@ def wait_for_hardware(num_workers: int, options: TrainOptions) -> WorkerShare:
     deadline = time.monotonic() + (SECONDS_FOR_NODES if options.address else 0.0)
     while True:
         try:
-            return share_hardware(num_workers, options)
+            return share_hardware(num_workers, options, side_by_side=count_side_by_side(options, num_trainings))
         except ClusterError:
             if time.monotonic() > deadline:
                 raise
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
-def share_what_is_left(options: TrainOptions, *, needs_gpu: bool) -> WorkerShare:
+def share_what_is_left(options: TrainOptions, before: WorkerShare) -> WorkerShare:
     """The largest number of workers, up to the one asked for, that fits now and divides the global batch.
 
     Args:
         options: The run's choices.
-        needs_gpu: The run began on GPUs and does not go on without.
+        before: What each worker had; a run that began on GPUs does not go on without.
 
     Raises:
         ClusterError: None fits, also after waiting for nodes to join.
@@ -110,10 +144,10 @@ def share_what_is_left(options: TrainOptions, *, needs_gpu: bool) -> WorkerShare
             if options.batch_size % num_workers:
                 continue
             try:
-                return share_hardware(num_workers, options, needs_gpu=needs_gpu)
+                return share_hardware(num_workers, options, needs_gpu=before.use_gpu, side_by_side=before.side_by_side)
             except ClusterError:
                 continue
         if time.monotonic() > deadline:
-            kind = "GPU" if needs_gpu else "room"
+            kind = "GPU" if before.use_gpu else "room"
             raise ClusterError(f"no node of the cluster has {kind} for a training worker any more.")
         time.sleep(SECONDS_BETWEEN_LOOKS)

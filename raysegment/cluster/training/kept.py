@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import ray.data
 from ray.data import DataContext, TaskPoolStrategy
@@ -66,7 +68,7 @@ KEPT_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class KeptSet:
-    """All kept scans of one split.
+    """Kept scans that are trained or validated on together.
 
     Attributes:
         blocks: References to Arrow tables in Ray's object store, owned by the driver.
@@ -103,24 +105,43 @@ class KeptSet:
         return unpack_scan(columns)
 
 
-def keep_scans(
-    manifest: pa.Table, options: TrainOptions, labels: Labels, num_channels: int | None
-) -> tuple[dict[str, KeptSet], dict[str, tuple[str, str]]]:
+@dataclass(frozen=True, eq=False)
+class KeptScans:
+    """All scans that were kept together; any number of trainings may choose theirs among them.
+
+    Attributes:
+        blocks: References to Arrow tables in Ray's object store, owned by the driver.
+        places: Where each scan lies, by scan_id.
+        errors: (type, message) of those that cannot be used.
+        num_channels: Channels that every scan had to have; None where any number would do.
+        seconds: How long it took.
+    """
+
+    blocks: list[Any]
+    places: Mapping[str, KeptPlace]
+    errors: dict[str, tuple[str, str]]
+    num_channels: int | None
+    seconds: float
+
+    def select(self, manifest: pa.Table, split: str) -> KeptSet:
+        """The scans that a manifest has in a split, in its order, without those that cannot be used."""
+        scan_ids = manifest["scan_id"].filter(pc.equal(manifest["split"], split)).to_pylist()
+        return make_set(self.blocks, [scan_id for scan_id in scan_ids if scan_id not in self.errors], self.places)
+
+
+def keep_scans(manifest: pa.Table, options: TrainOptions, labels: Labels, num_channels: int | None) -> KeptScans:
     """Read, check and keep all scans of the splits, in parallel.
 
     Args:
-        manifest: Rows whose `split` is set.
+        manifest: Rows whose `split` is set; of val the references are kept on the scan's own grid too.
         options: The run's choices.
         labels: What the values of references mean.
         num_channels: Channels that every scan must have.
 
-    Returns:
-        The kept scans by split, and the errors (type, message) of the others by scan_id.
-
     Raises:
         ClusterError: Reading failed for a reason that is no scan's.
     """
-    preprocessing = pick(Preprocessing, options)
+    start, preprocessing = time.monotonic(), pick(Preprocessing, options)
     settings = ReadSettings(labels=labels, slice_axis=options.slice_axis, resample_channels=options.resample_channels)
 
     def keep(batch: pa.Table) -> pa.Table:
@@ -135,11 +156,7 @@ def keep_scans(
         for position, row in enumerate(rows)
     }
     errors = list_errors(found, manifest["scan_id"].to_pylist(), death)
-    by_split: dict[str, list[str]] = {split: [] for split in manifest["split"].unique().to_pylist()}
-    for scan_id, split in zip(manifest["scan_id"].to_pylist(), manifest["split"].to_pylist(), strict=True):
-        if scan_id not in errors:
-            by_split[split].append(scan_id)
-    return {split: make_set(references, scan_ids, found) for split, scan_ids in by_split.items()}, errors
+    return KeptScans(references, found, errors, num_channels, time.monotonic() - start)
 
 
 def read_all(keep: Callable[[pa.Table], pa.Table], num_scans: int) -> tuple[list[Any], str | None]:
@@ -201,7 +218,7 @@ class KeptPlace(NamedTuple):
     row: dict[str, Any]
 
 
-def make_set(references: list[Any], scan_ids: list[str], found: dict[str, KeptPlace]) -> KeptSet:
+def make_set(references: list[Any], scan_ids: list[str], found: Mapping[str, KeptPlace]) -> KeptSet:
     """The set of some kept scans."""
     places = [found[scan_id] for scan_id in scan_ids]
     lesions = [np.array(place.row["has_lesion"], bool) for place in places]

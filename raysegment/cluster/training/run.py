@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from raysegment.cluster.session import resolve_on_cluster
-from raysegment.cluster.training.hardware import share_what_is_left, wait_for_hardware
+from raysegment.cluster.training.hardware import WorkerShare, share_what_is_left, wait_for_hardware
 from raysegment.options import TrainOptions
 from raysegment.pipeline.finish import count_inputs
 from raysegment.pipeline.gallery import draw_training_figures
 from raysegment.pipeline.learn import Progress, find_checkpoints
 from raysegment.pipeline.training_set import (
+    Errors,
     check_errors,
     check_lesions,
     check_same_scans,
@@ -36,59 +36,117 @@ from raysegment.scan import Labels, as_spacing
 from raysegment.store.place import Place
 
 if TYPE_CHECKING:
-    from raysegment.cluster.training.kept import KeptSet
+    from raysegment.cluster.training.kept import KeptScans, KeptSet
 
 LOW_DICE = 0.1
 """Validation Dice below which a warning says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One training whose scans are kept, or are to be.
+
+    Attributes:
+        options: Its choices, precision resolved.
+        labels: What is segmented.
+        manifest: Scans with their splits.
+        place: The run.
+        record: What its run.json holds; it is changed.
+        console: Tells what happens.
+    """
+
+    options: TrainOptions
+    labels: Labels
+    manifest: pa.Table
+    place: Place
+    record: dict[str, Any]
+    console: Console
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.place.root)
 
 
 def train_in_session(
     options: TrainOptions, labels: Labels, manifest: pa.Table, place: Place, record: dict[str, Any], console: Console
 ) -> None:
     """Keep the scans, fit, write the bundle; what is learned on the way goes into the record."""
+    options = resolve_precision(options, record)
+    share = wait_for_hardware(options.workers, options)
+    is_begun = bool(find_checkpoints(Path(place.root) / "checkpoints"))
+    kept = keep_all(options, labels, manifest, record.get("errors", {}) if is_begun else None)
+    training = Training(options=options, labels=labels, manifest=manifest, place=place, record=record, console=console)
+    fit_kept(training, kept, share)
+
+
+def resolve_precision(options: TrainOptions, record: Mapping[str, Any]) -> TrainOptions:
+    """The choices with the precision that the run began in, or that the cluster is fast in."""
+    return replace(options, precision=record.get("precision") or resolve_on_cluster(options.precision))
+
+
+def keep_all(options: TrainOptions, labels: Labels, manifest: pa.Table, left_out: Errors | None) -> KeptScans:
+    """Keep the scans to train and to validate on.
+
+    Args:
+        options: The run's choices.
+        labels: What is segmented.
+        manifest: Scans with their splits.
+        left_out: Errors of scans that were left out when training began; None where it begins now.
+
+    Raises:
+        RunError: A scan that was trained on can no longer be read.
+    """
     from raysegment.cluster.training.kept import keep_scans
+
+    kept = keep_scans(select_used(manifest, left_out or {}), options, labels, most_common_channels(manifest))
+    if left_out is None:
+        return kept
+    check_same_scans(kept.errors)
+    return replace(kept, errors=left_out)
+
+
+def fit_kept(training: Training, kept: KeptScans, share: WorkerShare) -> None:
+    """Fit on scans that are kept, and write the bundle; what is learned on the way goes into the record.
+
+    Args:
+        training: What is trained.
+        kept: Scans, perhaps those of other trainings too.
+        share: The hardware of each worker.
+    """
     from raysegment.cluster.training.workers import WorkerTask, finish_on_worker, fit_with_retries
 
-    folder, start = Path(place.root), time.monotonic()
-    options = replace(options, precision=record.get("precision") or resolve_on_cluster(options.precision))
-    share = wait_for_hardware(options.workers, options)
-    num_channels = most_common_channels(manifest)
-    done = find_checkpoints(folder / "checkpoints")
-    left_out = record.get("errors", {}) if done else {}
-    kept, errors = keep_scans(select_used(manifest, left_out), options, labels, num_channels)
-    if done:
-        check_same_scans(errors)
-    errors |= left_out
-    train_set, validation_set = kept["train"], kept["val"]
+    options, labels, manifest, folder = training.options, training.labels, training.manifest, training.folder
+    record, console = training.record, training.console
+    sets = {split: kept.select(manifest, split) for split in ("train", "val")}
+    used = set(select_used(manifest, {})["scan_id"].to_pylist())
+    errors = {scan_id: error for scan_id, error in kept.errors.items() if scan_id in used}
     write_run_manifest(manifest, errors, folder)
     if errors:
         for line in describe_left_out(errors, folder / "manifest.parquet"):
             console.say(line)
     check_errors(errors, manifest)
-    check_lesions(train_set.has_lesion)
-    num_channels = num_channels or validation_set.num_channels
-    seconds = time.monotonic() - start
-    say_what_is_kept(options, labels, kept, f"read in {seconds:.1f} s; {share}, {options.precision}", console)
-    record |= describe_start(options, labels, kept, errors) | {"seconds_prepare": seconds}
-    write_record(place, record)
+    check_lesions(sets["train"].has_lesion)
+    say_what_is_kept(options, labels, sets, f"read in {kept.seconds:.1f} s; {share}, {options.precision}", console)
+    record |= describe_start(options, labels, sets, errors) | {"seconds_prepare": kept.seconds}
+    write_record(training.place, record)
+    num_channels = kept.num_channels or sets["val"].num_channels
     facts = describe_data(options, manifest, errors, num_channels, record)
-    facts["reference_sizes"] = train_set.reference_sizes
+    facts["reference_sizes"] = sets["train"].reference_sizes
     task = WorkerTask(
         options=options,
         labels=labels,
         folder=str(folder),
-        train=train_set,
-        validation=validation_set,
+        train=sets["train"],
+        validation=sets["val"],
         num_inputs=count_inputs(options, num_channels),
         threads=share.threads,
         mailbox=None,
     )
-    if done:
+    if done := find_checkpoints(folder / "checkpoints"):
         console.say(f"going on after epoch {int(done[-1].name.removeprefix('epoch-'))}")
     progress = fit_with_retries(task, share, console)
-    share = share_what_is_left(options, needs_gpu=share.use_gpu)
-    task = replace(task, threads=share.threads)
-    scores = finish_on_worker(task, share, progress, facts)
+    share = share_what_is_left(options, share)
+    scores = finish_on_worker(replace(task, threads=share.threads), share, progress, facts)
     record |= {"scores": scores, "epochs": progress.epoch, "best_epoch": progress.best_epoch}
     console.say(describe_end(progress, scores, folder), **scores)
     for warning in warn_of_low_dice(scores):

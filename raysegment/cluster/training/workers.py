@@ -107,7 +107,7 @@ def fit_with_retries(task: WorkerTask, share: WorkerShare, console: Console) -> 
                 f"{task.options.max_failures}"
             )
             time.sleep(SECONDS_BETWEEN_TRIES)
-            share = share_what_is_left(task.options, needs_gpu=share.use_gpu)
+            share = share_what_is_left(task.options, share)
             task = replace(task, threads=share.threads)
             console.say(f"starting {share}")
 

@@ -1,0 +1,92 @@
+"""What a training is asked to learn from: scans with references, their labels and their splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from raysegment.archive.channels import most_common_names, order_channels
+from raysegment.archive.index import find_scans
+from raysegment.archive.labels import find_labels
+from raysegment.archive.split import Drawing, SplitResult, assign_splits
+from raysegment.options import TrainOptions
+from raysegment.pipeline.sides import check_mirror
+from raysegment.pipeline.training_set import (
+    check_channels,
+    check_flip,
+    check_label,
+    check_splits,
+    describe_split,
+    hash_data,
+    keep_labels,
+    most_common_channels,
+    select_referenced,
+    warn_of_few_patients,
+    warn_of_lone_sides,
+)
+from raysegment.runs.console import Console
+from raysegment.scan import Labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a training is asked to learn from.
+
+    Attributes:
+        found: All scans of the source, references or not.
+        split: The scans that have a reference and a split.
+        labels: What is segmented.
+        data_id: SHA-256 of scans, splits and labels.
+    """
+
+    found: pa.Table
+    split: SplitResult
+    labels: Labels
+    data_id: str
+
+    @property
+    def manifest(self) -> pa.Table:
+        """The scans that have a reference and a split."""
+        return self.split.table
+
+    def tell(self, options: TrainOptions, console: Console) -> None:
+        """Say what was found, and warn of what is odd about it."""
+        console.say(describe_split(self.split, self.found), left_out=list(self.split.left_out))
+        for warning in warn_of_few_patients(self.split) + warn_of_lone_sides(options, self.labels):
+            console.say(warning)
+
+
+def find_training_data(options: TrainOptions, record: Mapping[str, Any]) -> TrainingData:
+    """Index the source, split by patient, and refuse what nothing can be learned from.
+
+    Args:
+        options: The run's choices.
+        record: What run.json of its folder holds.
+
+    Raises:
+        UsageError: Nothing to train on, or choices that do not fit it.
+    """
+    found = find_scans(
+        options.source,
+        patient_pattern=options.patient_pattern,
+        scan_pattern=options.scan_pattern,
+        channels=options.channel,
+        references=options.reference,
+    )
+    labels = find_labels(options.source, options.labels, options.label, found)
+    found = order_channels(found, most_common_names(found))
+    split = assign_splits(
+        select_referenced(found, options.source),
+        split_file=options.split_file,
+        drawing=Drawing(options.train_fraction, options.val_fraction, options.seed),
+    )
+    labels = keep_labels(labels, options, split.table, record)
+    check_label(options, labels)
+    check_flip(options, labels)
+    check_splits(split)
+    check_channels(options, most_common_channels(split.table))
+    check_mirror(labels, options.mirror, options.slice_axis, split.table["reader"].unique().to_pylist())
+    return TrainingData(found=found, split=split, labels=labels, data_id=hash_data(split.table, labels))
