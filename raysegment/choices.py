@@ -78,6 +78,13 @@ class Checked:
         for item in fields(self):
             check_use(item, self)
 
+    @property
+    def typed(self) -> frozenset[str]:
+        """Names of the choices that someone made, on the command line or in a job file; of options that were made in
+        Python those that are not at their defaults."""
+        changed = frozenset(item.name for item in fields(self) if getattr(self, item.name) != item.default)
+        return frozenset(getattr(self, "_typed", changed))
+
 
 def check_value(item: Field[Any], hint: Any, value: Any) -> None:
     """Refuse a value that its field cannot hold.
@@ -165,7 +172,9 @@ def load_options(kind: type[Any], given: dict[str, Any], *, recipe: str | None =
             name = item.name.upper() if item.metadata["positional"] else option_name(item.name)
             raise UsageError(f"{name} is missing: {item.metadata['help']}.")
     hints = typing.get_type_hints(kind)
-    return kind(**{key: convert_value(hints[key], value) for key, value in values.items()})
+    options = kind(**{key: convert_value(hints[key], value) for key, value in values.items()})
+    object.__setattr__(options, "_typed", frozenset(chosen))
+    return options
 
 
 def recipe_names() -> list[str]:

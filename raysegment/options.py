@@ -19,9 +19,14 @@ Rules = Literal["0.1", "0.2"]
 SliceAxis = Literal["auto", "axial", "coronal", "sagittal"]
 Loss = Literal["dice", "bce", "dice_bce", "focal", "tversky"]
 Network = Literal["unet", "attention_unet", "residual_unet"]
+Encoder = Literal["none", "efficientnetv2-b0", "resnet50v2"]
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 Mirror = Literal["none", "columns", "rows", "rows,columns"]
 Threshold = float | str
+ENCODERS: tuple[Encoder, ...] = ("efficientnetv2-b0", "resnet50v2")
+ENCODER_DEPTH = 5
+"""How often an encoder halves the grid."""
+
 """A number, or `NAME=0.4,…` for labels that overlap."""
 
 PATIENT_PATTERN_HELP = "regular expression whose first group, found in the scan_id, is the patient_id"
@@ -209,9 +214,34 @@ class TrainOptions(Preprocessing, CommandOptions):
     label: str = choice("lesion", "name of the one region, where no labels are declared", affects_result=True)
     labels: tuple[str, ...] | None = choice(None, LABELS_HELP, affects_result=True, added="0.3.0")
     resample_channels: bool = choice(False, RESAMPLE_CHANNELS_HELP, affects_result=True, added="0.3.0")
+    init_from: str | None = choice(
+        None,
+        "bundle, or run that holds one, whose weights training starts from: what fits in channels and labels is kept; "
+        "network and preprocessing are its own where nothing else is typed",
+    )
     network: Network = choice("unet", "network", affects_result=True)
+    encoder: Encoder = choice(
+        "none",
+        "network of keras.applications that takes the place of the network's way down; it halves the grid five times, "
+        "and --network, --filters, --dropout and --norm are then of the way up",
+        affects_result=True,
+        added="0.4.0",
+    )
+    encoder_weights: str | None = choice(
+        None,
+        "weights of the encoder: the published *_notop.h5, or a .weights.h5 that Keras wrote of it; at random if not "
+        "given",
+        only_with=("encoder", ENCODERS),
+    )
     filters: int = choice(32, "filters of the first level; doubled at each", affects_result=True, minimum=1)
-    depth: int = choice(4, "number of times the grid is halved", affects_result=True, minimum=1, maximum=7)
+    depth: int = choice(
+        4,
+        "number of times the grid is halved",
+        affects_result=True,
+        minimum=1,
+        maximum=7,
+        only_with=("encoder", ("none",)),
+    )
     dropout: float = choice(
         0.0, "share of features dropped at each level's end", affects_result=True, minimum=0, maximum=0.9
     )
@@ -449,7 +479,8 @@ class TrainOptions(Preprocessing, CommandOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_divisible(self.image_size, 2**self.depth)
+        if self.init_from is None:
+            check_grid(self)
         if self.train_fraction + self.val_fraction > 1:
             raise UsageError(
                 f"--train-fraction {self.train_fraction} and --val-fraction {self.val_fraction} add to more than 1; "
@@ -458,9 +489,12 @@ class TrainOptions(Preprocessing, CommandOptions):
         check_shares(self.batch_size, self.workers)
         check_learning(self)
         check_spacing(self.spacing_mm)
-        if self.spacing_mm is not None and self.pixel_mm is None:
-            raise UsageError("--spacing-mm does nothing without --pixel-mm; leave it out.")
         check_server_uri(self.mlflow_uri)
+        if self.init_from is not None and self.encoder_weights is not None:
+            raise UsageError(
+                f"--encoder-weights {self.encoder_weights} does nothing beside --init-from {self.init_from}, which has "
+                "weights for its encoder; leave one of them out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -735,7 +769,22 @@ def check_split_choices(options: EvaluateOptions | MeasureOptions) -> None:
         raise UsageError("--allow-training-patients has a meaning only with --split val or test.")
 
 
-def check_divisible(image_size: int, factor: int) -> None:
+def check_grid(options: TrainOptions) -> None:
+    """Refuse a grid that the network cannot work on, and distances that nothing asks for; known once a base model has
+    had its say.
+
+    Raises:
+        UsageError: Names the two nearest sizes that fit, or the choice that does nothing.
+    """
+    if options.encoder == "none":
+        check_divisible(options.image_size, 2**options.depth)
+    else:
+        check_divisible(options.image_size, 2**ENCODER_DEPTH, f"of --encoder {options.encoder}")
+    if options.spacing_mm is not None and options.pixel_mm is None:
+        raise UsageError("--spacing-mm does nothing without --pixel-mm; leave it out.")
+
+
+def check_divisible(image_size: int, factor: int, reason: str = "2^depth") -> None:
     """Refuse a grid that the network cannot halve as often as it must.
 
     Raises:
@@ -744,7 +793,7 @@ def check_divisible(image_size: int, factor: int) -> None:
     if image_size % factor:
         below = image_size // factor * factor
         sizes = f"{below} or {below + factor}" if below else str(factor)
-        raise UsageError(f"--image-size {image_size} must divide by {factor} (2^depth); the nearest are {sizes}.")
+        raise UsageError(f"--image-size {image_size} must divide by {factor} ({reason}); the nearest are {sizes}.")
 
 
 def check_percentiles(percentiles: tuple[float, ...] | None) -> None:

@@ -16,6 +16,7 @@ from raysegment.commands.trained_run import (
     without_credentials,
 )
 from raysegment.commands.training_data import find_training_data
+from raysegment.model.init_from import adopt_origin
 from raysegment.options import TrainOptions
 from raysegment.runs.console import Console
 from raysegment.runs.identity import identify
@@ -38,12 +39,12 @@ def train(options: TrainOptions) -> TrainResult:
     """
     folder = Path(options.out).absolute()
     place = Place(str(folder))
-    options = keep_rules(options, place)
+    options, origin = adopt_origin(keep_rules(options, place))
     check_temp_dir(options.address, options.temp_dir)
     if options.mlflow_uri is not None:
         check_client()
-    data = find_training_data(options, read_record(place))
-    record = identify("train", options, key="options", data_id=data.data_id).open(place)
+    data = find_training_data(options, read_record(place), origin)
+    record = identify("train", options, key="options", **data.facts).open(place)
     if is_finished(folder, record, options):
         return build_result(folder, record, already_done=True)
     check_precision(options, record)

@@ -12,6 +12,7 @@ from raysegment.archive.channels import most_common_names, order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import find_labels
 from raysegment.archive.split import Drawing, SplitResult, assign_splits
+from raysegment.model.init_from import Origin
 from raysegment.options import TrainOptions
 from raysegment.pipeline.sides import check_mirror
 from raysegment.pipeline.training_set import (
@@ -24,6 +25,7 @@ from raysegment.pipeline.training_set import (
     keep_labels,
     most_common_channels,
     select_referenced,
+    warn_of_base_patients,
     warn_of_few_patients,
     warn_of_lone_sides,
 )
@@ -40,12 +42,19 @@ class TrainingData:
         split: The scans that have a reference and a split.
         labels: What is segmented.
         data_id: SHA-256 of scans, splits and labels.
+        origin: Where the weights start.
     """
 
     found: pa.Table
     split: SplitResult
     labels: Labels
     data_id: str
+    origin: Origin
+
+    @property
+    def facts(self) -> dict[str, str | None]:
+        """What makes a run another one, beside its options: other scans, other first weights."""
+        return {"data_id": self.data_id, **self.origin.facts}
 
     @property
     def manifest(self) -> pa.Table:
@@ -55,16 +64,18 @@ class TrainingData:
     def tell(self, options: TrainOptions, console: Console) -> None:
         """Say what was found, and warn of what is odd about it."""
         console.say(describe_split(self.split, self.found), left_out=list(self.split.left_out))
-        for warning in warn_of_few_patients(self.split) + warn_of_lone_sides(options, self.labels):
+        warnings = warn_of_few_patients(self.split) + warn_of_lone_sides(options, self.labels)
+        for warning in warnings + warn_of_base_patients(self.manifest, self.origin.has_seen):
             console.say(warning)
 
 
-def find_training_data(options: TrainOptions, record: Mapping[str, Any]) -> TrainingData:
+def find_training_data(options: TrainOptions, record: Mapping[str, Any], origin: Origin) -> TrainingData:
     """Index the source, split by patient, and refuse what nothing can be learned from.
 
     Args:
         options: The run's choices.
         record: What run.json of its folder holds.
+        origin: Where the weights start.
 
     Raises:
         UsageError: Nothing to train on, or choices that do not fit it.
@@ -89,4 +100,5 @@ def find_training_data(options: TrainOptions, record: Mapping[str, Any]) -> Trai
     check_splits(split)
     check_channels(options, most_common_channels(split.table))
     check_mirror(labels, options.mirror, options.slice_axis, split.table["reader"].unique().to_pylist())
-    return TrainingData(found=found, split=split, labels=labels, data_id=hash_data(split.table, labels))
+    data_id = hash_data(split.table, labels)
+    return TrainingData(found=found, split=split, labels=labels, data_id=data_id, origin=origin)

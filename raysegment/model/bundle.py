@@ -50,6 +50,7 @@ class BundleDescription:
         num_channels: Channels of a scan as read, before the choice of channels and the neighbouring slices.
         network: Arguments of `build_network` that made the network; `depth` is needed.
         training_patients: Patients the network was trained on; only their hashes are stored.
+        inherited_patients: `hash_patient` of those that a base model was trained on.
         data: What it was trained on, for the card, such as {"source": …, "scans": …}.
         split: Patients and scans per split, for the card.
         scores: Scores on scans not trained on, for the card.
@@ -64,6 +65,7 @@ class BundleDescription:
     num_channels: int
     network: Mapping[str, Any]
     training_patients: Iterable[str] = ()
+    inherited_patients: Iterable[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     split: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -110,6 +112,12 @@ class Bundle:
     def grid_factor(self) -> int:
         """Rows and columns of a batch must divide by this."""
         return 2**self.depth
+
+    @property
+    def sees_whole_slices(self) -> bool:
+        """Whether the network looks at all of its input at once, so that a window around a part would change what it
+        finds: group norm by its statistics, EfficientNet by its gates on means over the grid."""
+        return self.network.get("norm") == "group" or self.network.get("encoder") == "efficientnetv2-b0"
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -234,6 +242,7 @@ def compute_model_id(content: Mapping[str, Any]) -> str:
 
 
 def _describe(description: BundleDescription) -> dict[str, Any]:
+    patients = {*map(hash_patient, description.training_patients), *description.inherited_patients}
     content: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -242,7 +251,7 @@ def _describe(description: BundleDescription) -> dict[str, Any]:
         "labels": description.labels.as_plain,
         "num_channels": description.num_channels,
         "network": dict(description.network),
-        "training_patients": sorted(hash_patient(patient) for patient in description.training_patients),
+        "training_patients": sorted(patients),
         "data": dict(description.data),
         "split": dict(description.split),
         "scores": dict(description.scores),

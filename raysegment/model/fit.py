@@ -27,6 +27,7 @@ from raysegment.model.batch_norm import (
     find_statistics,
     observe,
 )
+from raysegment.model.init_from import WeightStart
 from raysegment.model.losses import make_loss
 from raysegment.model.optimizer import CosineRate, make_optimizer, make_rate
 from raysegment.model.targets import find_masks, make_targets, pool_dice
@@ -58,6 +59,7 @@ class FitTask:
         rank: This worker, counted from 0.
         num_workers: All workers; N > 1 needs `TF_CONFIG` in the environment.
         threads: TensorFlow threads of this worker.
+        start: Where the weights come from; at random if None.
     """
 
     options: TrainOptions
@@ -67,6 +69,7 @@ class FitTask:
     rank: int = 0
     num_workers: int = 1
     threads: int | None = None
+    start: WeightStart | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,11 @@ class EpochStatistics:
 
 
 class Fitter:
-    """One rank's network, optimizer and moving average, and the compiled steps over them."""
+    """One rank's network, optimizer and moving average, and the compiled steps over them.
+
+    Attributes:
+        origin: What became of the weights that the task starts from, for the user; empty where it starts at random.
+    """
 
     def __init__(self, task: FitTask) -> None:
         self.task = task
@@ -101,6 +108,7 @@ class Fitter:
         with self.strategy.scope() if self.strategy else nullcontext():
             kind = FusedBatchNormalization if task.num_workers == 1 else SynchronizedBatchNormalization
             self.model = build_chosen(options, task.num_channels, kind, task.labels)
+            self.origin = task.start.apply(self.model, task.labels) if task.start else ""
             self.rate = make_rate(options, task.steps_per_epoch)
             self.optimizer = make_optimizer(options, self.rate)
             self.optimizer.build(self.model.trainable_variables)
@@ -374,6 +382,8 @@ def build_chosen(
     """An untrained network as the options want it, in the arithmetic that Keras is set to."""
     return build_network(
         network=options.network,
+        encoder=options.encoder,
+        normalization=options.normalization,
         input_shape=(options.image_size, options.image_size, num_channels),
         filters=options.filters,
         depth=options.depth,

@@ -19,15 +19,20 @@ ALLOWED_LAYERS = frozenset(
         "Concatenate",
         "Conv2D",
         "Conv2DTranspose",
+        "DepthwiseConv2D",
         "Dropout",
+        "GlobalAveragePooling2D",
         "GroupNormalization",
         "InputLayer",
         "MaxPooling2D",
         "Multiply",
+        "Rescaling",
+        "Reshape",
         "UpSampling2D",
+        "ZeroPadding2D",
     }
 )
-"""Layers that `build_network` uses."""
+"""Layers that `build_network` uses, those of its encoders included."""
 
 ALLOWED_MODULES = frozenset({"keras", "keras.initializers", "keras.layers", "keras.models"})
 

@@ -1,7 +1,7 @@
 """Networks as functional Keras models of built-in layers, so that a saved one loads without raysegment.
 
 All three follow the same plan: `depth` times a block and a halving of the grid, a block at the bottom, and back up with
-the skipped features joined in. The channels of level k are `filters * 2**k`.
+the skipped features joined in. The channels of level k are `filters * 2**k`. The way down may be an encoder instead.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, Literal
 import keras
 from keras import layers
 
+from raysegment.model.encoders import build_encoder
+from raysegment.options import Encoder, Normalization
 from raysegment.scan import Labels
 
 Network = Literal["unet", "attention_unet", "residual_unet"]
@@ -37,6 +39,8 @@ class BlockStyle:
 def build_network(
     *,
     network: Network = "unet",
+    encoder: Encoder = "none",
+    normalization: Normalization = "zscore",
     input_shape: tuple[int | None, int | None, int],
     filters: int = 32,
     depth: int = 4,
@@ -53,9 +57,11 @@ def build_network(
         network: `unet` (Ronneberger et al. 2015, doi:10.1007/978-3-319-24574-4_28, with padded convolutions),
             `attention_unet` (Oktay et al. 2018, arXiv:1804.03999: gates on the skipped features) or `residual_unet`
             (Zhang et al. 2018, doi:10.1109/LGRS.2018.2802944: a shortcut around each block).
+        encoder: What takes the place of the way down, see `build_encoder`; the rest is then of the way up.
+        normalization: Of the pixels, which an encoder brings to what it is used to.
         input_shape: (rows, columns, channels); rows and columns divide by 2**depth, or are None for any such grid.
         filters: Channels of the first level.
-        depth: How often the grid is halved.
+        depth: How often the grid is halved; by an encoder always five times.
         dropout: Share of features dropped at each block's end, while training.
         norm: Feature normalization behind each convolution.
         norm_momentum: Momentum of batch normalization's moving statistics.
@@ -69,19 +75,22 @@ def build_network(
         labels); with softmax (batch, rows, columns, 1 + labels), the background's first.
     """
     style = BlockStyle(norm, norm_momentum, batch_norm, dropout, residual=network == "residual_unet")
-    inputs = keras.Input(input_shape)
-    features, skipped = inputs, []
-    for level in range(depth):
-        features = _block(features, filters * 2**level, style)
-        skipped.append(features)
-        features = layers.MaxPooling2D()(features)
-    features = _block(features, filters * 2**depth, style)
-    for level in reversed(range(depth)):
-        skip = skipped[level]
-        if network == "attention_unet":
-            skip = _gate(skip, features, max(1, filters * 2**level // 2))
-        features = layers.Conv2DTranspose(filters * 2**level, 2, strides=2)(features)
-        features = _block(layers.Concatenate()([features, skip]), filters * 2**level, style)
+    if encoder == "none":
+        inputs = keras.Input(input_shape)
+        skipped, features = _go_down(inputs, filters, depth, style)
+    else:
+        inputs, *skipped, features = build_encoder(
+            encoder, input_shape, normalization, batch_norm=batch_norm, norm_momentum=norm_momentum
+        )
+        # Nothing of an encoder is as fine as the pixels.
+        skipped = [None, *skipped]
+    for level in reversed(range(len(skipped))):
+        width, skip = filters * 2**level, skipped[level]
+        if skip is not None and network == "attention_unet":
+            skip = _gate(skip, features, max(1, width // 2))
+        features = layers.Conv2DTranspose(width, 2, strides=2)(features)
+        features = features if skip is None else layers.Concatenate()([features, skip])
+        features = _block(features, width, style)
     is_half = keras.config.dtype_policy().compute_dtype in ("bfloat16", "float16")
     outputs = layers.Conv2D(
         num_labels + (head == "softmax"), 1, activation=head, dtype="float32" if is_half else None, name="probability"
@@ -117,6 +126,16 @@ def copy_as_plain(
     twin = keras.models.clone_model(model, input_tensors=inputs, clone_function=copy_layer)
     twin.set_weights(model.get_weights())
     return twin
+
+
+def _go_down(features: Any, filters: int, depth: int, style: BlockStyle) -> tuple[list[Any], Any]:
+    """The features to skip at each level, the finest first, and those at the bottom."""
+    skipped = []
+    for level in range(depth):
+        features = _block(features, filters * 2**level, style)
+        skipped.append(features)
+        features = layers.MaxPooling2D()(features)
+    return skipped, _block(features, filters * 2**depth, style)
 
 
 def _block(features: Any, filters: int, style: BlockStyle) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 
 from raysegment.choices import changed_result, pick
 from raysegment.imaging.threshold import describe_thresholds
-from raysegment.options import Postprocessing, Preprocessing, TrainOptions
+from raysegment.options import ENCODER_DEPTH, Postprocessing, Preprocessing, TrainOptions
 from raysegment.pipeline.doubt import describe_doubt
 from raysegment.pipeline.learn import Progress, load_best
 from raysegment.pipeline.passes import PredictEach, Values, run_passes, smooth_over_slices
@@ -57,7 +57,7 @@ def write_bundle(
         progress: Where training ended.
         validation: All validation scans.
         facts: `num_channels` (of a scan), `training_patients`, `data`, `split`, `provenance`; `reference_sizes` of the
-            scans trained on, where these are known.
+            scans trained on, where these are known; of a base model `origin` and `inherited_patients`.
 
     Returns:
         `threshold` (by label where each has one of its own), `min_component_voxels`, `val_dice` and `val_precision`
@@ -121,19 +121,26 @@ def describe_bundle(
         threshold=scores["threshold"],
         labels=labels,
         num_channels=facts["num_channels"],
-        network={name: getattr(options, name) for name in NETWORK_CHOICES},
+        network={name: getattr(options, name) for name in NETWORK_CHOICES} | describe_encoder(options),
         training_patients=facts["training_patients"],
+        inherited_patients=facts.get("inherited_patients", ()),
         data=facts["data"],
         split=facts["split"],
         scores={**without_nan(scores), "best_epoch": progress.best_epoch, "val_loss": best["val_loss"]},
         provenance={
             **facts["provenance"],
+            **facts.get("origin", {}),
             "precision": options.precision,
             "epochs": progress.epoch,
             "options": changed_result(options),
         },
         doubt=describe_doubt(labels, facts.get("reference_sizes", ())),
     )
+
+
+def describe_encoder(options: TrainOptions) -> dict[str, Any]:
+    """What a bundle says of the network's encoder, where it has one."""
+    return {} if options.encoder == "none" else {"encoder": options.encoder, "depth": ENCODER_DEPTH}
 
 
 def describe_scores(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,28 @@ def warn_of_few_patients(split: SplitResult) -> list[str]:
         f"warning: only {patients} patient{'s' * (patients != 1)} to validate on; the best epoch and the "
         "threshold may be so by chance. --val-fraction or --split-file gives more."
     ]
+
+
+def warn_of_base_patients(manifest: pa.Table, has_seen: Callable[[str], bool]) -> list[str]:
+    """Lines where patients to validate or to test on are among those that the base model was trained on.
+
+    Args:
+        manifest: Scans of the new run with their splits.
+        has_seen: Whether the base was trained on a patient.
+    """
+    results = {
+        "validate": "their Dice flatters the model, and chooses epoch and threshold",
+        "test": "`evaluate --split test` will refuse them",
+    }
+    warnings = []
+    for (purpose, result), name in zip(results.items(), ("val", "test"), strict=True):
+        patients = pc.unique(select_split(manifest, name)["patient_id"]).to_pylist()
+        if seen := sum(map(has_seen, patients)):
+            warnings.append(
+                f"warning: the base model was trained on {seen} of the {len(patients)} patients to {purpose} on; "
+                f"{result}. --split-file gives others."
+            )
+    return warnings
 
 
 def check_lesions(has_lesion: npt.NDArray[np.bool_]) -> None:

@@ -309,7 +309,7 @@ class InferenceRun:
             spacing_mm=as_spacing(options.spacing_mm),
             surface_tolerance_mm=options.surface_tolerance_mm,
             foreground_box=options.foreground_box,
-            sees_whole_slices=bundle.network.get("norm") == "group",
+            sees_whole_slices=bundle.sees_whole_slices,
             batch_size=options.batch_size,
             doubt=bundle.doubt,
             needs_reference=self.record["command"] == "evaluate",

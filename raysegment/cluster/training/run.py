@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from raysegment.archive.channels import most_common_names
 from raysegment.cluster.session import resolve_on_cluster
 from raysegment.cluster.training.hardware import WorkerShare, share_what_is_left, wait_for_hardware
+from raysegment.model.init_from import describe_origin, find_start
 from raysegment.options import TrainOptions
 from raysegment.pipeline.finish import count_inputs
 from raysegment.pipeline.gallery import draw_training_figures
@@ -113,6 +115,8 @@ def fit_kept(training: Training, kept: KeptScans, share: WorkerShare) -> None:
         kept: Scans, perhaps those of other trainings too.
         share: The hardware of each worker.
     """
+    import ray
+
     from raysegment.cluster.training.workers import WorkerTask, finish_on_worker, fit_with_retries
 
     options, labels, manifest, folder = training.options, training.labels, training.manifest, training.folder
@@ -130,7 +134,8 @@ def fit_kept(training: Training, kept: KeptScans, share: WorkerShare) -> None:
     record |= describe_start(options, labels, sets, errors) | {"seconds_prepare": kept.seconds}
     write_record(training.place, record)
     num_channels = kept.num_channels or sets["val"].num_channels
-    facts = describe_data(options, manifest, errors, num_channels, record)
+    start = find_start(options, most_common_names(manifest))
+    facts = describe_data(options, manifest, errors, num_channels, record) | describe_origin(start)
     facts["reference_sizes"] = sets["train"].reference_sizes
     task = WorkerTask(
         options=options,
@@ -141,6 +146,7 @@ def fit_kept(training: Training, kept: KeptScans, share: WorkerShare) -> None:
         num_inputs=count_inputs(options, num_channels),
         threads=share.threads,
         mailbox=None,
+        start=None if start is None else ray.put(start),
     )
     if done := find_checkpoints(folder / "checkpoints"):
         console.say(f"going on after epoch {int(done[-1].name.removeprefix('epoch-'))}")

@@ -23,7 +23,7 @@ from raysegment.cluster.training.stream import SharePlan, stream_batches
 from raysegment.errors import RaysegmentError, RunError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.epoch_plan import deal_scans
-from raysegment.pipeline.learn import Progress, read_progress, run_epochs
+from raysegment.pipeline.learn import Progress, find_checkpoints, read_progress, run_epochs
 from raysegment.pipeline.preview import Preview, draw_previews, make_previews
 from raysegment.runs.console import Console
 from raysegment.runs.progress import EpochProgress
@@ -53,6 +53,7 @@ class WorkerTask:
         num_inputs: Channels of the network's input.
         threads: TensorFlow threads.
         mailbox: Actor that takes messages for the driver.
+        start: Reference to the `Start` of the weights; None where they start at random.
     """
 
     options: TrainOptions
@@ -63,6 +64,7 @@ class WorkerTask:
     num_inputs: int
     threads: int
     mailbox: Any
+    start: Any = None
 
 
 class Mailbox:
@@ -138,7 +140,7 @@ def run_workers(task: WorkerTask, share: WorkerShare, console: Console) -> Progr
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
     )
-    reader = MailReader(mailbox, EpochProgress(console), task)
+    reader = MailReader(mailbox, console, task)
     try:
         with reader:
             trainer.fit()
@@ -159,9 +161,10 @@ class MailReader:
         failure: What a worker raised on purpose; Ray hands on the text of errors, not their type.
     """
 
-    def __init__(self, mailbox: Any, shown: EpochProgress, task: WorkerTask) -> None:
+    def __init__(self, mailbox: Any, console: Console, task: WorkerTask) -> None:
         self.failure: RaysegmentError | None = None
-        self._mailbox, self._shown, self._task = mailbox, shown, task
+        self._mailbox, self._console, self._task = mailbox, console, task
+        self._shown = EpochProgress(console)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._read, daemon=True)
 
@@ -194,6 +197,9 @@ class MailReader:
     def _show(self, message: dict[str, Any]) -> None:
         if "failure" in message:
             self.failure = self.failure or message["failure"]
+            return
+        if "line" in message:
+            self._console.say(message["line"])
             return
         if "steps" in message:
             self._shown.steps_done(message["epoch"], message["steps"], message["total"])
@@ -235,6 +241,8 @@ def train_one_rank(task: WorkerTask) -> None:
     rank, num_workers = context.get_world_rank(), context.get_world_size()
     plan = SharePlan(kept=task.train, options=task.options, rank=rank, num_workers=num_workers)
     fitter = make_fitter(task, plan)
+    if rank == 0 and fitter.origin:
+        ray.get(task.mailbox.post.remote({"line": fitter.origin}))
     checkpoints = Path(task.folder) / "checkpoints"
     mine = deal_scans(task.validation.slices_per_scan, num_workers)[rank]
     posted = time.monotonic()
@@ -289,6 +297,7 @@ def make_fitter(task: WorkerTask, plan: SharePlan) -> Any:
     """This rank's network; imports TensorFlow in the worker only."""
     from raysegment.model.fit import FitTask, Fitter
 
+    is_begun = bool(find_checkpoints(Path(task.folder) / "checkpoints"))
     return Fitter(
         FitTask(
             options=task.options,
@@ -298,6 +307,8 @@ def make_fitter(task: WorkerTask, plan: SharePlan) -> Any:
             rank=plan.rank,
             num_workers=plan.num_workers,
             threads=task.threads,
+            # A run that goes on takes its weights from the checkpoint.
+            start=None if is_begun or task.start is None else ray.get(task.start),
         )
     )
 

@@ -26,14 +26,19 @@ Emit = Callable[..., Any]
 
 @dataclass
 class Convolution:
-    """Weights of one convolution while later layers are folded into it."""
+    """Weights of one convolution while later layers are folded into it.
+
+    The kernel is (rows, columns, inputs, outputs); where each channel has its own, (rows, columns, channels, 1).
+    """
 
     kernel: Array
     bias: Array
 
     def fold(self, scale: Array, shift: Array) -> None:
         """Put `scale * output + shift`, per output channel, into the weights."""
-        self.kernel, self.bias = self.kernel * scale, self.bias * scale + shift
+        is_per_channel = self.kernel.shape[-1] != len(scale)
+        self.kernel = self.kernel * (scale[:, None] if is_per_channel else scale)
+        self.bias = self.bias * scale + shift
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,13 @@ class FusedNetwork:
         self._convolutions: dict[int, Convolution] = {}
         self._input, self._output = id(model.inputs[0]), id(model.outputs[0])
         self._readers = _count_readers(model)
-        self.grid_factor = 1
+        self.grid_factor = find_grid_factor(model)
         """Rows and columns divide by this."""
         self.has_background = gives_background(model)
         """Whether the network's first channel is the background."""
         self.num_labels = int(model.output_shape[-1]) - self.has_background
         """Regions that the network tells apart."""
         for layer in model.layers:
-            if isinstance(layer, layers.MaxPooling2D):
-                self.grid_factor *= layer.pool_size[0]
             if not isinstance(layer, layers.InputLayer):
                 self._add(layer)
 
@@ -103,13 +106,15 @@ class FusedNetwork:
         return True
 
     def _emitter(self, layer: keras.Layer, output: int) -> Emit:
-        if isinstance(layer, layers.Conv2D):
+        # A depthwise convolution is a kind of its own to Keras, not one of Conv2D.
+        if isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
             return self._convolve(layer, output)
         if isinstance(layer, layers.Conv2DTranspose):
             return self._convolve_transposed(layer)
         if isinstance(layer, layers.BatchNormalization):
-            scale, shift = _scale_and_shift(layer)
-            return lambda features: features * self._constant(scale) + self._constant(shift)
+            return self._scale(*_scale_and_shift(layer))
+        if isinstance(layer, layers.Rescaling):
+            return self._scale(np.asarray(layer.scale, np.float32), np.asarray(layer.offset, np.float32))
         if isinstance(layer, layers.GroupNormalization):
             return self._normalize_groups(layer)
         return _emit_weightless(layer)
@@ -117,14 +122,21 @@ class FusedNetwork:
     def _constant(self, values: Array) -> Any:
         return tf.constant(values.astype(self.dtype.as_numpy_dtype))
 
-    def _convolve(self, layer: layers.Conv2D, output: int) -> Emit:
+    def _scale(self, scale: Array, shift: Array) -> Emit:
+        return lambda features: features * self._constant(scale) + self._constant(shift)
+
+    def _convolve(self, layer: Any, output: int) -> Emit:
         convolution = self._convolutions[output] = _weights_of(layer)
         if layer.activation is not keras.activations.linear:
             self._readers[output] = 0  # nothing may be folded across the activation
+        is_depthwise, padding = isinstance(layer, layers.DepthwiseConv2D), layer.padding.upper()
 
         def emit(features: Any) -> Any:
             kernel, bias = self._constant(convolution.kernel), self._constant(convolution.bias)
-            features = tf.nn.conv2d(features, kernel, layer.strides, layer.padding.upper())
+            if is_depthwise:
+                features = tf.nn.depthwise_conv2d(features, kernel, (1, *layer.strides, 1), padding)
+            else:
+                features = tf.nn.conv2d(features, kernel, layer.strides, padding)
             return _activate(layer.activation, tf.nn.bias_add(features, bias))
 
         return emit
@@ -161,6 +173,26 @@ class FusedNetwork:
         return emit
 
 
+def find_grid_factor(model: keras.Model) -> int:
+    """What rows and columns must divide by: how far apart the pixels of the coarsest features are."""
+    strides = {id(model.inputs[0]): 1}
+    for layer in model.layers:
+        if isinstance(layer, layers.InputLayer):
+            continue
+        inputs = layer.input if isinstance(layer.input, list) else [layer.input]
+        stride = max(strides[id(tensor)] for tensor in inputs)
+        if isinstance(layer, layers.Conv2DTranspose):
+            stride //= layer.strides[0]
+        elif isinstance(layer, layers.UpSampling2D):
+            stride //= layer.size[0]
+        elif isinstance(layer, layers.GlobalAveragePooling2D):
+            stride = 1
+        else:
+            stride *= getattr(layer, "strides", (1,))[0]
+        strides[id(layer.output)] = stride
+    return max(strides.values())
+
+
 def gives_background(model: keras.Model) -> bool:
     """Whether a network shares 1 between the background, which comes first, and its labels."""
     last = next(layer for layer in model.layers if layer.output is model.outputs[0])
@@ -176,8 +208,7 @@ def trace_network(network: FusedNetwork, num_channels: int) -> Callable[[Any], A
 def _weights_of(layer: Any) -> Convolution:
     weights = layer.get_weights()
     kernel = np.asarray(weights[0], np.float32)
-    filters = layer.filters
-    bias = np.asarray(weights[1], np.float32) if layer.use_bias else np.zeros(filters, np.float32)
+    bias = np.asarray(weights[1], np.float32) if layer.use_bias else np.zeros(layer.output.shape[-1], np.float32)
     return Convolution(kernel, bias)
 
 
@@ -193,6 +224,8 @@ def _activate(activation: Callable[..., Any], features: Any) -> Any:
         return features
     if activation is keras.activations.relu:
         return tf.nn.relu(features)
+    if activation is keras.activations.silu:
+        return tf.nn.silu(features)
     if activation is keras.activations.sigmoid:
         return tf.sigmoid(tf.cast(features, tf.float32))
     if activation is keras.activations.softmax:
@@ -213,7 +246,19 @@ def _emit_weightless(layer: keras.Layer) -> Emit:
         return lambda first, second: first * tf.cast(second, first.dtype)
     if isinstance(layer, layers.UpSampling2D):
         return lambda features: _upsample(layer, features)
+    if isinstance(layer, layers.ZeroPadding2D):
+        return lambda features: tf.pad(features, ((0, 0), *layer.padding, (0, 0)))
+    if isinstance(layer, layers.GlobalAveragePooling2D):
+        return lambda features: _average(layer, features)
+    if isinstance(layer, layers.Reshape):
+        return lambda features: tf.reshape(features, (-1, *layer.target_shape))
     raise UsageError(f"layer {layer.name} ({type(layer).__name__}) is not supported in the inference graph.")
+
+
+def _average(layer: layers.GlobalAveragePooling2D, features: Any) -> Any:
+    """Means over the grid, added up in single precision."""
+    mean = tf.reduce_mean(tf.cast(features, tf.float32), (1, 2), keepdims=layer.keepdims)
+    return tf.cast(mean, features.dtype)
 
 
 def _upsample(layer: layers.UpSampling2D, features: Any) -> Any:
