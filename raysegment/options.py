@@ -539,6 +539,13 @@ class InferOptions(Postprocessing, CommandOptions):
     precision: Precision = choice(
         "auto", "precision of the network's arithmetic; auto: what the hardware is fast in", affects_result=True
     )
+    members: int | None = choice(
+        None,
+        "networks of an ensemble that are averaged, counted from the first; all if not given",
+        affects_result=True,
+        minimum=1,
+        added="0.4.0",
+    )
     batch_size: int = choice(16, "slices in one forward pass", unit="slices", minimum=1)
     workers: int | None = choice(
         None, "inference workers on each node; as the CPUs or GPUs allow if not given", minimum=1

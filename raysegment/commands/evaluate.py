@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     """
     started = time.time()
     bundle = load_bundle(options.model)
+    options = replace(options, members=bundle.count_members(options.members))
     found = find_scans(
         options.source,
         patient_pattern=options.patient_pattern,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from raysegment.archive.channels import check_channels, order_channels
 from raysegment.archive.index import find_scans
@@ -27,6 +28,7 @@ def infer(options: InferOptions) -> InferResult:
     """
     started = time.time()
     bundle = load_bundle(options.model)
+    options = replace(options, members=bundle.count_members(options.members))
     found = find_scans(
         options.source,
         patient_pattern=options.patient_pattern,

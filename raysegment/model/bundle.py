@@ -1,10 +1,11 @@
-"""A bundle: a trained network with all that is needed to use it, as a folder of three files.
+"""A bundle: a trained network, or several, with all that is needed to use it, as a folder.
 
     model.keras     plain float32 network; `keras.saving.load_model` opens it without raysegment
     model.json      preprocessing, postprocessing, labels, provenance and identity
     MODEL_CARD.md   the same for a person
 
-Reading a bundle imports neither Keras nor TensorFlow; only `Bundle.load_network` does.
+An ensemble has `members/0.keras`, `members/1.keras`, … in place of model.keras; its probabilities are their mean.
+Reading a bundle imports neither Keras nor TensorFlow; only `load_network` and `load_networks` do.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,18 @@ from typing import Any
 from raysegment.choices import as_plain
 from raysegment.errors import UsageError
 from raysegment.model.card import write_card
-from raysegment.model.safety import check_network_file
-from raysegment.model.start import start_tensorflow
+from raysegment.model.members import NETWORK_FILE, Member, hash_weights, read_members
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.scan import Labels
 
 FORMAT = "raysegment-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION, ENSEMBLE_VERSION = 1, 2
+"""`format_version` of a bundle with one network, and with several, which earlier versions cannot read."""
 
-NETWORK_FILE, DESCRIPTION_FILE, CARD_FILE = "model.keras", "model.json", "MODEL_CARD.md"
+DESCRIPTION_FILE, CARD_FILE = "model.json", "MODEL_CARD.md"
 
 UNIDENTIFIED = ("model_id", "created", "network_sha256")
-"""Keys of model.json that do not enter `model_id`: dates, and the hash of a file that holds dates."""
+"""Keys of model.json and of its members that do not enter `model_id`: dates, and hashes of files that hold dates."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +49,10 @@ class BundleDescription:
         labels: The segmented regions; the network has a channel for each, and where they exclude each other one for
             the background before them.
         num_channels: Channels of a scan as read, before the choice of channels and the neighbouring slices.
-        network: Arguments of `build_network` that made the network; `depth` is needed.
+        network: Arguments of `build_network` that made the network; `depth` is needed. Members of an ensemble have
+            their own.
         training_patients: Patients the network was trained on; only their hashes are stored.
-        inherited_patients: `hash_patient` of those that a base model was trained on.
+        inherited_patients: `hash_patient` of those that a base model or the members of an ensemble were trained on.
         data: What it was trained on, for the card, such as {"source": …, "scans": …}.
         split: Patients and scans per split, for the card.
         scores: Scores on scans not trained on, for the card.
@@ -63,7 +65,7 @@ class BundleDescription:
     threshold: float | Mapping[str, float] | None = None
     labels: Labels = field(default_factory=Labels)
     num_channels: int
-    network: Mapping[str, Any]
+    network: Mapping[str, Any] = field(default_factory=dict)
     training_patients: Iterable[str] = ()
     inherited_patients: Iterable[str] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -82,10 +84,8 @@ class Bundle:
         model_id: SHA-256 of weights and model.json without dates.
         threshold: Of each label: probability from which a voxel belongs to its mask; where labels exclude each other
             it is one for all, which their probabilities together must reach.
-        depth: The network's grid sides divide by 2**depth.
-        training_patients: `hash_patient` of each patient the network was trained on.
-        weights_sha256: `hash_weights` of the network.
-        network_bytes: Content of model.keras.
+        members: The networks; one, or those of an ensemble in their order.
+        training_patients: `hash_patient` of each patient that any of the networks was trained on.
 
     The others are as in `BundleDescription`.
     """
@@ -97,16 +97,28 @@ class Bundle:
     threshold: tuple[float, ...]
     labels: Labels
     num_channels: int
-    depth: int
-    network: Mapping[str, Any]
+    members: tuple[Member, ...]
     training_patients: frozenset[str]
     data: Mapping[str, Any]
     split: Mapping[str, Any]
     scores: Mapping[str, Any]
     provenance: Mapping[str, Any]
     doubt: Mapping[str, Any] | None
-    weights_sha256: str
-    network_bytes: bytes = field(repr=False)
+
+    @property
+    def num_members(self) -> int:
+        """Networks whose probabilities are averaged; 1 where there is no ensemble."""
+        return len(self.members)
+
+    @property
+    def network(self) -> Mapping[str, Any]:
+        """Arguments of `build_network` that made the network; of an ensemble, its first."""
+        return self.members[0].network
+
+    @property
+    def depth(self) -> int:
+        """The grid sides of all networks divide by 2**depth."""
+        return max(member.depth for member in self.members)
 
     @property
     def grid_factor(self) -> int:
@@ -115,9 +127,12 @@ class Bundle:
 
     @property
     def sees_whole_slices(self) -> bool:
-        """Whether the network looks at all of its input at once, so that a window around a part would change what it
+        """Whether a network looks at all of its input at once, so that a window around a part would change what it
         finds: group norm by its statistics, EfficientNet by its gates on means over the grid."""
-        return self.network.get("norm") == "group" or self.network.get("encoder") == "efficientnetv2-b0"
+        return any(
+            member.network.get("norm") == "group" or member.network.get("encoder") == "efficientnetv2-b0"
+            for member in self.members
+        )
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -125,44 +140,44 @@ class Bundle:
         return tuple(self.data.get("channel_names", ()))
 
     def has_seen(self, patient_id: str) -> bool:
-        """Whether the network was trained on that patient."""
+        """Whether a network was trained on that patient."""
         return hash_patient(patient_id) in self.training_patients
 
-    def load_network(self) -> Any:
-        """The Keras model, uncompiled, float32. Imports Keras.
+    def count_members(self, asked: int | None) -> int | None:
+        """How many networks `--members` means, counted from the first; None where it means all.
 
         Raises:
-            UsageError: model.keras holds other layers or weights than were saved, or cannot be loaded.
+            UsageError: There are fewer.
         """
-        start_tensorflow()
-        import keras
+        if asked is not None and asked > self.num_members:
+            holds = "one network" if self.num_members == 1 else f"{self.num_members} networks"
+            raise UsageError(f"--members {asked}: MODEL {self.path} holds {holds}. Give no more, or leave it out.")
+        return None if asked == self.num_members else asked
 
-        check_network_file(self.network_bytes, self.path / NETWORK_FILE)
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / NETWORK_FILE
-            file.write_bytes(self.network_bytes)
-            try:
-                model = keras.saving.load_model(file, compile=False, safe_mode=True)
-            except Exception as error:
-                reason = " ".join(str(error).split())[:200]
-                raise UsageError(f"{self.path / NETWORK_FILE} cannot be loaded as a Keras model: {reason}") from error
-        if hash_weights(model) != self.weights_sha256:
-            raise UsageError(f"{self.path / NETWORK_FILE} does not hold the weights that {DESCRIPTION_FILE} names.")
-        return model
+    def keep_members(self, count: int | None) -> Bundle:
+        """The same with its first networks only, all if None. Who trained on what, and `model_id`, stay."""
+        return replace(self, members=self.members[: self.count_members(count)])
+
+    def load_network(self, position: int = 0) -> Any:
+        """The Keras model, uncompiled, float32; one of several by its position. Imports Keras.
+
+        Raises:
+            UsageError: Its file holds other layers or weights than were saved, or cannot be loaded.
+        """
+        return self.members[position].load()
+
+    def load_networks(self, count: int | None = None) -> list[Any]:
+        """The first Keras models, all if None, as `load_network` gives them.
+
+        Raises:
+            UsageError: There are fewer, or one is not what was saved.
+        """
+        return [member.load() for member in self.keep_members(count).members]
 
 
 def hash_patient(patient_id: str) -> str:
     """SHA-256 of a patient's identifier."""
     return hashlib.sha256(patient_id.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def hash_weights(model: Any) -> str:
-    """SHA-256 over a network's arrays in order, with their shapes and types."""
-    digest = hashlib.sha256()
-    for array in model.get_weights():
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def save_bundle(folder: str | os.PathLike[str], model: Any, description: BundleDescription) -> Bundle:
@@ -178,20 +193,44 @@ def save_bundle(folder: str | os.PathLike[str], model: Any, description: BundleD
     """
     from raysegment.model.unet import copy_as_plain
 
+    def write_network(temporary: Path) -> dict[str, Any]:
+        plain = copy_as_plain(model)
+        plain.save(temporary / NETWORK_FILE)
+        return {
+            "network": dict(description.network),
+            "weights_sha256": hash_weights(plain),
+            "network_sha256": hashlib.sha256((temporary / NETWORK_FILE).read_bytes()).hexdigest(),
+        }
+
+    return write_bundle_folder(folder, description, write_network)
+
+
+def write_bundle_folder(
+    folder: str | os.PathLike[str],
+    description: BundleDescription,
+    write_networks: Callable[[Path], Mapping[str, Any]],
+) -> Bundle:
+    """Write a bundle in one step.
+
+    Args:
+        folder: The bundle's folder; one that was there is replaced when the new one is whole.
+        description: What to say of it.
+        write_networks: Called with the folder to write networks into; returns what model.json says of them.
+
+    Returns:
+        The bundle as it reads back.
+    """
     target = Path(folder).absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        plain = copy_as_plain(model)
-        plain.save(temporary / NETWORK_FILE)
-        content = _describe(description)
-        content["weights_sha256"] = hash_weights(plain)
+        # Through JSON once, so that model_id is the same before writing and after reading.
+        content = json.loads(json.dumps({**_describe(description), **write_networks(temporary)}))
         content["model_id"] = compute_model_id(content)
-        content["network_sha256"] = _hash_file(temporary / NETWORK_FILE)
         content["created"] = datetime.now(UTC).isoformat(timespec="seconds")
         text = json.dumps(content, indent=2, ensure_ascii=False)
         (temporary / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
-        (temporary / CARD_FILE).write_text(write_card(content, description.labels), encoding="utf-8")
+        (temporary / CARD_FILE).write_text(write_card(content, read_labels(content["labels"])), encoding="utf-8")
         temporary.chmod(0o755)
         _replace_folder(temporary, target)
     finally:
@@ -206,38 +245,33 @@ def load_bundle(path: str | os.PathLike[str]) -> Bundle:
         path: A bundle, or the folder of a training run that holds one as `model/`.
 
     Raises:
-        UsageError: Missing, not a bundle, from another version, damaged, its network exchanged, or with layers that
-            raysegment does not build.
+        UsageError: Missing, not a bundle, from another version, damaged, a network missing or exchanged, or with
+            layers that raysegment does not build.
     """
     folder = _find_bundle(Path(path))
     content = _read_description(folder / DESCRIPTION_FILE)
     try:
-        network_bytes = (folder / NETWORK_FILE).read_bytes()
+        members = read_members(folder, content)
+        bundle = _build_bundle(folder, content, members)
+        model_id = compute_model_id(content)
     except OSError as error:
-        raise UsageError(
-            f"{folder / NETWORK_FILE} cannot be read: {error.strerror}. The bundle is incomplete."
-        ) from None
-    try:
-        bundle = _build_bundle(folder, content, network_bytes)
-        identity = content["model_id"], content["network_sha256"]
+        raise UsageError(f"{error.filename} cannot be read: {error.strerror}. The bundle is incomplete.") from None
     except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
         raise UsageError(f"{folder / DESCRIPTION_FILE} is damaged or from another version: {error!r}") from None
-    if identity[0] != compute_model_id(content):
+    if bundle.model_id != model_id:
         raise UsageError(
             f"{folder / DESCRIPTION_FILE} was changed after the bundle was saved: model_id does not match."
         )
-    if identity[1] != hashlib.sha256(network_bytes).hexdigest():
-        raise UsageError(
-            f"{folder / NETWORK_FILE} is damaged or not the network this bundle was saved with: its SHA-256 does not "
-            f"match {DESCRIPTION_FILE}. Save or copy the bundle again."
-        )
-    check_network_file(network_bytes, folder / NETWORK_FILE)
+    for member in members:
+        member.check()
     return bundle
 
 
 def compute_model_id(content: Mapping[str, Any]) -> str:
-    """SHA-256 of model.json without dates; the weights enter through their own hash in it."""
-    kept = {key: value for key, value in content.items() if key not in UNIDENTIFIED}
+    """SHA-256 of model.json without dates; the weights enter through their own hashes in it."""
+    kept = _identified(content)
+    if "members" in kept:
+        kept["members"] = [_identified(member) for member in kept["members"]]
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
@@ -250,7 +284,6 @@ def _describe(description: BundleDescription) -> dict[str, Any]:
         "postprocessing": as_plain(description.postprocessing),
         "labels": description.labels.as_plain,
         "num_channels": description.num_channels,
-        "network": dict(description.network),
         "training_patients": sorted(patients),
         "data": dict(description.data),
         "split": dict(description.split),
@@ -262,11 +295,14 @@ def _describe(description: BundleDescription) -> dict[str, Any]:
     # Bundles of older versions lack it, and keep their model_id.
     if description.doubt is not None:
         content["doubt"] = dict(description.doubt)
-    # Through JSON once, so that model_id is the same before writing and after reading.
-    return dict(json.loads(json.dumps(content)))
+    return content
 
 
-def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes) -> Bundle:
+def _identified(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if key not in UNIDENTIFIED}
+
+
+def _build_bundle(folder: Path, content: Mapping[str, Any], members: tuple[Member, ...]) -> Bundle:
     labels = read_labels(content["labels"])
     stored = dict(content["postprocessing"])
     threshold = _read_threshold(stored.get("threshold"), labels)
@@ -280,16 +316,13 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], network_bytes: bytes
         threshold=threshold,
         labels=labels,
         num_channels=int(content["num_channels"]),
-        depth=int(content["network"]["depth"]),
-        network=content["network"],
+        members=members,
         training_patients=frozenset(content["training_patients"]),
         data=content["data"],
         split=content["split"],
         scores=content["scores"],
         provenance=content["provenance"],
         doubt=content.get("doubt"),
-        weights_sha256=str(content["weights_sha256"]),
-        network_bytes=network_bytes,
     )
 
 
@@ -344,15 +377,12 @@ def _read_description(file: Path) -> dict[str, Any]:
         raise UsageError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UsageError(f'{file} is not of a raysegment bundle: "format" is not {FORMAT!r}.')
-    if content.get("format_version") != FORMAT_VERSION:
+    if content.get("format_version") != (ENSEMBLE_VERSION if "members" in content else FORMAT_VERSION):
         raise UsageError(
-            f"{file} has format_version {content.get('format_version')}; this raysegment reads {FORMAT_VERSION}."
+            f"{file} has format_version {content.get('format_version')}; this raysegment reads {FORMAT_VERSION}, and "
+            f"{ENSEMBLE_VERSION} of ensembles."
         )
     return content
-
-
-def _hash_file(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _replace_folder(source: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysegment.model.doubt_card import show_doubt
+from raysegment.model.members import NETWORK_FILE, name_member
 from raysegment.scan import Labels
 
 INTENDED_USE = """Research on medical images like those it was trained on: same kind of scanner, sequence and region.
@@ -14,9 +15,9 @@ masks before anything follows from them."""
 
 HOW_TO_USE = """    raysegment infer BUNDLE SOURCE --out OUT
 
-Without raysegment, `keras.saving.load_model("model.keras")` gives the network: float32
+Without raysegment, `keras.saving.load_model("{file}")` gives {network}: float32
 (batch, rows, columns, channels), normalized as `model.json` says, to probabilities
-(batch, rows, columns, {outputs})."""
+(batch, rows, columns, {outputs}){averaged}."""
 
 
 def write_card(content: Mapping[str, Any], labels: Labels) -> str:
@@ -38,18 +39,39 @@ def write_card(content: Mapping[str, Any], labels: Labels) -> str:
         _section("Data", _lines(content["data"])),
         _section("Split by patient", _lines(content["split"])),
         _section("Scores", _lines(content["scores"])),
-        _section("Network", _lines(content["network"])),
+        _describe_networks(content),
         _section("Preprocessing", _lines(content["preprocessing"])),
         _section("From probability to mask", _lines(content["postprocessing"])),
         *([_section("Masks to look at", show_doubt(content["doubt"]))] if "doubt" in content else []),
         _section("Provenance", _lines(content["provenance"])),
-        _section("How to use it", HOW_TO_USE.format(outputs=outputs)),
+        _section("How to use it", _describe_use(content, outputs)),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _section(title: str, body: str) -> str:
     return f"## {title}\n\n{body}"
+
+
+def _describe_networks(content: Mapping[str, Any]) -> str:
+    """The network, or each member with what tells it from the others."""
+    if "members" not in content:
+        return _section("Network", _lines(content["network"]))
+    members = content["members"]
+    lines = [
+        f"- {name_member(position)}: {_show(member['network'])}; weights {_show(member['weights_sha256'])}, of model "
+        f"{_show(member['from_model'])}"
+        for position, member in enumerate(members)
+    ]
+    said = f"Probabilities are the mean over {len(members)} networks; `--members N` uses the first N."
+    return _section("Networks", said + "\n\n" + "\n".join(lines))
+
+
+def _describe_use(content: Mapping[str, Any], outputs: str) -> str:
+    if "members" not in content:
+        return HOW_TO_USE.format(file=NETWORK_FILE, network="the network", outputs=outputs, averaged="")
+    averaged = ", which are averaged over the members"
+    return HOW_TO_USE.format(file=name_member(0), network="the first network", outputs=outputs, averaged=averaged)
 
 
 def _list_labels(items: list[dict[str, Any]]) -> str:

@@ -110,8 +110,8 @@ def test_any_number_of_slices_and_any_grid_that_divides_is_predicted():
 
 def test_the_network_sees_only_the_fixed_batch_sizes(monkeypatch):
     predictor = Predictor(make_network(), precision="float32", batch_size=4)
-    seen, graph = [], predictor._graph
-    monkeypatch.setattr(predictor, "_graph", lambda batch: seen.append(batch.shape[0]) or graph(batch))
+    seen, (graph,) = [], predictor._graphs
+    monkeypatch.setattr(predictor, "_graphs", [lambda batch: seen.append(batch.shape[0]) or graph(batch)])
     predictor.warm_up()
     for num_slices in (1, 2, 6, 9):
         predictor.predict(make_pixels(num_slices))

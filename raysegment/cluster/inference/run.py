@@ -129,6 +129,7 @@ def run_inference(
     check_rule(bundle.doubt)
     place = Place(options.out)
     record = read_record(place)
+    bundle = bundle.keep_members(options.members)
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
         options = resolve_options(options, bundle, drawn, record)
         return _run_in_folder(options, bundle, drawn, place, manifest, found, command, started, about)

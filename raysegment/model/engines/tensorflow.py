@@ -1,13 +1,16 @@
-"""A loaded network that turns batches of slices into probabilities."""
+"""A loaded network, or the members of an ensemble, that turn batches of slices into probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.errors import UsageError
 from raysegment.model.bundle import Bundle
 from raysegment.model.precision import find_gpus, resolve_precision
 from raysegment.model.start import start_tensorflow
@@ -17,7 +20,7 @@ CPU_BATCH_SIZE = 4
 
 
 class Predictor:
-    """Runs a network's inference graph.
+    """Runs the inference graph of a network, or of each of several.
 
     Batches are cut into a few fixed sizes, for each of which the processor's kernels are prepared once; how depends on
     their number of slices alone, and a slice's result does not depend on its neighbours. On processors two batches are
@@ -25,7 +28,7 @@ class Predictor:
     lock, so other threads go on.
 
     Args:
-        network: A bundle, or a functional Keras model of `build_network`.
+        network: A bundle, a functional Keras model of `build_network`, or several of these models.
         precision: `auto`, `float32`, `bfloat16` or `float16`; see `resolve_precision`.
         threads: Processor threads to use; TensorFlow's own choice if None. Takes effect only in a process that has
             not used TensorFlow yet.
@@ -33,11 +36,22 @@ class Predictor:
 
     Attributes:
         lanes: Batches that are computed side by side.
-        num_labels: Regions that the network tells apart.
+        num_channels: Channels of a batch.
+        num_labels: Regions that the networks tell apart.
+        num_members: Networks whose probabilities are averaged.
+        grid_factor: Rows and columns of a batch divide by this.
+
+    Raises:
+        UsageError: The networks do not see the same channels or do not tell the same regions apart.
     """
 
     def __init__(
-        self, network: Bundle | Any, *, precision: str = "auto", threads: int | None = None, batch_size: int = 16
+        self,
+        network: Bundle | Any | Sequence[Any],
+        *,
+        precision: str = "auto",
+        threads: int | None = None,
+        batch_size: int = 16,
     ) -> None:
         start_tensorflow()
         has_gpu = bool(find_gpus())
@@ -50,21 +64,37 @@ class Predictor:
         self.precision = resolve_precision(precision)
         self.batch_sizes = list_batch_sizes(batch_size if has_gpu else min(batch_size, CPU_BATCH_SIZE))
         self._pool = ThreadPoolExecutor(self.lanes, thread_name_prefix="network")
-        model = network.load_network() if isinstance(network, Bundle) else network
-        self.num_channels = int(model.input_shape[-1])
-        fused = FusedNetwork(model, self.precision)
-        self.grid_factor, self.num_labels = fused.grid_factor, fused.num_labels
-        self._graph = trace_network(fused, self.num_channels)
+        self._graphs, interfaces, factors = [], [], []
+        for model in _iterate_models(network):
+            num_channels = int(model.input_shape[-1])
+            fused = FusedNetwork(model, self.precision)
+            interfaces.append(Interface(num_channels, fused.num_labels, fused.has_background))
+            factors.append(fused.grid_factor)
+            self._graphs.append(trace_network(fused, num_channels))
+        self.num_channels, self.num_labels, _ = share_interface(interfaces)
+        # Powers of two: what divides by the largest divides by all.
+        self.grid_factor = max(factors)
+        self.num_members = len(factors)
 
     def predict(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Probabilities of slices.
+        """Probabilities of slices, the mean over all networks.
 
         Args:
-            batch: float32, (slices, rows, columns, channels), normalized; rows and columns divide by 2**depth of the
-                network. Any number of slices.
+            batch: float32, (slices, rows, columns, channels), normalized; rows and columns divide by `grid_factor`.
+                Any number of slices.
 
         Returns:
             float32, (slices, rows, columns, labels).
+        """
+        total, *others = self.predict_each(batch)
+        for probability in others:
+            total += probability
+        return total / np.float32(self.num_members) if others else total
+
+    def predict_each(self, batch: npt.NDArray[np.float32]) -> list[npt.NDArray[np.float32]]:
+        """Probabilities of slices by each network: `predict` before their mean is taken.
+
+        A network's are those that it gives when it is alone, to the last bit.
         """
         if batch.ndim != 4 or batch.shape[-1] != self.num_channels:
             raise ValueError(f"batch is {batch.shape}; expected (slices, rows, columns, {self.num_channels}).")
@@ -72,21 +102,64 @@ class Predictor:
             raise ValueError(f"batch is {batch.shape}; rows and columns must divide by {self.grid_factor}.")
         stops = np.cumsum(split_batch(len(batch), self.batch_sizes), dtype=int).tolist()
         parts = [batch[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
-        result = np.empty((*batch.shape[:3], self.num_labels), np.float32)
-        for stop, found in zip(stops, self._pool.map(self._run, parts), strict=True):
-            result[stop - len(found) : stop] = found
-        return result
+        found = [self._pool.map(partial(_run, graph), parts) for graph in self._graphs]
+        results = [np.empty((*batch.shape[:3], self.num_labels), np.float32) for _ in self._graphs]
+        for result, chunks in zip(results, found, strict=True):
+            for stop, chunk in zip(stops, chunks, strict=True):
+                result[stop - len(chunk) : stop] = chunk
+        return results
 
     def warm_up(self) -> None:
         """Let TensorFlow optimise the graph and order the weights before the first scan comes."""
         side = 4 * self.grid_factor
         self.predict(np.zeros((1, side, side, self.num_channels), np.float32))
 
-    def _run(self, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        import tensorflow as tf
 
-        found: npt.NDArray[np.float32] = self._graph(tf.constant(batch, tf.float32)).numpy()
-        return found
+class Interface(NamedTuple):
+    """What a network maps to what."""
+
+    num_channels: int
+    num_labels: int
+    has_background: bool
+
+    def __str__(self) -> str:
+        head = "softmax" if self.has_background else "sigmoid"
+        return f"{self.num_channels} channels to {self.num_labels} labels by {head}"
+
+
+def share_interface(interfaces: Sequence[Interface]) -> Interface:
+    """What all members of an ensemble map to what.
+
+    Raises:
+        UsageError: There is none; or their probabilities cannot be averaged.
+    """
+    if not interfaces:
+        raise UsageError("an ensemble needs at least one network; none was given.")
+    for position, interface in enumerate(interfaces):
+        if interface != interfaces[0]:
+            raise UsageError(
+                f"network {position} of the ensemble maps {interface}, network 0 {interfaces[0]}; members must share "
+                "channels, labels and head."
+            )
+    return interfaces[0]
+
+
+def _iterate_models(network: Bundle | Any | Sequence[Any]) -> Iterator[Any]:
+    """The Keras models one after the other: those of a bundle are let go of before the next is loaded."""
+    if isinstance(network, Bundle):
+        for position in range(network.num_members):
+            yield network.load_network(position)
+    elif isinstance(network, Sequence):
+        yield from network
+    else:
+        yield network
+
+
+def _run(graph: Any, batch: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    import tensorflow as tf
+
+    found: npt.NDArray[np.float32] = graph(tf.constant(batch, tf.float32)).numpy()
+    return found
 
 
 def list_batch_sizes(batch_size: int) -> list[int]:
