@@ -3,10 +3,10 @@
     python benchmarks/inference.py LGG_DIR [--peer-python PYTHON --peer-scripts FOLDER] [--limit N]
 
 The network is the 7.77 M-weight U-Net at 256x256, batch 16, untrained: its arithmetic is that of a trained one.
-(a) plain Keras and (b) raysegment's inference graph run on slices in memory; (c) is `raysegment infer` from files to
-tables, without and with foreground boxes, and with these averaged over mirrored passes and slices; (d) `infer_monai.py`
-and (e) `bare.py openvino infer bf16` of the folder with peer scripts run in the environment of --peer-python. Nothing
-else should run on the machine.
+(a) plain Keras and (b) raysegment's inference graph, of one network and of three, run on slices in memory; (c) is
+`raysegment infer` from files to tables, without and with foreground boxes, and with these averaged over mirrored passes
+and slices; (d) `infer_monai.py` and (e) `bare.py openvino infer bf16` of the folder with peer scripts run in the
+environment of --peer-python. Nothing else should run on the machine.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ AVERAGING = {
     "mirrored columns, smoothed": ("--mirror", "columns", "--smooth-slices"),
 }
 """Settings of averaging, each timed against none."""
+
+MEMBERS = 3
+"""Networks of an ensemble that is timed against one."""
 
 
 def make_bundle(folder: Path) -> None:
@@ -72,7 +75,7 @@ def run_engine(name: str, precision: str, batches: int) -> None:
         function = tf.function(lambda batch: model(batch, training=False))
         step: Any = lambda: function(tf.constant(pixels)).numpy()  # noqa: E731
     else:
-        predictor = Predictor(model, precision=precision, batch_size=BATCH)
+        predictor = Predictor([model] * (MEMBERS if name == "members" else 1), precision=precision, batch_size=BATCH)
         step = lambda: predictor.predict(pixels)  # noqa: E731
     step()
     seconds = []
@@ -152,6 +155,9 @@ def main() -> None:
         show(f"(a) bare Keras {precision}", rates[f"a {precision}"])
         rates[f"b {precision}"] = time_engine("raysegment", precision, arguments.batches)
         show(f"(b) inference graph {precision}", rates[f"b {precision}"])
+        rates[f"b members {precision}"] = time_engine("members", precision, arguments.batches)
+        ratio = f"{rates[f'b members {precision}'] / rates[f'b {precision}']:.2f} of one network"
+        show(f"(b) the mean of {MEMBERS} networks {precision}", rates[f"b members {precision}"], ratio)
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         make_bundle(model)

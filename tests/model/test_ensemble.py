@@ -243,7 +243,7 @@ def test_networks_whose_probabilities_cannot_be_averaged_are_refused(other, said
 def test_members_of_a_plain_bundle_are_one(bundles):
     assert bundles[0].count_members(1) is None
     assert bundles[0].keep_members(1) == bundles[0]
-    with pytest.raises(UsageError, match="--members 2: .* holds one network"):
+    with pytest.raises(UsageError, match=r"--members 2: .* holds one network"):
         bundles[0].count_members(2)
 
 
