@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -34,6 +34,33 @@ def report_full_disk(what: str) -> Iterator[None]:
                 f"no space left while writing {what}. What is published is whole; make room and run the same command."
             ) from error
         raise
+
+
+@contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """A new file beside `path`, which takes its place when the block ends; a reader sees the old content or the new.
+
+    Args:
+        path: On a local disk; folders above it are made.
+
+    Raises:
+        DiskFullError: No space left.
+        OutputError: The system refuses the file.
+    """
+    temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
+    with report_full_disk(str(path)):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            temporary.replace(path)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
+        finally:
+            # Where a file is in the place of its folder, there is nothing to remove either.
+            with suppress(OSError):
+                temporary.unlink()
 
 
 class Place:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import struct
-import uuid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +15,7 @@ import nibabel
 import numpy as np
 import numpy.typing as npt
 
-from raysegment.errors import OutputError
-from raysegment.store.place import FULL, report_full_disk
+from raysegment.store.place import write_whole
 
 MAX_HEADER_BYTES = 540
 """So many bytes of a source hold its header, NIfTI-1 or NIfTI-2."""
@@ -134,23 +132,13 @@ def write_volume(path: Path, voxels: npt.NDArray[Any], header: bytes) -> None:
     """
     adapted = adapt_header(header, voxels)
     stored = voxels.astype(voxels.dtype.newbyteorder(_find_layout(header)[0]), copy=False)
-    with report_full_disk(str(path)):
-        temporary = path.with_name(f".{uuid.uuid4().hex}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                temporary.open("wb") as file,
-                gzip.GzipFile("", "wb", COMPRESSION_LEVEL, file, mtime=0) as packed,
-            ):
-                packed.write(adapted + NO_EXTENSIONS)
-                _write_slabs(packed, stored)
-            temporary.replace(path)
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+    with (
+        write_whole(path) as temporary,
+        temporary.open("wb") as file,
+        gzip.GzipFile("", "wb", COMPRESSION_LEVEL, file, mtime=0) as packed,
+    ):
+        packed.write(adapted + NO_EXTENSIONS)
+        _write_slabs(packed, stored)
 
 
 def _write_slabs(packed: gzip.GzipFile, voxels: npt.NDArray[Any]) -> None:

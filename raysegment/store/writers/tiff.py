@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import tifffile
 
-from raysegment.errors import OutputError
 from raysegment.scan import Mask
-from raysegment.store.place import FULL, report_full_disk
+from raysegment.store.place import write_whole
 
 
 def write_mask(path: Path, mask: Mask, *, num_labels: int = 1) -> None:
@@ -31,16 +29,6 @@ def write_mask(path: Path, mask: Mask, *, num_labels: int = 1) -> None:
     overlap = mask.ndim == 4
     shown = (mask != 0) * np.uint8(255) if num_labels == 1 or overlap else mask
     pages, axes = (shown.squeeze(-3), "YX") if shown.shape[-3] == 1 else (shown, "ZYX")
-    with report_full_disk(str(path)):
-        temporary = path.with_name(f".{os.getpid()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            metadata = {"axes": "C" * overlap + axes}
-            tifffile.imwrite(temporary, pages, compression="zlib", photometric="minisblack", metadata=metadata)
-            temporary.replace(path)
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            raise OutputError(f"{path} cannot be written: {error.strerror}.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
+    metadata = {"axes": "C" * overlap + axes}
+    with write_whole(path) as temporary:
+        tifffile.imwrite(temporary, pages, compression="zlib", photometric="minisblack", metadata=metadata)
