@@ -9,7 +9,7 @@ import time
 import uuid
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from raysegment.archive.reference_join import Joined, find_references, join_refe
 from raysegment.archive.split import choose_scans
 from raysegment.cluster.inference.remaining import find_remaining
 from raysegment.cluster.session import interruptible
-from raysegment.commands.evaluate import read_metrics
+from raysegment.commands.evaluate import EvaluateResult, read_metrics
 from raysegment.commands.stored_tables import StoredTables
-from raysegment.errors import EXIT_DONE, UsageError
+from raysegment.errors import UsageError
 from raysegment.options import MeasureOptions
 from raysegment.pipeline.gallery import draw_inference_figures
 from raysegment.pipeline.remeasure import COPIED, RemeasureSettings, StoredScan, remeasure_all
@@ -71,37 +71,16 @@ READ_COLUMNS = ["scan_id", "label", "dice_at_half", *COPIED]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureResult:
+class MeasureResult(EvaluateResult):
     """What a measurement came to.
 
     Attributes:
-        out: The output folder.
         scans_total: Scans that have a mask or failed, and a reference.
         scans_ok: Of these, measured, now or before.
         scans_failed: Of these, failed: they were not segmented, or their reference cannot be used.
-        scans_now: Scans done by this start of the command.
-        failed_by_type: Scans that failed now, by type of error.
-        failures: The first of them.
-        summary: What summary.json holds; NaN where it has null.
-        figures: Pictures that were drawn.
-        exit_code: 0; 3 where scans failed, now or before; 1 where no scan is ok.
-    """
 
-    out: str
-    scans_total: int
-    scans_ok: int
-    scans_failed: int
-    scans_now: int = 0
-    slices: int = 0
-    seconds_total: float = 0.0
-    seconds_startup: float | None = None
-    slices_per_second: float | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-    failed_by_type: dict[str, int] = field(default_factory=dict)
-    failures: tuple[Failure, ...] = ()
-    summary: dict[str, Any] = field(default_factory=dict)
-    figures: tuple[str, ...] = ()
-    exit_code: int = EXIT_DONE
+    The others are as in `EvaluateResult`.
+    """
 
 
 @interruptible()
