@@ -71,7 +71,7 @@ def write_bundle(
     num_inputs = count_inputs(options, facts["num_channels"])
     model = build_plain(options, num_inputs, load_best(folder / "checkpoints", progress.best_epoch), labels)
     predictor = Predictor(model, precision=options.precision, batch_size=min(SLICES_AT_ONCE, options.batch_size))
-    scores = choose_postprocessing(lambda batch: [predictor.predict(batch)], options, labels, validation)
+    scores = choose_postprocessing(predictor.predict_each, options, labels, validation)
     save_bundle(folder / "model", model, describe_bundle(options, labels, progress, scores, facts))
     return scores
 

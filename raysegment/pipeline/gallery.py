@@ -244,8 +244,7 @@ def _draw_validation(
         foreground_box=False,
         needs_reference=True,
     )
-    predictor = Predictor(bundle)
-    segmenter = ScanSegmenter(lambda batch: [predictor.predict(batch)], settings)
+    segmenter = ScanSegmenter(Predictor(bundle).predict_each, settings)
     read_settings = ReadSettings(
         labels=bundle.labels, slice_axis=bundle.preprocessing.slice_axis, resample_channels=True
     )

@@ -95,9 +95,7 @@ class Segmenter:
             batch_size=settings.segment.batch_size,
         )
         predictor.warm_up()
-        self._segmenter = ScanSegmenter(
-            lambda batch: [predictor.predict(batch)], settings.segment, lanes=predictor.lanes
-        )
+        self._segmenter = ScanSegmenter(predictor.predict_each, settings.segment, lanes=predictor.lanes)
         self._part = OpenPart(Place(settings.location), settings.staging, settings.part_bytes, settings.part_seconds)
         self._part_lock = threading.Lock()
 
