@@ -60,3 +60,21 @@ class SegmentSettings:
     def drawn_labels(self) -> Labels:
         """What the values of references mean."""
         return self.reference_labels or self.labels
+
+
+def warn_of_averaging(chosen: Postprocessing, stored: Postprocessing) -> list[str]:
+    """A line where masks are averaged otherwise than those that the threshold was chosen for.
+
+    Smoothed probabilities are flatter, and their best threshold is lower.
+
+    Args:
+        chosen: Every choice is set.
+        stored: The bundle's, with its threshold.
+    """
+    own = (stored.mirror or "none", bool(stored.smooth_slices))
+    if chosen.threshold != stored.threshold or (chosen.mirror, chosen.smooth_slices) == own:
+        return []
+    words = f"--mirror {own[0]} {'--smooth-slices' if own[1] else '--no-smooth-slices'}"
+    return [
+        f"warning: the bundle's threshold was chosen with {words}; another --threshold may suit these masks better."
+    ]

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 from untrained import save_untrained
 
-from raysegment.choices import changed_result, hash_choices
+from raysegment.choices import changed_result, hash_choices, pick
 from raysegment.cluster.inference.run import resolve_options
 from raysegment.commands.infer import infer
 from raysegment.commands.train import train
 from raysegment.errors import UsageError
 from raysegment.options import InferOptions, Postprocessing, TrainOptions
+from raysegment.pipeline.settings import warn_of_averaging
 from raysegment.scan import Labels
 from raysegment.store.masks import decode_mask
 from raysegment.store.place import Place
@@ -42,6 +43,11 @@ def test_the_bundle_says_how_to_average_unless_the_user_does():
     assert (own.mirror, own.smooth_slices, other.mirror, other.smooth_slices) == ("columns", True, "none", False)
     plain = resolve(Postprocessing(), threshold=0.5)
     assert changed_result(other) == changed_result(plain)
+    kept, left = (pick(Postprocessing, options) for options in (own, other))
+    at_half = replace(stored, threshold=0.5)
+    assert warn_of_averaging(kept, at_half) == warn_of_averaging(replace(left, threshold=0.4), at_half) == []
+    (warning,) = warn_of_averaging(left, at_half)
+    assert "was chosen with --mirror columns --smooth-slices" in warning
     # What version 0.3 wrote into run.json of a run that resolved to the same.
     before = {
         "threshold": 0.5,

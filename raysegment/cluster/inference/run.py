@@ -25,7 +25,7 @@ from raysegment.model.bundle import Bundle
 from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
 from raysegment.pipeline.doubt import check_rule, count_review
-from raysegment.pipeline.settings import SegmentSettings
+from raysegment.pipeline.settings import SegmentSettings, warn_of_averaging
 from raysegment.pipeline.sides import check_mirror
 from raysegment.runs.closing import (
     choose_exit_code,
@@ -153,7 +153,8 @@ def _run_in_folder(
         record = identity.open(place) | {"options_id": identity.options_id}
         version = read_version(place, record)
         console = Console(place, as_json=options.json, about=about)
-        for warning in warn_of_references(found):
+        own = replace(bundle.postprocessing, threshold=show_thresholds(bundle.threshold, bundle.labels))
+        for warning in warn_of_references(found) + warn_of_averaging(pick(Postprocessing, options), own):
             console.say(warning)
         if removed := prepare_tables(place):
             console.say(describe_damage(removed))
