@@ -22,6 +22,7 @@ from raysegment.options import (
     ReportOptions,
     ResegmentOptions,
     TrainOptions,
+    TuneOptions,
 )
 
 README = Path(__file__).parent.parent / "README.md"
@@ -29,6 +30,7 @@ COMMANDS = {
     "demo": DemoOptions,
     "index": IndexOptions,
     "train": TrainOptions,
+    "tune": TuneOptions,
     "infer": InferOptions,
     "evaluate": EvaluateOptions,
     "measure": MeasureOptions,

@@ -2,10 +2,10 @@
 
 What a command does is also one function: `raysegment.train(options)`, `raysegment.infer(options)`,
 `raysegment.evaluate(options)`, `raysegment.measure(options)`, `raysegment.compare(options)`,
-`raysegment.resegment(options)`, `raysegment.index(options)`, `raysegment.export(options)`,
-`raysegment.report(options)`, `raysegment.demo(options)`. Each takes the command's options and returns a small result;
-`raysegment.open_cohort(folder)` reads a cohort's current tables. Importing this package imports neither Ray nor
-TensorFlow.
+`raysegment.resegment(options)`, `raysegment.tune(options)`, `raysegment.index(options)`,
+`raysegment.export(options)`, `raysegment.report(options)`, `raysegment.demo(options)`. Each takes the command's options
+and returns a small result; `raysegment.open_cohort(folder)` reads a cohort's current tables. Importing this package
+imports neither Ray nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _EXPORTS = {
     "resegment": ("raysegment.commands.resegment", "resegment"),
     "train": ("raysegment.commands.train", "train"),
     "CompareOptions": ("raysegment.options", "CompareOptions"),
+    "tune": ("raysegment.commands.tune", "tune"),
     "DemoOptions": ("raysegment.options", "DemoOptions"),
     "EvaluateOptions": ("raysegment.options", "EvaluateOptions"),
     "ExportOptions": ("raysegment.options", "ExportOptions"),
@@ -42,6 +43,7 @@ _EXPORTS = {
     "Scan": ("raysegment.scan", "Scan"),
     "ScanEntry": ("raysegment.scan", "ScanEntry"),
     "TrainOptions": ("raysegment.options", "TrainOptions"),
+    "TuneOptions": ("raysegment.options", "TuneOptions"),
 }
 
 __all__ = sorted([*_EXPORTS, "__version__"])

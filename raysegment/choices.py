@@ -139,16 +139,24 @@ def is_used(item: Field[Any], values: Mapping[str, Any]) -> bool:
     return values[other] in needed
 
 
-def load_options(kind: type[Any], given: dict[str, Any], *, recipe: str | None = None, job: str | None = None) -> Any:
-    """Merge defaults < recipe < job file < what is given on the command line.
+def load_options(
+    kind: type[Any],
+    given: dict[str, Any],
+    *,
+    recipe: str | None = None,
+    job: str | None = None,
+    drawn: Mapping[str, Any] | None = None,
+) -> Any:
+    """Merge defaults < recipe < what a search drew < job file < what is given on the command line.
 
-    What a recipe chooses, but does nothing beside what the job file or the command line choose, is left out.
+    What a recipe or a search chooses, but does nothing beside what the others choose, is left out.
 
     Args:
         kind: A class of options.
         given: What the user typed; None means not typed.
         recipe: Name of a recipe shipped with the package.
         job: Path of a YAML file with the same keys.
+        drawn: What a search drew from a space.
 
     Raises:
         UsageError: Unknown recipe, key or value; the message names what is known.
@@ -159,6 +167,7 @@ def load_options(kind: type[Any], given: dict[str, Any], *, recipe: str | None =
     job_values.pop("recipe", None)
     if recipe:
         values.update(_checked_keys(kind, read_recipe(recipe), f"recipe {recipe}"))
+    values.update(_checked_keys(kind, dict(drawn or {}), "space"))
     chosen = _checked_keys(kind, job_values, f"job file {job}")
     chosen = chosen | {key: value for key, value in given.items() if value is not None}
     values = {item.name: item.default for item in fields(kind)} | values | chosen

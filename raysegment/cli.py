@@ -26,6 +26,7 @@ from raysegment.options import (
     ReportOptions,
     ResegmentOptions,
     TrainOptions,
+    TuneOptions,
 )
 
 app = typer.Typer(
@@ -153,6 +154,18 @@ def train(options: TrainOptions) -> int:
     result = run(options)
     if result.already_done:
         _say(options.json, result.as_line)
+    return result.exit_code
+
+
+@command(TuneOptions)
+def tune(options: TuneOptions) -> int:
+    """Search the best options of a training on Ray Tune, and write them as a job file; goes on where it was stopped."""
+    from raysegment.commands.tune import tune as run
+
+    result = run(options)
+    if result.already_done and not options.json:
+        print(f"{result.folder} is finished: best trial {result.best_trial}, its options in {result.recipe}")
+    _say_result(options.json, result)
     return result.exit_code
 
 

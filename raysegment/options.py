@@ -728,7 +728,7 @@ class ExportOptions(Checked):
 class ReportOptions(Checked):
     """`raysegment report RUN_OR_OUT`."""
 
-    folder: str = choice(MISSING, "folder of a training or inference run", positional=True)
+    folder: str = choice(MISSING, "folder of a training, of a search, or of an inference run", positional=True)
     json: bool = choice(False, "print one JSON object a line, for programs")
 
 
@@ -740,6 +740,42 @@ class DemoOptions(CommandOptions):
     volumes: bool = choice(False, "NIfTI volumes with two labels, instead of slices with one")
     patients: int = choice(24, "made-up patients", minimum=8, maximum=1000)
     seed: int = choice(0, "seed of the made-up scans and of the training", minimum=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions(Checked):
+    """What SPACE.yaml says of the search, beside `source`, `recipe`, `space` and options of `train`."""
+
+    trials: int = choice(12, "trials", minimum=1)
+    scheduler: Literal["asha", "none"] = choice(
+        "asha", "asha stops a trial that falls behind the others at the same epoch; none: each has all its epochs"
+    )
+    grace_epochs: int = choice(
+        3, "epochs that every trial has", unit="epochs", minimum=1, only_with=("scheduler", ("asha",))
+    )
+    reduction: int = choice(
+        3,
+        "one of so many trials goes on at --grace-epochs, and at each epoch that is so many times later",
+        minimum=2,
+        only_with=("scheduler", ("asha",)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneOptions(CommandOptions):
+    """`raysegment tune SPACE.yaml --out DIR`."""
+
+    space: str = choice(
+        MISSING,
+        "YAML file that says which options of `train` vary, and how, which are the same for all trials, and how many "
+        "trials there are",
+        positional=True,
+    )
+    out: str = choice(MISSING, "folder of the search; an unfinished one there goes on")
+    trials: int | None = choice(
+        None, "trials; a finished search goes on to a larger number; as the file says if not given", minimum=1
+    )
+    retry_failed: bool = choice(False, "go on with failed trials too")
 
 
 def parse_thresholds(text: str) -> dict[str, float]:

@@ -20,6 +20,7 @@ from packaging.utils import canonicalize_name
 import raysegment
 from raysegment.choices import load_options
 from raysegment.options import InferOptions, TrainOptions
+from raysegment.pipeline.search_space import read_search_plan
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "raysegment").rglob("*.py"))
@@ -37,6 +38,7 @@ PUBLIC = [
     "Scan",
     "ScanEntry",
     "TrainOptions",
+    "TuneOptions",
     "__version__",
     "compare",
     "demo",
@@ -51,6 +53,7 @@ PUBLIC = [
     "report",
     "resegment",
     "train",
+    "tune",
 ]
 
 
@@ -146,4 +149,7 @@ def test_the_example_jobs_hold_valid_choices():
     jobs = sorted((ROOT / "jobs").glob("*.yaml"))
     assert jobs
     for job in jobs:
-        load_options(kinds[job.stem.split("-")[0]], {}, job=str(job))
+        if (verb := job.stem.split("-")[0]) == "tune":
+            read_search_plan(str(job))
+        else:
+            load_options(kinds[verb], {}, job=str(job))

@@ -14,7 +14,19 @@ import typer
 from raysegment import cli
 from raysegment.errors import DiskFullError, InterruptedRunError
 
-COMMANDS = ("compare", "demo", "evaluate", "export", "index", "infer", "measure", "report", "resegment", "train")
+COMMANDS = (
+    "compare",
+    "demo",
+    "evaluate",
+    "export",
+    "index",
+    "infer",
+    "measure",
+    "report",
+    "resegment",
+    "train",
+    "tune",
+)
 TRAIN = ("train", "archive", "--out", "run")
 
 

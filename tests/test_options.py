@@ -21,7 +21,9 @@ from raysegment.options import (
     Preprocessing,
     ReportOptions,
     ResegmentOptions,
+    SearchOptions,
     TrainOptions,
+    TuneOptions,
 )
 from raysegment.scan import SliceAxis
 
@@ -35,7 +37,9 @@ ALL = (
     MeasureOptions,
     ReportOptions,
     ResegmentOptions,
+    SearchOptions,
     TrainOptions,
+    TuneOptions,
 )
 TRAIN = {"source": "archive", "out": "run"}
 INFER = {"model": "run", "source": "archive", "out": "masks"}

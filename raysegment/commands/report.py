@@ -16,6 +16,8 @@ from raysegment.errors import EXIT_DONE, RaysegmentError, UsageError
 from raysegment.model.bundle import read_labels
 from raysegment.options import ReportOptions
 from raysegment.pipeline.gallery import draw_inference_figures, draw_training_figures
+from raysegment.pipeline.search_space import Varied
+from raysegment.pipeline.trials import FIGURE, TABLE_FILE, draw_rows, read_rows
 from raysegment.runs.record import read_record
 from raysegment.scan import as_spacing
 from raysegment.store.place import Place
@@ -63,6 +65,8 @@ def report(options: ReportOptions) -> ReportResult:
         is_left_out = (folder / "model").is_dir() and not any(path.name == PREDICTIONS for path in figures)
         notes = (f"{PREDICTIONS} is not drawn: {_describe_unread(chosen)}",) if is_left_out else ()
         return ReportResult(figures=tuple(map(str, figures)), notes=notes)
+    if record.get("command") == "tune":
+        return ReportResult(figures=(redraw_trials(folder, record),))
     if not list_parts(place, "scans"):
         raise UsageError(f"{folder} has nothing to draw yet: no epoch and no scan is finished.")
     labels = read_labels(record["labels"]) if record.get("labels") else None
@@ -76,6 +80,19 @@ def report(options: ReportOptions) -> ReportResult:
     has_scans = any(path.name == PREDICTIONS for path in figures)
     notes = () if has_scans else (f"{PREDICTIONS} is not drawn: {why or _describe_unread(chosen)}",)
     return ReportResult(figures=tuple(map(str, figures)), notes=notes)
+
+
+def redraw_trials(folder: Path, record: Mapping[str, Any]) -> str:
+    """Draw the trials of a search; returns the picture's path.
+
+    Raises:
+        UsageError: No trial has ended yet.
+    """
+    if not (folder / TABLE_FILE).is_file():
+        raise UsageError(f"{folder} has nothing to draw yet: no trial has ended.")
+    space = [Varied(**{**item, "values": tuple(item["values"])}) for item in record["space"]]
+    draw_rows(read_rows(folder / TABLE_FILE, space), space, folder / FIGURE)
+    return str(folder / FIGURE)
 
 
 def _describe_unread(chosen: Mapping[str, Any]) -> str:

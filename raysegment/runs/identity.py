@@ -28,12 +28,18 @@ TRAINING_NAMES = frozenset(
 COMPARISON_NAMES = frozenset({"changes", RECORD_FILE, "summary.json", "figures", LOG_FILE, LOCK_FILE})
 """What `compare` leaves in its folder."""
 
+SEARCH_NAMES = frozenset(
+    {"trials", "trials.parquet", "split.json", "best.yaml", "best", "figures"} | {RECORD_FILE, LOG_FILE, LOCK_FILE}
+)
+"""What `tune` leaves in its folder, and the run of its best options."""
+
 OWN_NAMES = {
     "compare": COMPARISON_NAMES,
     "infer": INFERENCE_NAMES,
     "evaluate": INFERENCE_NAMES,
     "measure": INFERENCE_NAMES,
     "train": TRAINING_NAMES,
+    "tune": SEARCH_NAMES,
 }
 
 

@@ -1,0 +1,173 @@
+"""A search on Ray Tune: what is drawn, what is refused, and a search that is killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raysegment.choices import load_options
+from raysegment.cluster.tuning import draw_trials
+from raysegment.commands.report import report
+from raysegment.commands.tune import choose_trials, tune
+from raysegment.errors import UsageError
+from raysegment.imaging.phantom import write_archive
+from raysegment.options import ReportOptions, TrainOptions, TuneOptions
+from raysegment.pipeline.search_space import Varied
+from raysegment.pipeline.trials import Trial
+
+pytestmark = pytest.mark.cluster
+
+SPACE = """source: {source}
+image_size: 32
+depth: 2
+batch_size: 4
+epochs: 3
+grace_epochs: 1
+reduction: 2
+precision: float32
+train_fraction: 0.6
+val_fraction: 0.4
+seed: 4
+trials: 4
+space:
+  learning_rate: {{log_range: [0.001, 0.02]}}
+  filters: {{choice: [2, 4]}}
+"""
+DRIVER = """
+import sys
+from raysegment.commands.tune import tune
+from raysegment.options import TuneOptions
+sys.exit(tune(TuneOptions(space=sys.argv[1], out=sys.argv[2])).exit_code)
+"""
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("search")
+    write_archive(folder / "phantoms", patients=6, seed=2, image_size=64, slices=4)
+    path = folder / "SPACE.yaml"
+    path.write_text(SPACE.format(source=folder / "phantoms"))
+    return str(path)
+
+
+def start_driver(space: str, out: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", DRIVER, space, str(out)], stdout=subprocess.DEVNULL)
+
+
+def wait_for(condition: Callable[[], bool], driver: subprocess.Popen[bytes], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert driver.poll() is None, "the search ended before"
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def statuses(out: Path) -> list[str]:
+    return [trial["status"] for trial in json.loads((out / "run.json").read_text())["trials"]]
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12))
+@settings(max_examples=20, deadline=None)
+def test_trials_differ_lie_in_their_ranges_and_begin_alike_for_any_number(seed, num_trials):
+    space = (
+        Varied(name="learning_rate", kind="log_range", values=(1e-4, 1e-2)),
+        Varied(name="dropout", kind="range", values=(0.0, 0.5)),
+        Varied(name="filters", kind="range", values=(4, 6), is_integer=True),
+        Varied(name="depth", kind="log_range", values=(2, 5), is_integer=True),
+        Varied(name="loss", kind="choice", values=("dice", "bce")),
+    )
+    drawn = draw_trials(space, num_trials, seed)
+    assert drawn == draw_trials(space, num_trials + 3, seed)[:num_trials]
+    assert len({repr(values) for values in drawn}) == num_trials
+    for values in drawn:
+        assert 1e-4 <= values["learning_rate"] <= 1e-2
+        assert 0 <= values["dropout"] <= 0.5
+        assert values["filters"] in (4, 5, 6)
+        assert values["depth"] in (2, 3, 4, 5)
+        assert values["loss"] in ("dice", "bce")
+        assert [type(value) for value in values.values()] == [float, float, int, int, str]
+
+
+def test_both_ends_of_a_whole_range_are_drawn_and_a_small_space_wholly():
+    space = (Varied(name="filters", kind="range", values=(4, 7), is_integer=True),)
+    assert sorted(values["filters"] for values in draw_trials(space, 4, seed=0)) == [4, 5, 6, 7]
+
+
+def test_options_that_do_not_go_together_are_refused_before_anything_starts(space, tmp_path):
+    path = tmp_path / "SPACE.yaml"
+    text = Path(space).read_text().replace("image_size: 32\n", "").replace("trials: 4", "trials: 8")
+    path.write_text(text + "  image_size: {choice: [32, 34]}\n")
+    with pytest.raises(UsageError, match=r"trial 000\d would have .*--image-size 34.* must divide by 4"):
+        tune(TuneOptions(space=str(path), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_keeps_its_trials_and_is_given_new_ones():
+    asked = TuneOptions(space="SPACE.yaml", out="out")
+    drawn = [Trial(trial=f"000{number}", drawn={"filters": number}) for number in (1, 2, 3)]
+    kept = Trial(trial="0001", drawn={"filters": 3}, status="failed", error="RunError: no")
+    chosen = choose_trials(drawn, [kept], asked)
+    assert [(trial.trial, trial.drawn["filters"]) for trial in chosen] == [("0001", 3), ("0002", 1), ("0003", 2)]
+    assert [trial.status for trial in chosen] == ["failed", "waiting", "waiting"]
+    again = choose_trials(drawn, [kept], TuneOptions(space="SPACE.yaml", out="out", retry_failed=True))
+    assert (again[0].status, again[0].error) == ("waiting", None)
+    assert choose_trials(drawn[:1], [drawn[0], drawn[1]], asked) == [drawn[0]]
+    with pytest.raises(UsageError, match="holds a search of 2 trials; 1 are fewer"):
+        choose_trials(drawn[:1], [drawn[0], kept], asked)
+
+
+def test_a_ray_client_is_refused(space, tmp_path):
+    with pytest.raises(UsageError, match="give auto or host:port"):
+        tune(TuneOptions(space=space, out=str(tmp_path / "out"), address="ray://head:10001"))
+
+
+def test_a_search_that_is_killed_goes_on_and_ends_with_the_trials_it_was_asked_for(space, tmp_path):
+    out = tmp_path / "out"
+    (out / "trials" / "0003").mkdir(parents=True)
+    (out / "trials" / "0003" / "notes.txt").write_text("of somebody else")
+    driver = start_driver(space, out)
+    wait_for(lambda: any((out / "trials" / "0002" / "checkpoints").glob("epoch-0000?")), driver)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    first = (out / "trials" / "0001" / "history.parquet").stat().st_mtime_ns
+    assert statuses(out)[0] == "done"
+    assert statuses(out)[2:] == ["waiting"] * 2
+    before = json.loads((out / "run.json").read_text())["trials"]
+
+    driver = start_driver(space, out)
+    assert driver.wait(timeout=200) == 3
+    assert (out / "trials" / "0001" / "history.parquet").stat().st_mtime_ns == first
+    table = pq.read_table(out / "trials.parquet").to_pylist()
+    assert [row["trial"] for row in table] == ["0001", "0002", "0003", "0004"]
+    assert [row["learning_rate"] for row in table] == [trial["drawn"]["learning_rate"] for trial in before]
+    assert table[2]["status"] == "failed"
+    assert table[2]["error"].startswith("UsageError: ")
+    assert {row["status"] for row in table} <= {"done", "stopped", "failed"}
+    assert "going on after epoch" in (out / "trials" / "0002" / "log.txt").read_text()
+    for row in table:
+        assert row["status"] != "done" or (row["epochs"] == 3 and row["val_dice"] is not None)
+        assert row["status"] != "stopped" or row["epochs"] >= 1
+    records = [json.loads((out / "trials" / name / "run.json").read_text()) for name in ("0001", "0002", "0004")]
+    assert len({record["data_id"] for record in records}) == 1
+    for name in (".", "trials/0001", "trials/0004"):
+        assert report(ReportOptions(folder=str(out / name))).figures
+
+    best = load_options(TrainOptions, {}, job=str(out / "best.yaml"))
+    done = [row for row in table if row["status"] == "done"]
+    assert best.learning_rate == max(done, key=lambda row: row["val_dice"])["learning_rate"]
+    assert (best.split_file, best.epochs) == (str(out / "split.json"), 3)
+    assert tune(TuneOptions(space=space, out=str(out))).already_done
+    other = tmp_path / "OTHER.yaml"
+    other.write_text(Path(space).read_text().replace("epochs: 3", "epochs: 4"))
+    with pytest.raises(UsageError, match=r"epochs was 3, is 4"):
+        tune(TuneOptions(space=str(other), out=str(out)))
