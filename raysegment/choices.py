@@ -170,11 +170,12 @@ def load_options(
     values.update(_checked_keys(kind, dict(drawn or {}), "space"))
     chosen = _checked_keys(kind, job_values, f"job file {job}")
     chosen = chosen | {key: value for key, value in given.items() if value is not None}
-    values = {item.name: item.default for item in fields(kind)} | values | chosen
+    values, idle = {item.name: item.default for item in fields(kind)} | values | chosen, set[str]()
     for item in fields(kind):
         # In order, since what is left out may itself be what another choice needs.
         if item.name not in chosen and not is_used(item, values):
             values[item.name] = item.default
+            idle.add(item.name)
     values = {key: value for key, value in values.items() if value is not MISSING}
     for item in fields(kind):
         if item.default is MISSING and item.name not in values:
@@ -182,7 +183,7 @@ def load_options(
             raise UsageError(f"{name} is missing: {item.metadata['help']}.")
     hints = typing.get_type_hints(kind)
     options = kind(**{key: convert_value(hints[key], value) for key, value in values.items()})
-    object.__setattr__(options, "_typed", frozenset(chosen))
+    object.__setattr__(options, "_typed", frozenset(chosen) | (set(drawn or {}) - idle))
     return options
 
 

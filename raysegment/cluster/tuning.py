@@ -12,22 +12,35 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
+from raysegment.choices import pick
 from raysegment.cluster.session import tame_ray_data
+from raysegment.cluster.training.hardware import WorkerShare
+from raysegment.cluster.training.kept import KeptScans
+from raysegment.cluster.training.run import Training, fit_kept, keep_all, resolve_precision
 from raysegment.errors import ClusterError, LockedError
-from raysegment.options import SearchOptions, TrainOptions
-from raysegment.pipeline.learn import Progress
+from raysegment.options import Preprocessing, SearchOptions, TrainOptions
+from raysegment.pipeline.learn import Progress, find_checkpoints
 from raysegment.pipeline.search_space import Varied
+from raysegment.pipeline.training_set import Errors
 from raysegment.pipeline.trials import Status, find_progress
+from raysegment.runs.console import Console
+from raysegment.runs.identity import identify
+from raysegment.runs.lock import RunLock
+from raysegment.runs.record import keep_record
+from raysegment.scan import Labels
+from raysegment.store.place import Place, report_full_disk
 
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_FOR_LOCK = 60.0
@@ -55,12 +68,31 @@ class TrialTask:
     Attributes:
         trial: Its name.
         options: Its options.
+        facts: What else its run is, as its run.json has it: scans, first weights.
         has_ended: In an earlier start of the command: its epochs are told again, and nothing is trained.
     """
 
     trial: str
     options: TrainOptions
+    facts: Mapping[str, str | None]
     has_ended: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedData:
+    """What all trials have in common.
+
+    Attributes:
+        labels: What is segmented.
+        manifest: Scans with their splits.
+        kept: The scans, read; None where trials differ in how they read them, and each reads for itself.
+        share: The hardware of each worker, and how many trials run side by side.
+    """
+
+    labels: Labels
+    manifest: pa.Table
+    kept: KeptScans | None
+    share: WorkerShare
 
 
 class Watch(Protocol):
@@ -110,19 +142,30 @@ def clean(varied: Varied, value: Any) -> Any:
     return float(min(max(float(f"{value:.{DIGITS}g}"), low), high))
 
 
+def keep_for_all(
+    options: Sequence[TrainOptions], labels: Labels, manifest: pa.Table, left_out: Errors | None
+) -> KeptScans | None:
+    """Keep the scans once for all trials; None where these differ in how scans are read or resized.
+
+    Args:
+        options: Those of each trial.
+        labels: What is segmented.
+        manifest: Scans with their splits.
+        left_out: Errors of scans that were left out when the first trial began; None where it begins now.
+    """
+    ways = {(pick(Preprocessing, each), each.spacing_mm, each.resample_channels) for each in options}
+    return keep_all(options[0], labels, manifest, left_out) if len(ways) == 1 else None
+
+
 def run_trials(
-    tasks: Sequence[TrialTask],
-    search: SearchOptions,
-    train: Callable[[TrainOptions], object],
-    folder: Path,
-    watch: Watch,
+    tasks: Sequence[TrialTask], search: SearchOptions, shared: SharedData, folder: Path, watch: Watch
 ) -> None:
-    """Run all trials that have not ended, one after the other, until each is done, stopped or failed.
+    """Run all trials that have not ended until each is done, stopped or failed.
 
     Args:
         tasks: All trials; those that have ended come first.
         search: Choices of the search.
-        train: What a trial runs, in a process of its own: `train` with its options.
+        shared: What all trials have in common.
         folder: Of the search.
         watch: Told on the way.
     """
@@ -133,12 +176,16 @@ def run_trials(
     storage = folder / ".ray_tune"
     shutil.rmtree(storage, ignore_errors=True)
     by_name = {task.trial: task for task in tasks}
-    # The values were drawn before, and the search keeps them: killed and gone on with, it has the same trials.
+    run_trial = tune.with_parameters(make_trial_function(by_name), shared=shared)
     tuner = tune.Tuner(
-        tune.with_resources(make_trial_function(by_name, train), tune.PlacementGroupFactory([{"memory": TRIAL_BYTES}])),
+        tune.with_resources(run_trial, tune.PlacementGroupFactory([{"memory": TRIAL_BYTES}])),
+        # The values were drawn before, and the search keeps them: killed and gone on with, it has the same trials.
         param_space={"trial": tune.grid_search(list(by_name))},
         tune_config=tune.TuneConfig(
-            metric=METRIC, mode="max", scheduler=make_scheduler(search, tasks), max_concurrent_trials=1
+            metric=METRIC,
+            mode="max",
+            scheduler=make_scheduler(search, tasks),
+            max_concurrent_trials=shared.share.side_by_side,
         ),
         run_config=tune.RunConfig(
             name="search", storage_path=str(storage), verbose=0, callbacks=[Announcer(by_name, watch)]
@@ -164,21 +211,21 @@ def make_scheduler(search: SearchOptions, tasks: Sequence[TrialTask]) -> Any:
     )
 
 
-def make_trial_function(
-    tasks: Mapping[str, TrialTask], train: Callable[[TrainOptions], object]
-) -> Callable[[dict[str, Any]], None]:
+def make_trial_function(tasks: Mapping[str, TrialTask]) -> Callable[..., None]:
     """What Ray Tune runs for each trial: it looks at a training in another process, and tells its epochs."""
 
-    def run_trial(config: dict[str, Any]) -> None:
+    def run_trial(config: dict[str, Any], shared: SharedData) -> None:
         task = tasks[config["trial"]]
+        # Of an earlier start: perhaps it is stopped before it begins.
+        progress = find_progress(Path(task.options.out))
+        told = 0 if progress.is_over(task.options) and not task.has_ended else tell_epochs(progress, 0)
         if task.has_ended:
-            tell_epochs(find_progress(Path(task.options.out)), 0)
             return
         # Not in this trial's placement group, which would hold all that the training starts.
         remote = ray.remote(num_cpus=0, max_retries=MAX_RETRIES, max_calls=1, scheduling_strategy="DEFAULT")
-        training = remote(train_in_process).remote(train, task.options)
+        training = remote(fit_trial).remote(task, shared)
         try:
-            watch_training(task, training)
+            watch_training(task, training, told)
         finally:
             # Tune ends this function by an exception in `report` where it stops the trial.
             ray.cancel(training, force=True)
@@ -186,9 +233,9 @@ def make_trial_function(
     return run_trial
 
 
-def watch_training(task: TrialTask, training: Any) -> None:
-    """Tell Ray Tune a trial's epochs as they come, and at last how it ended."""
-    folder, told = Path(task.options.out), 0
+def watch_training(task: TrialTask, training: Any, told: int) -> None:
+    """Tell Ray Tune a trial's epochs after the first `told` ones as they come, and at last how it ended."""
+    folder = Path(task.options.out)
     while not ray.wait([training], timeout=SECONDS_BETWEEN_LOOKS)[0]:
         progress = find_progress(folder)
         # After the last epoch the bundle is written, and nothing is gained by stopping.
@@ -224,18 +271,53 @@ def describe_failure(training: Any) -> str | None:
     return None
 
 
-def train_in_process(train: Callable[[TrainOptions], object], options: TrainOptions) -> None:
-    """One trial's training, in a process of its own."""
+def fit_trial(task: TrialTask, shared: SharedData) -> None:
+    """One trial's training, in a process of its own and a folder of its own, as `train` does a run."""
     tame_ray_data()
+    options, place = task.options, Place(task.options.out)
+    record = identify("train", options, key="options", **task.facts).open(place)
+    folder = Path(place.root)
+    if record.get("status") == "done" and find_progress(folder).is_over(options):
+        return
+    place.make_writable()
+    with (
+        report_full_disk(place.root),
+        wait_for_lock(place),
+        keep_record(place, record),
+        Console(place, as_json=False) as console,
+    ):
+        options = resolve_precision(options, record)
+        left_out = record.get("errors", {}) if find_checkpoints(folder / "checkpoints") else None
+        training = Training(
+            options=options,
+            labels=shared.labels,
+            manifest=shared.manifest,
+            place=place,
+            record=record,
+            console=console,
+        )
+        kept = shared.kept or keep_all(options, shared.labels, shared.manifest, left_out)
+        fit_kept(training, kept, shared.share)
+
+
+@contextmanager
+def wait_for_lock(place: Place) -> Iterator[None]:
+    """Hold the folder, after waiting for a process of an earlier start that still ends.
+
+    Raises:
+        LockedError: It does not end.
+    """
     deadline = time.monotonic() + SECONDS_FOR_LOCK
-    while True:
-        try:
-            train(options)
-            return
-        except LockedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(SECONDS_BETWEEN_LOOKS)
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(RunLock(place))
+                break
+            except LockedError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+        yield
 
 
 class Announcer(tune.Callback):

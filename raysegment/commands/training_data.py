@@ -95,10 +95,19 @@ def find_training_data(options: TrainOptions, record: Mapping[str, Any], origin:
         drawing=Drawing(options.train_fraction, options.val_fraction, options.seed),
     )
     labels = keep_labels(labels, options, split.table, record)
-    check_label(options, labels)
-    check_flip(options, labels)
     check_splits(split)
-    check_channels(options, most_common_channels(split.table))
-    check_mirror(labels, options.mirror, options.slice_axis, split.table["reader"].unique().to_pylist())
+    check_choices(options, labels, split.table)
     data_id = hash_data(split.table, labels)
     return TrainingData(found=found, split=split, labels=labels, data_id=data_id, origin=origin)
+
+
+def check_choices(options: TrainOptions, labels: Labels, manifest: pa.Table) -> None:
+    """Refuse choices that do not fit the scans, or what is segmented.
+
+    Raises:
+        UsageError: Names the choice.
+    """
+    check_label(options, labels)
+    check_flip(options, labels)
+    check_channels(options, most_common_channels(manifest))
+    check_mirror(labels, options.mirror, options.slice_axis, manifest["reader"].unique().to_pylist())

@@ -42,9 +42,12 @@ OF_THE_DATA = frozenset(
 OF_THE_TIME = frozenset({"epochs", "max_minutes", "early_stopping"})
 """How long a trial learns: trials are compared at the same epoch of equally long schedules."""
 
+FILES = frozenset({"split_file", "init_from", "encoder_weights"})
+"""Options that name a file or a folder."""
+
 MAY_VARY = frozenset(
     {item.name for item in fields(TrainOptions) if item.metadata["affects_result"]} | {"precision"}
-) - (OF_ONE_RUN | OF_THE_DATA | OF_THE_TIME)
+) - (OF_ONE_RUN | OF_THE_DATA | OF_THE_TIME | FILES)
 """Options that trials may differ in: all that change the result."""
 
 MAX_COMBINATIONS = 10**9
@@ -131,6 +134,11 @@ class SearchPlan:
         return int(self._known("epochs"))
 
     @property
+    def mlflow_uri(self) -> str | None:
+        """The MLflow server that search and trials are shown on."""
+        return self.fixed.get("mlflow_uri")
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What must be the same for a search to go on, as run.json has it."""
         changes = {item.name for item in fields(TrainOptions) if item.metadata["affects_result"]} | OF_THE_TIME
@@ -193,6 +201,9 @@ class _Reader:
             if name in space:
                 self.refuse(("space", name), f"{name} is both fixed (line {self.lines[name,]}) and varied; drop one.")
             fixed[name] = self.told((name,), lambda name=name: self.check(name, fixed[name]))
+            if name in FILES and fixed[name] is not None and not is_uri(fixed[name]):
+                # Trials run in processes that may be elsewhere.
+                fixed[name] = str(Path(fixed[name]).absolute())
         search = self.read_search({key: value for key, value in keys.items() if key in own})
         plan = SearchPlan(
             source=source if is_uri(source) else str(Path(source).absolute()),

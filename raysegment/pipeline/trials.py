@@ -190,7 +190,7 @@ def write_recipe(row: TrialRow, options: TrainOptions, path: Path) -> None:
         options: All its options, with `out` for the run of the file.
         path: File to write.
     """
-    general = {item for item in CommandOptions.__dataclass_fields__}
+    general = {"mlflow_uri", *CommandOptions.__dataclass_fields__}
     defaults = {name: item.default for name, item in TrainOptions.__dataclass_fields__.items()}
     chosen = {
         name: value
