@@ -161,7 +161,7 @@ class MaskPair:
         if planes is None:
             return {"dice": None, "hd95_mm": None, "why_not": self.why_not}
         both, later, earlier = count_overlap(planes[1], planes[0]).sum(axis=0)
-        spacing_mm = as_spacing(self._rows[0]["spacing_mm"])
+        spacing_mm = as_spacing(self._rows[0]["spacing_mm"] or self._rows[1]["spacing_mm"])
         return {
             "dice": float(dice_of(both, later, earlier)),
             "hd95_mm": _measure_hd95(planes, spacing_mm),

@@ -98,7 +98,7 @@ def _title(row: Mapping[str, Any]) -> str:
     else:
         volumes = f"{row['voxels_before']} to {row['voxels_after']} voxels"
     dice = "" if row["dice"] is None or math.isnan(row["dice"]) else f", Dice {row['dice']:.2f}"
-    return f"{row['label']}: {volumes}{dice}\n{row['scan_id']}"
+    return f"{row['label']}{dice}\n{volumes}\n{row['scan_id']}"
 
 
 def describe_changes(summary: Mapping[str, Any], out: str) -> list[str]:
