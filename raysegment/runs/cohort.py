@@ -17,6 +17,7 @@ import os
 import re
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,6 +223,9 @@ class CohortFolder:
     def _delete(self, result: str) -> None:
         if self._lies_below(result):
             shutil.rmtree(self.root / result, ignore_errors=True)
+            with suppress(OSError):
+                # Stays where other results of the same model and choices are in it.
+                (self.root / result).parent.rmdir()
 
     def _lies_below(self, result: str) -> bool:
         """Whether a name that stands in a file is one of a result, and leads nowhere else."""
