@@ -38,7 +38,7 @@ MIN_RANGE_SCANS = 10
 
 DEFAULT_RULE: dict[str, Any] = {
     "volume_in_training_range_is": False,
-    "share_near_threshold_above": 0.3,
+    "share_near_threshold_above": 0.2,
     "mirror_dice_below": 0.8,
     "member_dice_below": 0.8,
 }
@@ -227,7 +227,7 @@ def join_doubt(doubts: Sequence[Mapping[str, Any]], regression: Mapping[str, Any
     """
     shapes = [doubt["slice_shape"] for doubt in doubts]
     is_same_grid = all(shape == shapes[0] for shape in shapes)
-    limits = {label: numbers["review_below"] for label, numbers in regression.items()}
+    limits = {label: numbers["review_below"] for label, numbers in regression.items() if numbers["review_below"]}
     return {
         "volume_range_ml": _join_ranges([doubt["volume_range_ml"] for doubt in doubts]),
         "volume_range_voxels": _join_ranges([doubt["volume_range_voxels"] for doubt in doubts])

@@ -53,7 +53,8 @@ def fit_predicted_dice(metrics: pa.Table) -> dict[str, Any]:
         For each label with `MIN_SCANS` of `MIN_PATIENTS`: `features` ({name: {mean, sd, weight}}), `mean_dice`,
         `scans`, `patients`; of the judgement `rank_correlation` (Spearman), `mean_absolute_error`,
         `mean_absolute_error_of_the_mean` (of predicting each other patients' mean), `worst`, `opened`, `worst_met`;
-        and `review_below`, the limit that `REVIEW_SHARE` of these predictions lie below. None for what cannot be told.
+        and `review_below`, the limit that `REVIEW_SHARE` of these predictions lie below, where they are nearer to the
+        truth than the mean is. None for what cannot be told.
     """
     fitted = {}
     usable = pc.and_(pc.is_finite(metrics["dice"]), pc.invert(metrics["mask_is_empty"]))
@@ -118,16 +119,17 @@ def _fit_label(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         "scans": len(dice),
         "patients": num_patients,
         **_judge(dice, predicted, means),
-        "review_below": float(np.quantile(predicted, REVIEW_SHARE)),
     }
 
 
 def _judge(dice: Numbers, predicted: Numbers, means: Numbers) -> dict[str, Any]:
     correlation = rank_correlation(dice, predicted)
+    error, error_of_the_mean = (float(np.abs(dice - guess).mean()) for guess in (predicted, means))
     return {
         "rank_correlation": None if math.isnan(correlation) else correlation,
-        "mean_absolute_error": float(np.abs(dice - predicted).mean()),
-        "mean_absolute_error_of_the_mean": float(np.abs(dice - means).mean()),
+        "mean_absolute_error": error,
+        "mean_absolute_error_of_the_mean": error_of_the_mean,
+        "review_below": float(np.quantile(predicted, REVIEW_SHARE)) if error < error_of_the_mean else None,
         "worst": NUM_WORST,
         "opened": NUM_OPENED,
         "worst_met": count_worst_met(dice, predicted),

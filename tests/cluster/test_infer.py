@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,13 @@ def test_the_record_tells_what_was_done(finished):
     assert record["slices"] == read(finished, "scans")["num_slices"].sum()
     assert record["options_id"] == read(finished, "scans")["options_id"][0]
     assert record["versions"]["ray"]
+
+
+def test_the_closing_words_say_how_many_scans_a_person_should_look_at(finished):
+    record, review = json.loads((finished / "run.json").read_text()), read(finished, "metrics")["needs_review"]
+    asked, unknown = int((review == True).sum()), int(review.isna().sum())  # noqa: E712
+    assert (record["scans_to_review"], record["scans_review_unknown"]) == (asked, unknown)
+    assert re.search(rf"review +{asked} of 24 scans need", (finished / "log.txt").read_text())
 
 
 def test_a_finished_run_has_nothing_to_do(finished, tiny_bundle, phantom_archive):

@@ -133,6 +133,15 @@ def test_a_feature_that_does_not_vary_says_nothing() -> None:
     assert predict_dice(constant, rows[0]) == pytest.approx(0.5)
 
 
+def test_predictions_that_are_no_better_than_the_mean_send_nobody_to_review() -> None:
+    rows = make_rows(40)
+    for row, dice in zip(rows, np.random.default_rng(5).uniform(0.85, 0.9, 40), strict=True):
+        row["dice"] = float(dice)
+    numbers = fit_predicted_dice(table_of(rows))["lesion"]
+    assert numbers["mean_absolute_error"] >= numbers["mean_absolute_error_of_the_mean"]
+    assert numbers["review_below"] is None
+
+
 @given(st.floats(-100, 100), st.floats(0.001, 100))
 @settings(max_examples=30, deadline=None)
 def test_predictions_stay_between_none_and_all(border: float, scale: float) -> None:
