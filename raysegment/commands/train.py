@@ -41,8 +41,7 @@ def train(options: TrainOptions) -> TrainResult:
     place = Place(str(folder))
     options, origin = adopt_origin(keep_rules(options, place))
     check_temp_dir(options.address, options.temp_dir)
-    if options.mlflow_uri is not None:
-        check_client()
+    check_client(options.mlflow_uri)
     data = find_training_data(options, read_record(place), origin)
     record = identify("train", options, key="options", **data.facts).open(place)
     if is_finished(folder, record, options):

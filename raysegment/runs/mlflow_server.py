@@ -72,12 +72,14 @@ class RunFacts:
     parent: str | None = None
 
 
-def check_client() -> None:
-    """Import MLflow's client, which takes a second or two, once and not beside the imports of others.
+def check_client(uri: str | None) -> None:
+    """Where there is a server, import MLflow's client: it takes a second or two, and not beside the imports of others.
 
     Raises:
         MissingExtraError: It is not installed; names the command that installs it.
     """
+    if uri is None:
+        return
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # It would print the address with its password, and between JSON lines.

@@ -36,7 +36,14 @@ RECORD_KEY = "mlflow"
 UNNAMED_FOLDER = ".mlflow"
 """Folder in a run's with the pictures that are sent instead of those with scan_ids."""
 
-FILES = ("figures/curves.png", f"{UNNAMED_FOLDER}/predictions.png", "model/MODEL_CARD.md", "model/model.json")
+FILES = (
+    "figures/curves.png",
+    f"{UNNAMED_FOLDER}/predictions.png",
+    "figures/trials.png",
+    "best.yaml",
+    "model/MODEL_CARD.md",
+    "model/model.json",
+)
 """What of a finished run is sent; no manifest, no scan_ids, no weights."""
 
 LEFT_OUT = ("address", "temp_dir", "json", "mlflow_uri")
@@ -128,8 +135,10 @@ class Tracker:
             Whether the server has all of it.
         """
         trackers, begun = [self, *self._nested], time.monotonic()
+        status = self._end.status if self._end is not None else "KILLED"
         for tracker in trackers:
-            tracker._awake.set()
+            # One that an interrupted run left behind ends as the run does.
+            tracker.finish(tracker._end or End(status=status))
         while late := [tracker for tracker in trackers if tracker._thread.is_alive()]:
             is_away = any(tracker._is_away for tracker in late)
             if time.monotonic() - begun >= (SECONDS_FOR_A_LAST_TRY if is_away else SECONDS_TO_END):
@@ -230,7 +239,7 @@ def track_run(
     if server is None:
         yield None
         return
-    check_client()
+    check_client(server.uri if isinstance(server, Tracker) else server)
     folder, before = Path(place.root), record.get(RECORD_KEY) or {}
     # All keys from the start: the thread changes a value while others may be writing run.json.
     about = record[RECORD_KEY] = {"run_id": None, "key": uuid.uuid4().hex, **before}

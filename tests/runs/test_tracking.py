@@ -271,6 +271,15 @@ def test_folds_and_trials_are_nested_in_their_run(server, client, tmp_path):
     assert {fold.run_id for fold in folds} < {shown.info.run_id for shown in nested}
 
 
+def test_a_fold_that_an_interrupted_run_left_behind_ends_as_the_run_does(server, client, tmp_path):
+    run = Run(tmp_path / "run", server)
+    with suppress(InterruptedRunError), run.track() as tracker:
+        tracker.nest(tmp_path, "fold-0", {})
+        raise InterruptedRunError("interrupted by SIGTERM")
+    nested = client.search_runs(["1"], f"tags.`mlflow.parentRunId` = '{run.run_id}'")
+    assert [shown.info.status for shown in nested] == ["KILLED"]
+
+
 def test_a_search_of_many_trials_warns_once_and_waits_for_all_of_them_together(tmp_path, monkeypatch):
     monkeypatch.setattr(tracking, "SECONDS_FOR_A_LAST_TRY", 0.5)
     run = Run(tmp_path / "run", f"http://127.0.0.1:{free_port()}")
