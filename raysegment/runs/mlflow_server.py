@@ -62,14 +62,12 @@ class RunFacts:
         name: What a person sees.
         params: Its choices.
         tags: What else is known at its start.
-        parent: Key of the run that it is nested in.
     """
 
     key: str
     name: str
     params: Mapping[str, str]
     tags: Mapping[str, str]
-    parent: str | None = None
 
 
 def check_client(uri: str | None) -> None:
@@ -104,19 +102,24 @@ def connect(uri: str) -> Any:
 class ServerRun:
     """One run on the server, made or found again by its key.
 
+    Args:
+        client: MLflow's.
+        facts: The run.
+        parent_id: MLflow's id of the run that it is nested in.
+
     Attributes:
         run_id: MLflow's own.
         page: Where MLflow shows it, below the server's address.
         last_epoch: The last epoch that the server has.
     """
 
-    def __init__(self, client: Any, facts: RunFacts) -> None:
+    def __init__(self, client: Any, facts: RunFacts, parent_id: str | None = None) -> None:
         self._client = client
         experiment_id = find_experiment(client)
         found = find_run(client, experiment_id, facts.key)
         tags = {**facts.tags, KEY_TAG: facts.key}
-        if facts.parent is not None:
-            tags[PARENT_TAG] = find_parent(client, experiment_id, facts.parent)
+        if parent_id is not None:
+            tags[PARENT_TAG] = parent_id
         run = found or client.create_run(experiment_id, tags=tags, run_name=facts.name)
         self.run_id: str = run.info.run_id
         self.page = f"#/experiments/{experiment_id}/runs/{self.run_id}"
@@ -207,18 +210,6 @@ def find_run(client: Any, experiment_id: str, key: str) -> Any | None:
     """The run of a key, or None."""
     found = client.search_runs([experiment_id], filter_string=f"tags.{KEY_TAG} = '{key}'", max_results=1)
     return found[0] if found else None
-
-
-def find_parent(client: Any, experiment_id: str, key: str) -> str:
-    """MLflow's id of the run that this one is nested in.
-
-    Raises:
-        ServerError: It is not there, or not yet.
-    """
-    found = find_run(client, experiment_id, key)
-    if found is None:
-        raise ServerError("the run that this one belongs to is not there yet")
-    return str(found.info.run_id)
 
 
 def metric_name(name: str) -> str:

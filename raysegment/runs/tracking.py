@@ -119,9 +119,12 @@ class Tracker:
         self, folder: Path, name: str, params: Mapping[str, Any], on_run: Callable[[str], None] | None = None
     ) -> Tracker:
         """Follow a run that is nested in this one; its name tells it from the others."""
-        facts = describe_run(f"{self._facts.key}-{name}", name, params, self._facts.key)
-        self._nested.append(Tracker(self.uri, facts, folder, self._say, on_run=on_run, parent=self))
-        return self._nested[-1]
+        facts = describe_run(f"{self._facts.key}-{name}", name, params)
+        tracker = Tracker(self.uri, facts, folder, self._say, on_run=on_run, parent=self)
+        self._nested.append(tracker)
+        # The run may have come between the two.
+        tracker._awake.set()
+        return tracker
 
     def finish(self, end: End) -> None:
         """Send what the run came to; does not wait for it."""
@@ -158,6 +161,10 @@ class Tracker:
         while not self._left.is_set():
             self._awake.wait(pause)
             self._awake.clear()
+            if self._parent is not None and self._parent._run is None:
+                # It is not there yet, and wakes this one when it is.
+                pause = MAX_SECONDS_BETWEEN_TRIES
+                continue
             end = self._end
             try:
                 self._send_news(end)
@@ -173,7 +180,8 @@ class Tracker:
 
     def _send_news(self, end: End | None) -> None:
         if self._run is None:
-            self._run = ServerRun(connect(self.uri), self._facts)
+            parent = self._parent._run if self._parent is not None else None
+            self._run = ServerRun(connect(self.uri), self._facts, parent.run_id if parent is not None else None)
             self._is_away = False
             self._tell_run(self._run)
         self._send_history(self._run)
@@ -185,6 +193,8 @@ class Tracker:
                 self._run.send_file(path)
 
     def _tell_run(self, run: ServerRun) -> None:
+        for tracker in self._nested:
+            tracker._awake.set()
         if self._on_run is not None:
             self._on_run(run.run_id)
         if self._parent is None and not self._left.is_set():
@@ -265,10 +275,10 @@ def track_run(
             tracker.wait()
 
 
-def describe_run(key: str, name: str, params: Mapping[str, Any], parent: str | None = None) -> RunFacts:
+def describe_run(key: str, name: str, params: Mapping[str, Any]) -> RunFacts:
     """What a run is on the server."""
     shown = {name: show_param(value) for name, value in params.items() if name not in LEFT_OUT}
-    return RunFacts(key=key, name=name, params=shown, tags={"version": __version__}, parent=parent)
+    return RunFacts(key=key, name=name, params=shown, tags={"version": __version__})
 
 
 def describe_end(folder: Path, record: Mapping[str, Any]) -> End:
