@@ -79,8 +79,7 @@ def tune(options: TuneOptions) -> TuneResult:
     """
     plan = with_trials(read_search_plan(options.space), options.trials, options.space)
     check_address(options)
-    if plan.mlflow_uri is not None:
-        check_client()
+    check_client(plan.mlflow_uri)
     folder = Path(options.out).absolute()
     place = Place(str(folder))
     search = Search(plan, folder, options.address)
@@ -101,12 +100,10 @@ def tune(options: TuneOptions) -> TuneResult:
         place.write_bytes(SPLIT_FILE, json.dumps(name_patients(data.manifest), indent=1).encode())
         data.tell(search.make_options(trials[0]), console)
         progress = SearchProgress(search, trials, data, record, console)
-        with (
-            track_run(plan.mlflow_uri, place, record, console, params=plan.identity) as tracker,
-            ray_session(options.address, options.temp_dir),
-        ):
-            run_interruptibly(lambda: progress.run(tracker))
-        progress.write_results()
+        with track_run(plan.mlflow_uri, place, record, console, params=plan.identity) as tracker:
+            with ray_session(options.address, options.temp_dir):
+                run_interruptibly(lambda: progress.run(tracker))
+            progress.write_results()
     return build_result(search, progress.trials)
 
 
