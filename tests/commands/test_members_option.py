@@ -5,10 +5,12 @@ import keras
 import pytest
 
 from raysegment import cli
+from raysegment.choices import changed_result
+from raysegment.cluster.inference.run import resolve_options
 from raysegment.model.bundle import BundleDescription, load_bundle, save_bundle
 from raysegment.model.ensemble import save_ensemble
 from raysegment.model.unet import build_network
-from raysegment.options import Postprocessing, Preprocessing
+from raysegment.options import InferOptions, Postprocessing, Preprocessing
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,14 @@ def test_more_members_than_there_are_are_refused_before_anything_is_done(monkeyp
     assert "--members 3" in said
     assert "holds 2 networks" in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("asked", "resolved"), [(None, {}), (2, {}), (1, {"members": 1})])
+def test_only_fewer_than_all_members_make_another_run(model, asked, resolved):
+    bundle = load_bundle(model)
+    options = InferOptions(model=str(model), source="archive", out="out", members=asked, precision="float32")
+    chosen = changed_result(resolve_options(options, bundle, bundle.labels, {}))
+    assert {name: value for name, value in chosen.items() if name == "members"} == resolved
 
 
 def test_no_members_are_refused(monkeypatch, capsys, model, tmp_path):

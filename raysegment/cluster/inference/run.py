@@ -118,7 +118,7 @@ def run_inference(
 
     Raises:
         UsageError: Sides of the body would be mistaken for each other in mirrored slices; or the folder is another
-            run's; or the bundle's rule for reviews is of a newer version.
+            run's; or the bundle's rule for reviews is of a newer version, or it has fewer networks than asked for.
     """
     check_mirror(
         bundle.labels,
@@ -129,9 +129,9 @@ def run_inference(
     check_rule(bundle.doubt)
     place = Place(options.out)
     record = read_record(place)
-    bundle = bundle.keep_members(options.members)
     with ray_session(options.address, options.temp_dir) if options.address else nullcontext():
         options = resolve_options(options, bundle, drawn, record)
+        bundle = bundle.keep_members(options.members)
         return _run_in_folder(options, bundle, drawn, place, manifest, found, command, started, about)
 
 
@@ -209,7 +209,7 @@ def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record
         record: What run.json of the folder holds.
 
     Raises:
-        UsageError: The batch size is of no use to the model; a label that is named is none of it.
+        UsageError: A label that is named is none of the model's; it has fewer networks than asked for.
     """
     stored = bundle.postprocessing
     chosen = {
@@ -230,6 +230,7 @@ def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record
             resolve_thresholds(options.threshold, bundle.labels, bundle.threshold), bundle.labels
         ),
         "labels": None if drawn == bundle.labels else drawn.as_typed,
+        "members": bundle.count_members(options.members),
     }
     return replace(options, **resolved)
 
