@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysegment.choices import as_plain, option_name
+from raysegment.choices import as_plain, show_choice
 from raysegment.cluster.session import raise_if_interrupted
 from raysegment.cluster.training.hardware import wait_for_hardware
 from raysegment.commands.trained_run import without_credentials
@@ -81,7 +81,11 @@ class Search:
 
 
 class SearchProgress:
-    """A search while it runs: its trials, what is printed, and what is kept of them."""
+    """A search while it runs: its trials, what is printed, and what is kept of them.
+
+    Attributes:
+        tracker: The search on an MLflow server, in which trials are nested; None where it is on none.
+    """
 
     def __init__(
         self, search: Search, trials: Sequence[Trial], data: TrainingData, record: dict[str, Any], console: Console
@@ -89,7 +93,7 @@ class SearchProgress:
         self._search, self._data, self._record, self._console = search, data, record, console
         self._place = Place(str(search.folder))
         self._trials = {trial.trial: trial for trial in trials}
-        self._tracker: Tracker | None = None
+        self.tracker: Tracker | None = None
         self._shown: dict[str, Tracker] = {}
         self._keep()
 
@@ -98,15 +102,11 @@ class SearchProgress:
         """As they are now."""
         return list(self._trials.values())
 
-    def run(self, tracker: Tracker | None = None) -> None:
-        """Run what has not ended; inside a Ray session.
-
-        Args:
-            tracker: The search on an MLflow server; trials are nested in it.
-        """
+    def run(self) -> None:
+        """Run what has not ended; inside a Ray session."""
         from raysegment.cluster.tuning import TrialTask, run_trials
 
-        self._tracker, tasks = tracker, list[TrialTask]()
+        tasks: list[TrialTask] = []
         for trial in sorted(self.trials, key=lambda trial: not trial.has_ended):
             options, origin = adopt_origin(without_credentials(self._search.make_options(trial)))
             facts = {"data_id": self._data.data_id, **origin.facts}
@@ -141,9 +141,9 @@ class SearchProgress:
     def begin(self, trial: str) -> None:
         """A trial begins, or goes on."""
         self._console.say(f"trial {trial} begins: {describe_drawn(self._trials[trial].drawn)}", trial=trial)
-        if self._tracker is not None:
+        if self.tracker is not None:
             options = self._search.make_options(self._trials[trial])
-            self._shown[trial] = self._tracker.nest(Path(options.out), f"trial {trial}", as_plain(options))
+            self._shown[trial] = self.tracker.nest(Path(options.out), f"trial {trial}", as_plain(options))
 
     def epoch_done(self, trial: str, epoch: int, best_dice: float) -> None:
         """A trial has one more epoch."""
@@ -213,10 +213,7 @@ def close_stopped(folder: Path) -> None:
 
 def describe_drawn(drawn: Mapping[str, Any]) -> str:
     """What a trial drew, as the user would type it."""
-    return ", ".join(
-        f"{option_name(name)} {value:g}" if isinstance(value, float) else f"{option_name(name)} {value}"
-        for name, value in drawn.items()
-    )
+    return ", ".join(show_choice(name, value) for name, value in drawn.items())
 
 
 def describe_scheduler(plan: SearchPlan) -> str:

@@ -100,9 +100,9 @@ def tune(options: TuneOptions) -> TuneResult:
         place.write_bytes(SPLIT_FILE, json.dumps(name_patients(data.manifest), indent=1).encode())
         data.tell(search.make_options(trials[0]), console)
         progress = SearchProgress(search, trials, data, record, console)
-        with track_run(plan.mlflow_uri, place, record, console, params=plan.identity) as tracker:
+        with track_run(plan.mlflow_uri, place, record, console, params=plan.identity) as progress.tracker:
             with ray_session(options.address, options.temp_dir):
-                run_interruptibly(lambda: progress.run(tracker))
+                run_interruptibly(progress.run)
             progress.write_results()
     return build_result(search, progress.trials)
 
