@@ -451,8 +451,17 @@ class TrainOptions(Preprocessing, CommandOptions):
         added="0.4.0",
     )
     seed: int = choice(0, "seed of everything random", affects_result=True, minimum=0)
+    folds: int | None = choice(
+        None,
+        "cross-validation: divide the patients of the train and val splits among so many trainings, each of which "
+        "holds its share out and is measured on it",
+        affects_result=True,
+        minimum=2,
+        added="0.4.0",
+    )
+    ensemble: bool = choice(False, "with --folds, make one bundle of the networks of all folds")
     precision: Precision = choice("auto", "precision of the network's arithmetic; auto: what the hardware is fast in")
-    workers: int = choice(1, "training workers", minimum=1)
+    workers: int = choice(1, "training workers; of each fold, where there are folds", minimum=1)
     threads: int | None = choice(
         None, "TensorFlow threads of each worker; its share of the CPUs if not given", minimum=1
     )
@@ -467,7 +476,8 @@ class TrainOptions(Preprocessing, CommandOptions):
     steps_per_execution: int = choice(1, "optimisation steps without Python between them; pays on GPUs", minimum=1)
     max_minutes: float | None = choice(
         None,
-        "wall-clock budget of all epochs; training ends before the epoch that would pass it, and its cosine with it",
+        "wall-clock budget of all epochs, for each fold anew; training ends before the epoch that would pass it, and "
+        "its cosine with it",
         unit="minutes",
         minimum=0,
     )
@@ -488,6 +498,8 @@ class TrainOptions(Preprocessing, CommandOptions):
             )
         check_shares(self.batch_size, self.workers)
         check_learning(self)
+        if self.ensemble and self.folds is None:
+            raise UsageError("--ensemble makes one bundle of several folds; give --folds as well, or leave it out.")
         check_spacing(self.spacing_mm)
         check_server_uri(self.mlflow_uri)
         if self.init_from is not None and self.encoder_weights is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from raysegment.choices import as_plain
 from raysegment.cluster.session import check_temp_dir, interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
+from raysegment.commands.train_folds import FoldsResult, train_folds
 from raysegment.commands.trained_run import (
     TrainResult,
     build_result,
@@ -28,8 +29,8 @@ from raysegment.store.place import Place, report_full_disk
 
 
 @interruptible()
-def train(options: TrainOptions) -> TrainResult:
-    """Train a network and write its bundle.
+def train(options: TrainOptions) -> TrainResult | FoldsResult:
+    """Train a network and write its bundle; with `folds`, one for each, measured on the patients that it held out.
 
     An unfinished run in the same folder goes on; a finished one does where more epochs, minutes or patience are given.
 
@@ -43,6 +44,8 @@ def train(options: TrainOptions) -> TrainResult:
     check_temp_dir(options.address, options.temp_dir)
     check_client(options.mlflow_uri)
     data = find_training_data(options, read_record(place), origin)
+    if options.folds is not None:
+        return train_folds(options, data, place)
     record = identify("train", options, key="options", **data.facts).open(place)
     if is_finished(folder, record, options):
         return build_result(folder, record, already_done=True)

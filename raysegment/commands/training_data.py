@@ -64,7 +64,8 @@ class TrainingData:
     def tell(self, options: TrainOptions, console: Console) -> None:
         """Say what was found, and warn of what is odd about it."""
         console.say(describe_split(self.split, self.found), left_out=list(self.split.left_out))
-        warnings = warn_of_few_patients(self.split) + warn_of_lone_sides(options, self.labels)
+        few = [] if options.folds is not None else warn_of_few_patients(self.split)
+        warnings = few + warn_of_lone_sides(options, self.labels)
         for warning in warnings + warn_of_base_patients(self.manifest, self.origin.has_seen):
             console.say(warning)
 
@@ -95,7 +96,8 @@ def find_training_data(options: TrainOptions, record: Mapping[str, Any], origin:
         drawing=Drawing(options.train_fraction, options.val_fraction, options.seed),
     )
     labels = keep_labels(labels, options, split.table, record)
-    check_splits(split)
+    if options.folds is None:
+        check_splits(split)
     check_choices(options, labels, split.table)
     data_id = hash_data(split.table, labels)
     return TrainingData(found=found, split=split, labels=labels, data_id=data_id, origin=origin)

@@ -21,6 +21,7 @@ INFERENCE_NAMES = frozenset({*SCHEMAS, RECORD_FILE, "summary.json", "figures", L
 
 TRAINING_NAMES = frozenset(
     {"checkpoints", "manifest.parquet", "history.parquet", "model", "tensorboard", "figures"}
+    | {"folds", "out_of_fold", "held_out"}
     | {RECORD_FILE, LOG_FILE, LOCK_FILE}
 )
 """What `train` leaves in its folder."""
