@@ -99,6 +99,9 @@ def segment_held_out(held_out: HeldOut, options: TrainOptions, data: TrainingDat
         held_out: What is to be segmented, and by which model.
         options: Choices of the training, precision resolved.
         data: What it found.
+
+    Raises:
+        RunError: Names the fold; what is segmented stays.
     """
     if held_out.is_whole:
         return
@@ -111,16 +114,19 @@ def segment_held_out(held_out: HeldOut, options: TrainOptions, data: TrainingDat
         out=held_out.place.location,
         **chosen,
     )
-    run_inference(
-        infer_options,
-        held_out.bundle,
-        held_out.bundle.labels,
-        held_out.manifest,
-        data.found,
-        command="evaluate",
-        started=time.time(),
-        about={"fold": held_out.number},
-    )
+    try:
+        run_inference(
+            infer_options,
+            held_out.bundle,
+            held_out.bundle.labels,
+            held_out.manifest,
+            data.found,
+            command="evaluate",
+            started=time.time(),
+            about={"fold": held_out.number},
+        )
+    except RunError as error:
+        raise type(error)(f"fold {held_out.number}: {error}") from error
 
 
 def publish_out_of_fold(folder: Path, folds: Sequence[HeldOut]) -> dict[str, Any]:

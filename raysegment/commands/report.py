@@ -68,6 +68,11 @@ def report(options: ReportOptions) -> ReportResult:
     if record.get("command") == "tune":
         return ReportResult(figures=(redraw_trials(folder, record),))
     if not list_parts(place, "scans"):
+        if (folder / "folds").is_dir():
+            raise UsageError(
+                f"{folder} is a run with folds, which have figures of their own: give one of {folder / 'folds'}, or "
+                f"{folder / 'out_of_fold'}."
+            )
         raise UsageError(f"{folder} has nothing to draw yet: no epoch and no scan is finished.")
     labels = read_labels(record["labels"]) if record.get("labels") else None
     if record.get("command") == "measure":
