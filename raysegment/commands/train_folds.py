@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysegment.archive.folds import Fold, describe_folds, make_folds
 from raysegment.choices import changed_result
@@ -164,10 +163,10 @@ def write_ensemble(training: Training, folds: Sequence[HeldOut], summary: Mappin
     """Write RUN/model, the networks of all folds; returns its model_id."""
     manifest = pa.concat_tables([fold.manifest for fold in folds])
     record, options = training.record, training.options
-    used = {"patients": pc.count_distinct(manifest["patient_id"]).as_py(), "scans": manifest.num_rows}
+    patients = manifest["patient_id"].unique().to_pylist()
     facts = {
         "data": {"scans_left_out": len(record["errors"]), "data_id": record["data_id"]},
-        "split": {"train": used},
+        "split": {"train": {"patients": len(patients), "scans": manifest.num_rows}},
         "scores": {"out_of_fold": without_nan(choose_scores(summary))},
         "provenance": {
             "versions": record["versions"],
@@ -177,7 +176,8 @@ def write_ensemble(training: Training, folds: Sequence[HeldOut], summary: Mappin
         },
     }
     metrics = read_rows(Place(str(training.folder / OUT_OF_FOLD)), "metrics")
-    return join_bundles(training.folder / "model", [fold.bundle for fold in folds], metrics, facts).model_id
+    bundles = [fold.bundle for fold in folds]
+    return join_bundles(training.folder / "model", bundles, patients, metrics, facts).model_id
 
 
 def choose_scores(summary: Mapping[str, Any]) -> dict[str, Any]:

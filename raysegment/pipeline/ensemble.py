@@ -7,7 +7,7 @@ all members would need patients that no member was trained on, and each patient 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,19 @@ from raysegment.options import Postprocessing
 
 
 def join_bundles(
-    folder: Path, bundles: Sequence[Bundle], metrics: pa.Table, facts: Mapping[str, Mapping[str, Any]]
+    folder: Path,
+    bundles: Sequence[Bundle],
+    patients: Iterable[str],
+    metrics: pa.Table,
+    facts: Mapping[str, Mapping[str, Any]],
 ) -> Bundle:
     """Write the bundle of several folds.
 
     Args:
         folder: Where to.
         bundles: Of the folds; its members, in this order.
+        patients: All who took part. Each was held out by one fold, and trained or at least validated on by the others,
+            so the ensemble has seen them all.
         metrics: Of each scan segmented by the fold that held it out; from these the Dice is predicted.
         facts: `data`, `split`, `scores`, `provenance` of the description.
 
@@ -42,6 +48,7 @@ def join_bundles(
         labels=first.labels,
         num_channels=first.num_channels,
         data={**first.data, **facts["data"]},
+        training_patients=patients,
         split=facts["split"],
         scores=facts["scores"],
         provenance={**facts["provenance"], "members": [bundle.model_id for bundle in bundles]},
