@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from raysegment.commands.training_data import find_training_data
 from raysegment.errors import LockedError, UsageError
 from raysegment.model.bundle import load_bundle
 from raysegment.options import TrainOptions
+from raysegment.pipeline.training_set import write_run_manifest
 from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.record import write_record
@@ -110,3 +112,15 @@ def test_a_model_that_is_a_run_with_folds_says_which_folder_to_give(tmp_path) ->
     (tmp_path / "folds" / "0").mkdir(parents=True)
     with pytest.raises(UsageError, match=r"run with folds .* give one of .*/folds, or train it with --ensemble"):
         load_bundle(tmp_path)
+
+
+def test_a_fold_can_be_continued_alone_by_its_own_manifest(tmp_path, phantom_archive) -> None:
+    options = make_options(phantom_archive, tmp_path / "run", folds=2)
+    data = find_training_data(options, {})
+    run = open_fold(make_folds(data.manifest, 2, 0)[1], options, data, tmp_path / "run")
+    run.place.make_folder()
+    write_run_manifest(run.fold.manifest, {}, run.folder)
+    write_record(run.place, run.record | {"status": "failed"})
+    alone = replace(run.options, source=str(run.folder / "manifest.parquet"))
+    found = find_training_data(alone, run.record)
+    assert identify("train", alone, key="options", data_id=found.data_id).open(run.place)["status"] == "failed"
