@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysegment.archive.folds import Fold, describe_folds, make_folds
-from raysegment.choices import changed_result
+from raysegment.choices import as_plain, changed_result
 from raysegment.cluster.session import ray_session, run_interruptibly
 from raysegment.cluster.training.folds import FoldRun, fit_folds
 from raysegment.cluster.training.run import Training, resolve_precision
@@ -27,7 +27,7 @@ from raysegment.commands.out_of_fold import (
     publish_out_of_fold,
     segment_held_out,
 )
-from raysegment.commands.trained_run import TrainResult, build_result, check_precision, is_finished
+from raysegment.commands.trained_run import TrainResult, build_result, check_precision, is_finished, without_credentials
 from raysegment.commands.training_data import TrainingData
 from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED
 from raysegment.options import TrainOptions
@@ -39,6 +39,7 @@ from raysegment.runs.console import Console
 from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.record import keep_record, read_record
+from raysegment.runs.tracking import track_run
 from raysegment.store.place import Place, report_full_disk
 from raysegment.store.publish import read_rows
 
@@ -90,7 +91,8 @@ def train_folds(options: TrainOptions, data: TrainingData, place: Place) -> Fold
         UsageError: Too few patients, or a folder that holds a different run.
         RunError: A fold failed, the others are kept; or what `train` raises.
     """
-    folder = Path(place.root)
+    folder, uri, choices = Path(place.root), options.mlflow_uri, as_plain(options)
+    options = without_credentials(options)
     folds = make_folds(data.manifest, options.folds or 0, options.seed)
     record = identify("train", options, key="options", data_id=data.data_id).open(place)
     runs = [open_fold(fold, options, data, folder) for fold in folds]
@@ -106,7 +108,10 @@ def train_folds(options: TrainOptions, data: TrainingData, place: Place) -> Fold
     ):
         data.tell(options, console)
         console.say(describe_folds(folds))
-        with ray_session(options.address, options.temp_dir):
+        with (
+            track_run(uri, place, record, console, params=choices) as tracker,
+            ray_session(options.address, options.temp_dir),
+        ):
             training = Training(
                 options=resolve_precision(options, record),
                 labels=data.labels,
@@ -115,7 +120,7 @@ def train_folds(options: TrainOptions, data: TrainingData, place: Place) -> Fold
                 record=record,
                 console=console,
             )
-            run_interruptibly(lambda: fit_folds(training, runs))
+            run_interruptibly(lambda: fit_folds(training, runs, tracker))
             measure_folds(training, runs, data)
     return build_folds_result(folder, record, runs)
 

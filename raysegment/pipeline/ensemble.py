@@ -18,6 +18,8 @@ from raysegment.imaging.threshold import describe_thresholds
 from raysegment.model.bundle import Bundle, BundleDescription
 from raysegment.model.ensemble import save_ensemble
 from raysegment.options import Postprocessing
+from raysegment.pipeline.doubt import join_doubt
+from raysegment.pipeline.predicted_dice import fit_predicted_dice
 
 
 def join_bundles(
@@ -41,6 +43,7 @@ def join_bundles(
         The bundle as it reads back.
     """
     first = bundles[0]
+    doubts = [bundle.doubt for bundle in bundles if bundle.doubt is not None]
     description = BundleDescription(
         preprocessing=first.preprocessing,
         postprocessing=join_postprocessing([bundle.postprocessing for bundle in bundles]),
@@ -51,6 +54,7 @@ def join_bundles(
         training_patients=patients,
         split=facts["split"],
         scores=facts["scores"],
+        doubt=join_doubt(doubts, fit_predicted_dice(metrics)) if len(doubts) == len(bundles) else None,
         provenance={**facts["provenance"], "members": [bundle.model_id for bundle in bundles]},
     )
     return save_ensemble(folder, bundles, description)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from raysegment.archive.folds import Fold, add_fold_column, mark_validated
+from raysegment.choices import as_plain
 from raysegment.cluster.training.hardware import WorkerShare, wait_for_hardware
 from raysegment.cluster.training.run import Training, fit_kept, keep_all
 from raysegment.errors import DiskFullError, InterruptedRunError, RaysegmentError
@@ -21,6 +22,7 @@ from raysegment.runs.closing import describe_left_out
 from raysegment.runs.console import Console
 from raysegment.runs.lock import RunLock
 from raysegment.runs.record import describe_choices, describe_machine, keep_record, write_record
+from raysegment.runs.tracking import Tracker, track_run
 from raysegment.store.place import Place, report_full_disk
 
 if TYPE_CHECKING:
@@ -59,12 +61,13 @@ class FoldRun:
         return bool(find_checkpoints(self.folder / "checkpoints"))
 
 
-def fit_folds(training: Training, runs: Sequence[FoldRun]) -> None:
+def fit_folds(training: Training, runs: Sequence[FoldRun], tracker: Tracker | None = None) -> None:
     """Keep the scans once, and fit every fold that is not finished; one that fails does not keep the others from it.
 
     Args:
         training: All folds together; its manifest has the splits that patients have without folds.
         runs: The folds.
+        tracker: Shows all of them on an MLflow server, each nested in it.
 
     Raises:
         RaysegmentError: A fold failed, with its error and its number; or what all of them need is not there.
@@ -80,7 +83,7 @@ def fit_folds(training: Training, runs: Sequence[FoldRun]) -> None:
         f"{len(waiting)} of {len(runs)} folds are to be trained, {together}"
     )
     failures = run_side_by_side(
-        {run.number: partial(try_fold, run, training, kept, share) for run in waiting}, share.side_by_side
+        {run.number: partial(try_fold, run, training, kept, share, tracker) for run in waiting}, share.side_by_side
     )
     if failures:
         raise_failure(failures, runs)
@@ -112,17 +115,17 @@ def keep_for_folds(training: Training, runs: Sequence[FoldRun]) -> KeptScans:
     return kept
 
 
-def try_fold(run: FoldRun, together: Training, kept: KeptScans, share: WorkerShare) -> None:
+def try_fold(run: FoldRun, together: Training, kept: KeptScans, share: WorkerShare, tracker: Tracker | None) -> None:
     """Fit one fold, and say at once where it fails, because others may go on for long."""
     try:
-        fit_fold(run, together, kept, share)
+        fit_fold(run, together, kept, share, tracker)
     except RaysegmentError as error:
         if is_own(error):
             together.console.say(f"fold {run.number} failed: {type(error).__name__}: {error}", fold=run.number)
         raise
 
 
-def fit_fold(run: FoldRun, together: Training, kept: KeptScans, share: WorkerShare) -> None:
+def fit_fold(run: FoldRun, together: Training, kept: KeptScans, share: WorkerShare, tracker: Tracker | None) -> None:
     """Fit one fold in its folder, as `train` does a run."""
     place, options = run.place, replace(run.options, precision=together.options.precision)
     about, is_alone = {"fold": run.number}, share.side_by_side == 1
@@ -132,6 +135,7 @@ def fit_fold(run: FoldRun, together: Training, kept: KeptScans, share: WorkerSha
         RunLock(place),
         keep_record(place, run.record),
         Console(place, as_json=options.json, about=about, may_show_bar=is_alone) as console,
+        track_run(tracker, place, run.record, console, params=as_plain(options)),
     ):
         training = Training(
             options=options,
