@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysegment.archive.folds import Fold, describe_folds, make_folds
 from raysegment.choices import as_plain, changed_result
@@ -29,7 +30,7 @@ from raysegment.commands.out_of_fold import (
 )
 from raysegment.commands.trained_run import TrainResult, build_result, check_precision, is_finished, without_credentials
 from raysegment.commands.training_data import TrainingData
-from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED
+from raysegment.errors import EXIT_DONE, EXIT_SOME_SCANS_FAILED, UsageError
 from raysegment.options import TrainOptions
 from raysegment.pipeline.ensemble import join_bundles
 from raysegment.pipeline.finish import without_nan
@@ -94,7 +95,8 @@ def train_folds(options: TrainOptions, data: TrainingData, place: Place) -> Fold
     folder, uri, choices = Path(place.root), options.mlflow_uri, as_plain(options)
     options = without_credentials(options)
     folds = make_folds(data.manifest, options.folds or 0, options.seed)
-    record = identify("train", options, key="options", data_id=data.data_id).open(place)
+    check_base(data)
+    record = identify("train", options, key="options", **data.facts).open(place)
     runs = [open_fold(fold, options, data, folder) for fold in folds]
     if is_all_finished(folder, record, runs, options):
         return build_folds_result(folder, record, runs, already_done=True)
@@ -150,9 +152,25 @@ def open_fold(fold: Fold, options: TrainOptions, data: TrainingData, folder: Pat
     place = Place(str(folder / FOLDS / str(fold.number)))
     # A seed of its own, so that networks of an ensemble differ in more than in their patients.
     own = replace(options, out=place.root, folds=None, ensemble=False, seed=options.seed + fold.number)
-    record = identify("train", own, key="options", data_id=hash_data(fold.manifest, data.labels)).open(place)
+    facts = {**data.facts, "data_id": hash_data(fold.manifest, data.labels)}
+    record = identify("train", own, key="options", **facts).open(place)
     finished = is_finished(Path(place.root), record, own)
     return FoldRun(fold=fold, options=own, place=place, record=record, is_finished=finished)
+
+
+def check_base(data: TrainingData) -> None:
+    """Refuse a base model that was trained on patients whom folds are to hold out.
+
+    Raises:
+        UsageError: Says how many they are.
+    """
+    used = data.manifest.filter(pc.is_in(data.manifest["split"], pa.array(["train", "val"])))
+    patients = used["patient_id"].unique().to_pylist()
+    if seen := sum(map(data.origin.has_seen, patients)):
+        raise UsageError(
+            f"--folds with --init-from: the base model was trained on {seen} of the {len(patients)} patients, so no "
+            "fold would hold them out. Start from another base, or leave --folds out."
+        )
 
 
 def is_all_finished(folder: Path, record: Mapping[str, Any], runs: Sequence[FoldRun], options: TrainOptions) -> bool:

@@ -16,6 +16,7 @@ from raysegment.commands.train_folds import open_fold
 from raysegment.commands.training_data import find_training_data
 from raysegment.errors import LockedError, UsageError
 from raysegment.model.bundle import load_bundle
+from raysegment.model.init_from import Origin
 from raysegment.options import TrainOptions
 from raysegment.pipeline.training_set import write_run_manifest
 from raysegment.runs.identity import identify
@@ -32,10 +33,10 @@ def make_options(scans: Path, out: Path, **choices: object) -> TrainOptions:
 
 def begin(options: TrainOptions) -> None:
     """A run of that kind that was stopped before its first epoch."""
-    data = find_training_data(options, {})
+    data = find_training_data(options, {}, Origin())
     place = Place(options.out)
     place.make_folder()
-    write_record(place, identify("train", options, key="options", data_id=data.data_id).record | {"status": "failed"})
+    write_record(place, identify("train", options, key="options", **data.facts).record | {"status": "failed"})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,7 @@ def test_a_folder_in_use_is_refused(tmp_path, phantom_archive) -> None:
 
 def test_folds_differ_in_seed_and_data_and_in_nothing_else(tmp_path, phantom_archive) -> None:
     options = make_options(phantom_archive, tmp_path / "run", folds=2, seed=5)
-    data = find_training_data(options, {})
+    data = find_training_data(options, {}, Origin())
     runs = [open_fold(fold, options, data, tmp_path / "run") for fold in make_folds(data.manifest, 2, 5)]
     assert [run.options.seed for run in runs] == [5, 6]
     assert [run.place.root for run in runs] == [str(tmp_path / "run" / "folds" / str(number)) for number in (0, 1)]
@@ -116,11 +117,11 @@ def test_a_model_that_is_a_run_with_folds_says_which_folder_to_give(tmp_path) ->
 
 def test_a_fold_can_be_continued_alone_by_its_own_manifest(tmp_path, phantom_archive) -> None:
     options = make_options(phantom_archive, tmp_path / "run", folds=2)
-    data = find_training_data(options, {})
+    data = find_training_data(options, {}, Origin())
     run = open_fold(make_folds(data.manifest, 2, 0)[1], options, data, tmp_path / "run")
     run.place.make_folder()
     write_run_manifest(run.fold.manifest, {}, run.folder)
     write_record(run.place, run.record | {"status": "failed"})
     alone = replace(run.options, source=str(run.folder / "manifest.parquet"))
-    found = find_training_data(alone, run.record)
-    assert identify("train", alone, key="options", data_id=found.data_id).open(run.place)["status"] == "failed"
+    found = find_training_data(alone, run.record, Origin())
+    assert identify("train", alone, key="options", **found.facts).open(run.place)["status"] == "failed"
