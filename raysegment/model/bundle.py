@@ -365,13 +365,9 @@ def _find_bundle(path: Path) -> Path:
                 return folder.absolute()
     except OSError as error:
         raise UsageError(f"MODEL {path} cannot be opened: {error.strerror}.") from error
-    if (path / "folds").is_dir():
-        raise UsageError(
-            f"MODEL {path} is a run with folds and without a bundle of all of them: give one of {path / 'folds'}, or "
-            "train it with --ensemble."
-        )
+    hint = f" Give one of {path / 'folds'}, or train it with --ensemble." if (path / "folds").is_dir() else ""
     raise UsageError(
-        f"MODEL {path} is no bundle and holds none: neither {DESCRIPTION_FILE} nor model/{DESCRIPTION_FILE} is there."
+        f"MODEL {path} is no bundle and holds none: neither {DESCRIPTION_FILE} nor model/{DESCRIPTION_FILE} is there.{hint}"
     )
 
 
