@@ -367,7 +367,8 @@ def _find_bundle(path: Path) -> Path:
         raise UsageError(f"MODEL {path} cannot be opened: {error.strerror}.") from error
     hint = f" Give one of {path / 'folds'}, or train it with --ensemble." if (path / "folds").is_dir() else ""
     raise UsageError(
-        f"MODEL {path} is no bundle and holds none: neither {DESCRIPTION_FILE} nor model/{DESCRIPTION_FILE} is there.{hint}"
+        f"MODEL {path} is no bundle and holds none: neither {DESCRIPTION_FILE} nor model/{DESCRIPTION_FILE} is there."
+        f"{hint}"
     )
 
 

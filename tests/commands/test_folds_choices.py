@@ -111,7 +111,7 @@ def test_folds_differ_in_seed_and_data_and_in_nothing_else(tmp_path, phantom_arc
 
 def test_a_model_that_is_a_run_with_folds_says_which_folder_to_give(tmp_path) -> None:
     (tmp_path / "folds" / "0").mkdir(parents=True)
-    with pytest.raises(UsageError, match="holds none: .* Give one of .*/folds, or train it with --ensemble"):
+    with pytest.raises(UsageError, match=r"holds none: .* Give one of .*/folds, or train it with --ensemble"):
         load_bundle(tmp_path)
 
 
