@@ -94,8 +94,7 @@ class EpochStatistics:
 class Fitter:
     """One rank's network, optimizer and moving average, and the compiled steps over them.
 
-    Attributes:
-        origin: What became of the weights that the task starts from, for the user; empty where it starts at random.
+    `origin` tells the user what became of the weights that the task starts from.
     """
 
     def __init__(self, task: FitTask) -> None:
@@ -108,10 +107,11 @@ class Fitter:
         with self.strategy.scope() if self.strategy else nullcontext():
             kind = FusedBatchNormalization if task.num_workers == 1 else SynchronizedBatchNormalization
             self.model = build_chosen(options, task.num_channels, kind, task.labels)
-            self.origin = task.start.apply(self.model, task.labels) if task.start else ""
             self.rate = make_rate(options, task.steps_per_epoch)
             self.optimizer = make_optimizer(options, self.rate)
             self.optimizer.build(self.model.trainable_variables)
+        # Outside of the strategy, which would make the other network's variables those of all workers.
+        self.origin = task.start.apply(self.model, task.labels) if task.start else ""
         self.average = _copy_variables(self.model.trainable_variables) if options.ema else []
         self._observed: deque[npt.NDArray[Any]] = deque(maxlen=self._count_observed())
         self._train = tf.function(self._train_steps, reduce_retracing=True)
