@@ -35,10 +35,10 @@ def load_base(options: TrainOptions) -> Bundle | None:
         base = load_bundle(options.init_from)
     except UsageError as error:
         raise UsageError(f"--init-from: {error}") from None
-    if (num_members := getattr(base, "num_members", 1)) > 1:
+    if base.num_members > 1:
         raise UsageError(
-            f"--init-from {options.init_from} is an ensemble of {num_members} networks; training starts from one. Give "
-            "one of the runs that it was made of, such as RUN/folds/0."
+            f"--init-from {options.init_from} is an ensemble of {base.num_members} networks; training starts from one. "
+            "Give one of the runs that it was made of, such as RUN/folds/0."
         )
     return base
 

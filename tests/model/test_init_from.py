@@ -12,6 +12,7 @@ from test_unet import randomize
 from raysegment.choices import load_options
 from raysegment.errors import UsageError
 from raysegment.model.bundle import BundleDescription, load_bundle, save_bundle
+from raysegment.model.ensemble import save_ensemble
 from raysegment.model.fit import FitTask, Fitter
 from raysegment.model.init_from import adopt_choices, describe_origin, find_start, load_base
 from raysegment.model.transfer import Start
@@ -95,6 +96,14 @@ def test_what_contradicts_the_base_is_refused_with_both_named(tmp_path, typed, s
     base = make_base(tmp_path)
     with pytest.raises(UsageError, match=said):
         adopt_choices(give(base.path, **typed), base)
+
+
+def test_an_ensemble_is_refused_with_what_to_give_instead(tmp_path):
+    base = make_base(tmp_path)
+    description = BundleDescription(preprocessing=base.preprocessing, postprocessing=Postprocessing(), num_channels=3)
+    save_ensemble(tmp_path / "both", [base, base], description)
+    with pytest.raises(UsageError, match=r"is an ensemble of 2 networks; .* such as RUN/folds/0"):
+        load_base(give(tmp_path / "both"))
 
 
 def test_without_a_base_nothing_changes():
