@@ -36,7 +36,7 @@ def test_a_run_starts_from_its_base_once_and_goes_on_from_its_checkpoint(tmp_pat
     write_archive(tmp_path / "scans", patients=6, seed=4, image_size=64, slices=6)
     base, other = make_base(tmp_path / "base", 1), make_base(tmp_path / "other", 2)
     given = {"source": str(tmp_path / "scans"), "out": str(tmp_path / "run"), "precision": "float32", "batch_size": 8}
-    given |= {"train_fraction": 0.6, "val_fraction": 0.2, "workers": 2, "learning_rate": 1e-9, "ema": 0.5}
+    given |= {"train_fraction": 0.6, "val_fraction": 0.2, "learning_rate": 1e-9, "ema": 0.5}
     given |= {"optimizer": "sgd", "momentum": 0.0}
     train(TrainOptions(**given, epochs=1, init_from=str(base)))
     model_id = load_bundle(base).model_id
