@@ -38,11 +38,16 @@ MIN_RANGE_SCANS = 10
 
 DEFAULT_RULE: dict[str, Any] = {
     "volume_in_training_range_is": False,
-    "share_near_threshold_above": 0.2,
-    "mirror_dice_below": 0.8,
+    "share_near_threshold_above": 0.125,
+    "mirror_dice_below": 0.9,
     "member_dice_below": 0.8,
 }
-"""What asks for a review where a bundle brings no rule; one without folds brings this one."""
+"""What asks for a review where a bundle brings no rule; one without folds brings this one.
+
+On 16 validation patients of LGG (mean Dice 0.80, columns mirrored) the limits of voxels near the threshold and of
+mirrored passes met the four worst masks (Dice 0.42 to 0.73) and no other; on 40 volumes of the hippocampus, not
+mirrored (Dice 0.76 to 0.93), none. They were chosen by these scans. The limit of members is a guess.
+"""
 
 RELATIONS: dict[str, Callable[[Any, Any], bool]] = {"below": operator.lt, "above": operator.gt, "is": operator.eq}
 """What the last word of a condition means, between a row's number and the limit."""

@@ -169,7 +169,7 @@ def test_few_references_tell_no_range():
 def test_a_bundle_without_doubt_is_judged_by_what_is_known():
     assert judged()["needs_review"] is False
     assert judged(mirror_dice=None, member_dice=None)["needs_review"] is False
-    assert judged(share_near_threshold=0.21)["needs_review"] is True
+    assert judged(share_near_threshold=0.13)["needs_review"] is True
     nothing = dict.fromkeys(("mirror_dice", "member_dice"))
     assert judged(share_near_threshold=math.nan, **nothing)["needs_review"] is None
     assert judged(share_near_threshold=math.nan, mirror_dice=math.nan, member_dice=0.79)["needs_review"] is True
@@ -204,16 +204,16 @@ def test_the_rule_is_the_one_that_the_card_tells():
 def test_one_condition_is_enough_and_what_is_unknown_counts_for_nothing(data):
     values = {
         "volume_in_training_range": st.sampled_from([True, False, None]),
-        "share_near_threshold": st.sampled_from([0.0, 0.2, 0.21, 1.0, math.nan, None]),
-        "mirror_dice": st.sampled_from([0.0, 0.79, 0.8, 1.0, math.nan, None]),
+        "share_near_threshold": st.sampled_from([0.0, 0.125, 0.13, 1.0, math.nan, None]),
+        "mirror_dice": st.sampled_from([0.0, 0.89, 0.9, 1.0, math.nan, None]),
         "member_dice": st.sampled_from([0.0, 0.79, 0.8, 1.0, math.nan, None]),
     }
     row = {name: data.draw(strategy) for name, strategy in values.items()}
     known = {name: value for name, value in row.items() if value is not None and value == value}
     expected = (
         known.get("volume_in_training_range") is False
-        or known.get("share_near_threshold", 0) > 0.2
-        or known.get("mirror_dice", 1) < 0.8
+        or known.get("share_near_threshold", 0) > 0.125
+        or known.get("mirror_dice", 1) < 0.9
         or known.get("member_dice", 1) < 0.8
     )
     assert needs_review({"label": "lesion", **row}, DEFAULT_RULE) is (expected if known else None)
