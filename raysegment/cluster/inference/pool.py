@@ -148,7 +148,8 @@ class WorkerPool:
             self._refused.add(worker.node_id)
             told = (
                 f"{MAX_FAILED_STARTS + 1} inference workers in a row died on node {worker.node_id[:8]} while loading "
-                "the network. If memory is too small, try --workers 1 or a smaller --batch-size. The last one: "
+                "the network. If memory is too small, try --workers 1, a smaller --batch-size or, of an "
+                "ensemble, fewer --members. The last one: "
                 f"{' '.join(cause.split())[:300]}"
             )
             if all(node["NodeID"] in self._refused for node in live_nodes()):
