@@ -1,6 +1,6 @@
 """Recipes train on real scans, with two workers; small slices, and few of an epoch, are enough to see that.
 
-Those with other networks, losses and optimizers than the others; that the choices of all make sense is tested without Ray.
+They differ in network, loss and optimizer; that the choices of all of them make sense is tested without Ray.
 """
 
 import os
