@@ -33,7 +33,9 @@ def masks_of(out: Path) -> dict[str, bytes]:
 
 
 def resolve(stored: Postprocessing, **given) -> InferOptions:
-    bundle = SimpleNamespace(postprocessing=stored, labels=Labels(), threshold=(0.5,))
+    bundle = SimpleNamespace(
+        postprocessing=stored, labels=Labels(), threshold=(0.5,), count_members=lambda asked: asked
+    )
     return resolve_options(options_for(Path("m"), Path("s"), Path("o"), **given), bundle, Labels(), {})
 
 
