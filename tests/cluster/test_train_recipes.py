@@ -36,7 +36,7 @@ def link_archive(patients: list[Path], folder: Path, in_splits: bool) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("recipe", ["lgg-best", "folders-report", "tif-bce-128"])
+@pytest.mark.parametrize("recipe", ["lgg-best", "folders-report"])
 def test_a_recipe_trains_on_real_scans_with_two_workers(recipe: str, patients: list[Path], tmp_path: Path) -> None:
     archive = link_archive(patients, tmp_path / "archive", in_splits=recipe == "folders-report")
     given = {"source": str(archive), "out": str(tmp_path / "run"), "workers": 2, "epochs": 1, "slices_per_epoch": 32}
