@@ -241,6 +241,11 @@ PATHS = st.builds(
 )
 
 
+def test_of_two_masks_of_one_volume_the_same_is_taken_in_whatever_order_they_are_found():
+    paths = ["a.nii.gz", "a_seg.nii.gz", "a_mask.nii.gz"]
+    assert references(group(*paths)) == references(group(*reversed(paths))) == {"a.nii.gz": ["a_seg.nii.gz"]}
+
+
 @settings(deadline=None)
 @given(st.lists(PATHS, unique=True, min_size=1, max_size=25), st.randoms())
 def test_any_files_become_scans_that_share_no_file_in_whatever_order_they_are_found(paths, random):

@@ -280,7 +280,8 @@ def _find_series(images: list[FoundFile]) -> list[tuple[str | None, list[FoundFi
 def _tell_masks(folder: Folder) -> tuple[list[FoundFile], dict[str, LocatedFile]]:
     """The images of a folder, and its files of masks by the stem of their image."""
     images, masks = [], {}
-    for path, file in folder.located:
+    # In order of their names: of two masks of one image the last one counts, in whatever order files are found.
+    for path, file in sorted(folder.located, key=lambda item: item[0]):
         stem = file.stem
         suffixes = VOLUME_MASK_SUFFIXES if _is_volume(file) else (MASK_SUFFIX,)
         suffix = next((each for each in suffixes if stem.lower().endswith(each) and len(stem) > len(each)), None)
