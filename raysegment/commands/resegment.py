@@ -23,10 +23,11 @@ from raysegment.commands.compare import compare
 from raysegment.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from raysegment.model.bundle import Bundle, load_bundle
 from raysegment.options import CompareOptions, InferOptions, ResegmentOptions
-from raysegment.runs.cohort import CohortFolder, Current, find_vanished, update_members
+from raysegment.runs.cohort import CohortFolder, Current
 from raysegment.runs.cohort_file import Cohort, read_cohort
 from raysegment.runs.console import Console
 from raysegment.runs.lock import RunLock
+from raysegment.runs.members import find_vanished, update_members
 from raysegment.runs.record import as_json, read_record
 from raysegment.scan import Labels
 from raysegment.store.place import Place
@@ -239,7 +240,7 @@ class Night:
         if len(vanished) > allowed and not self.options.allow_mass_vanish:
             raise UsageError(
                 f"{len(vanished)} of {there} scans of cohort {self.cohort.chosen.name} are not in "
-                f"{self.cohort.chosen.source} any more, such as {vanished[0]!r}; is all of it mounted? "
+                f"{self.cohort.chosen.source} any more, such as {str(vanished[0])!r}; is all of it mounted? "
                 "--allow-mass-vanish goes on without them."
             )
 

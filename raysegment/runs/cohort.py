@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from raysegment.archive.filesystem import is_uri
 from raysegment.errors import DamagedTablesError, OutputError, UsageError
+from raysegment.runs.members import MEMBERS_SCHEMA
 from raysegment.runs.record import as_json
 from raysegment.store.parts import STAGING
 from raysegment.store.place import Place, report_full_disk
@@ -38,16 +38,6 @@ BEGUN_FILE = "_begun.json"
 """In the folder of a run: what it was begun from and for."""
 
 MEMBERS_FILE = "members/members.parquet"
-MEMBERS_SCHEMA = pa.schema(
-    [
-        ("scan_id", pa.string()),
-        ("first_seen", pa.timestamp("s", "UTC")),
-        ("last_seen", pa.timestamp("s", "UTC")),
-        ("vanished_at", pa.timestamp("s", "UTC")),
-        ("fingerprint", pa.string()),
-    ]
-)
-"""`vanished_at` is null as long as the source has the scan."""
 
 SHORT = 12
 """Digits of model_id and options_id in names of folders."""
@@ -271,46 +261,6 @@ def open_cohort(location: str) -> CurrentTables:
     if current is None:
         raise UsageError(f"{location} has no current result; `raysegment resegment` makes the first one.")
     return CurrentTables(folder.root / current.result)
-
-
-def update_members(members: pa.Table, manifest: pa.Table, now: int) -> pa.Table:
-    """The table of members after a look at the source.
-
-    Args:
-        members: As it was.
-        manifest: The cohort's scans that the source has now.
-        now: Seconds since 1970.
-    """
-    present = dict(zip(manifest["scan_id"].to_pylist(), manifest["fingerprint"].to_pylist(), strict=True))
-    rows = []
-    for row in members.to_pylist():
-        fingerprint = present.pop(row["scan_id"], None)
-        if fingerprint is not None:
-            row |= {"last_seen": now, "vanished_at": None, "fingerprint": fingerprint}
-        elif row["vanished_at"] is None:
-            row["vanished_at"] = now
-        rows.append(row)
-    rows += [
-        {"scan_id": scan_id, "first_seen": now, "last_seen": now, "vanished_at": None, "fingerprint": fingerprint}
-        for scan_id, fingerprint in present.items()
-    ]
-    return pa.Table.from_pylist([_with_times(row) for row in rows], schema=MEMBERS_SCHEMA)
-
-
-def find_vanished(members: pa.Table, manifest: pa.Table) -> list[str]:
-    """Members that were there the last time and are not now."""
-    there = members.filter(pc.is_null(members["vanished_at"]))["scan_id"]
-    gone = pc.invert(pc.is_in(there, value_set=manifest["scan_id"].combine_chunks()))
-    found: list[str] = there.filter(gone).to_pylist()
-    return found
-
-
-def _with_times(row: dict[str, Any]) -> dict[str, Any]:
-    """Seconds as Arrow takes them; what came from a table is a time already."""
-    return {
-        key: pa.scalar(value, pa.timestamp("s", "UTC")).as_py() if isinstance(value, int) else value
-        for key, value in row.items()
-    }
 
 
 def _number_of(result: str) -> int:
