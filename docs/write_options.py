@@ -10,6 +10,7 @@ from typing import Any
 
 from raysegment.choices import option_name, unwrap_optional
 from raysegment.options import (
+    CohortCheckOptions,
     CohortOptions,
     CommandOptions,
     CompareOptions,
@@ -39,6 +40,7 @@ COMMANDS = {
     "report": ReportOptions,
     "resegment": ResegmentOptions,
     "cohort": CohortOptions,
+    "cohort check": CohortCheckOptions,
 }
 NO_VALUE = "–"
 

@@ -2,10 +2,10 @@
 
 What a command does is also one function: `raysegment.train(options)`, `raysegment.infer(options)`,
 `raysegment.evaluate(options)`, `raysegment.measure(options)`, `raysegment.compare(options)`,
-`raysegment.resegment(options)`, `raysegment.tune(options)`, `raysegment.index(options)`,
-`raysegment.export(options)`, `raysegment.report(options)`, `raysegment.demo(options)`. Each takes the command's options
-and returns a small result; `raysegment.open_cohort(folder)` reads a cohort's current tables. Importing this package
-imports neither Ray nor TensorFlow.
+`raysegment.resegment(options)`, `raysegment.check_cohort(options)`, `raysegment.tune(options)`,
+`raysegment.index(options)`, `raysegment.export(options)`, `raysegment.report(options)`, `raysegment.demo(options)`.
+Each takes the command's options and returns a small result; `raysegment.open_cohort(folder)` reads a cohort's current
+tables. Importing this package imports neither Ray nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 _EXPORTS = {
+    "check_cohort": ("raysegment.commands.cohort_check", "check_cohort"),
     "compare": ("raysegment.commands.compare", "compare"),
     "demo": ("raysegment.commands.demo", "demo"),
     "evaluate": ("raysegment.commands.evaluate", "evaluate"),
@@ -29,6 +30,7 @@ _EXPORTS = {
     "report": ("raysegment.commands.report", "report"),
     "resegment": ("raysegment.commands.resegment", "resegment"),
     "train": ("raysegment.commands.train", "train"),
+    "CohortCheckOptions": ("raysegment.options", "CohortCheckOptions"),
     "CompareOptions": ("raysegment.options", "CompareOptions"),
     "tune": ("raysegment.commands.tune", "tune"),
     "DemoOptions": ("raysegment.options", "DemoOptions"),

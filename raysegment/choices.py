@@ -5,12 +5,13 @@ One loader merges: defaults < recipe < job file < command line.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
 import types
 import typing
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from importlib import resources
 from pathlib import Path
@@ -42,6 +43,7 @@ def choice(
     positional: bool = False,
     added: str = "",
     before: Any = MISSING,
+    only_typed: bool = False,
     only_with: tuple[str, Container[Any]] | None = None,
 ) -> Any:
     """A dataclass field that carries what the command line and the checks need to know of it.
@@ -49,7 +51,8 @@ def choice(
     `added` names the version with which a choice came whose default changes nothing: at its default it does not enter
     `options_id`, so that an upgrade alone makes no run another one. `before` is what versions without a choice did,
     where that is not its default; a choice added later does not enter `options_id` with it either. `only_with` names
-    another field and its values without which a choice does nothing.
+    another field and its values without which a choice does nothing. `only_typed` choices run programs or hold secrets:
+    they are taken from the command line, never from a file, and are not written beside the results.
     """
     metadata = {
         "help": help,
@@ -61,6 +64,7 @@ def choice(
         "added": added,
         "before": default if before is MISSING else before,
         "only_with": only_with,
+        "only_typed": only_typed,
     }
     return field(default=default, metadata=metadata)
 
@@ -270,6 +274,12 @@ def show_choice(name: str, value: Any) -> str:
     return f"{option_name(name)} {value}"
 
 
+def suggest(name: str, known: Collection[str]) -> str:
+    """What to write instead of a name that is not known: the near ones, else all."""
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(sorted(known))}."
+
+
 def hide_credentials(uri: str) -> str:
     """A URI without the name and password that stand before its host."""
     return re.sub(r"(?<=://)[^/?#]*@", "***@", uri)
@@ -339,8 +349,14 @@ def _read_yaml(path: Path, option: str) -> dict[str, Any]:
 
 
 def _checked_keys(kind: type[Any], values: dict[str, Any], where: str) -> dict[str, Any]:
-    known = {item.name for item in fields(kind)}
+    known = {item.name: item for item in fields(kind)}
     for key in values:
         if key not in known:
-            raise UsageError(f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}.")
+            of_files = [name for name, item in known.items() if not item.metadata.get("only_typed")]
+            raise UsageError(f"{where}: unknown key {key!r}; {suggest(key, of_files)}")
+        if known[key].metadata.get("only_typed"):
+            raise UsageError(
+                f"{where}: {key} is taken from the command line only, {option_name(key)}; whoever may write the file "
+                "could run any program with it."
+            )
     return values

@@ -15,6 +15,7 @@ import typer
 from raysegment.choices import is_repeated, load_options, option_name, recipe_names, unwrap_optional
 from raysegment.errors import EXIT_FAILED, EXIT_INTERRUPTED, InterruptedRunError, RaysegmentError
 from raysegment.options import (
+    CohortCheckOptions,
     CommandOptions,
     CompareOptions,
     DemoOptions,
@@ -36,6 +37,9 @@ app = typer.Typer(
     help="Trains U-Nets and segments archives of medical scans, on one machine or a Ray cluster. Research use, not a "
     "medical device.",
 )
+
+cohort = typer.Typer(help="Look at a cohort: what the next run would do.", rich_markup_mode=None)
+app.add_typer(cohort, name="cohort")
 
 Command = Callable[[Any], int]
 
@@ -61,7 +65,9 @@ def main() -> None:
     sys.exit(code or 0)
 
 
-def command(kind: type[Any], *, recipes: bool = False) -> Callable[[Command], Command]:
+def command(
+    kind: type[Any], *, recipes: bool = False, group: typer.Typer = app, name: str | None = None
+) -> Callable[[Command], Command]:
     """Register a function of loaded options as a command with the class's fields as its options."""
 
     def register(run: Command) -> Command:
@@ -71,7 +77,7 @@ def command(kind: type[Any], *, recipes: bool = False) -> Callable[[Command], Co
 
         call.__signature__ = inspect.Signature(_parameters(kind, recipes))  # type: ignore[attr-defined]
         call.__doc__ = inspect.getdoc(run)
-        app.command(run.__name__)(call)
+        group.command(name or run.__name__)(call)
         return run
 
     return register
@@ -219,6 +225,16 @@ def compare(options: CompareOptions) -> int:
 def resegment(options: ResegmentOptions) -> int:
     """Segment what is new or changed in a cohort, compare it with what was there, and make it current."""
     from raysegment.commands.resegment import resegment as run
+
+    result = run(options)
+    _say_result(options.json, result)
+    return result.exit_code
+
+
+@command(CohortCheckOptions, group=cohort, name="check")
+def check_cohort(options: CohortCheckOptions) -> int:
+    """Say what a run on a cohort would do, and roughly how long, without doing it."""
+    from raysegment.commands.cohort_check import check_cohort as run
 
     result = run(options)
     _say_result(options.json, result)

@@ -705,13 +705,26 @@ class ResegmentOptions(CommandOptions):
     """`raysegment resegment COHORT.yaml`."""
 
     cohort: str = choice(MISSING, "cohort file, YAML", positional=True)
-    check: bool = choice(False, "say what a run would do, and do nothing")
     allow_mass_vanish: bool = choice(
         False, "go on where more scans are gone than the cohort file allows; refused if not given"
     )
     notify: str | None = choice(
-        None, "command, without a shell, that gets the summary of the run as JSON on standard input"
+        None,
+        "program and arguments, without a shell, that get the summary of the run as JSON on standard input, also when "
+        "it failed; on the command line only",
+        only_typed=True,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CohortCheckOptions(Checked):
+    """`raysegment cohort check COHORT.yaml`."""
+
+    cohort: str = choice(MISSING, "cohort file, YAML", positional=True)
+    allow_mass_vanish: bool = choice(
+        False, "look where more scans are gone than the cohort file allows; refused if not given, as a run would be"
+    )
+    json: bool = choice(False, "print one JSON object a line, for programs")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from raysegment.pipeline.search_space import read_search_plan
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "raysegment").rglob("*.py"))
 PUBLIC = [
+    "CohortCheckOptions",
     "CompareOptions",
     "DemoOptions",
     "EvaluateOptions",
@@ -40,6 +41,7 @@ PUBLIC = [
     "TrainOptions",
     "TuneOptions",
     "__version__",
+    "check_cohort",
     "compare",
     "demo",
     "evaluate",

@@ -15,6 +15,7 @@ from raysegment import cli
 from raysegment.errors import DiskFullError, InterruptedRunError
 
 COMMANDS = (
+    "cohort check",
     "compare",
     "demo",
     "evaluate",
@@ -32,6 +33,14 @@ TRAIN = ("train", "archive", "--out", "run")
 
 def group() -> click.Group:
     return typer.main.get_command(cli.app)
+
+
+def find(words: str) -> click.Command:
+    """The command of that name, in its group if it is in one."""
+    found: click.Command = group()
+    for word in words.split():
+        found = found.commands[word]
+    return found
 
 
 def run(monkeypatch, capsys, *words):
@@ -56,28 +65,28 @@ def test_importing_raysegment_imports_neither_ray_nor_tensorflow():
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_imports_neither_ray_nor_tensorflow(command):
-    code = f"import runpy, sys; sys.argv = ['raysegment', '{command}', '--help']\n"
+    code = f"import runpy, sys; sys.argv = ['raysegment', *'{command} --help'.split()]\n"
     code += "try: runpy.run_module('raysegment', run_name='__main__')\nexcept SystemExit: pass\nNone"
     assert imported_by(code) == set()
 
 
 def test_the_commands_are_those_of_the_documentation():
-    assert sorted(group().commands) == sorted(COMMANDS)
+    assert sorted(group().commands) == sorted({command.split()[0] for command in COMMANDS})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_and_command_has_help(command):
-    found = group().commands[command]
+    found = find(command)
     assert found.help
     assert [item.name for item in found.params if not item.help] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_every_option(command, monkeypatch, capsys):
-    code, out, _ = run(monkeypatch, capsys, command, "--help")
+    code, out, _ = run(monkeypatch, capsys, *command.split(), "--help")
     assert code == 0
-    assert [item.opts[0] for item in group().commands[command].params if item.opts[0].startswith("--")] != []
-    assert all(item.opts[0] in out for item in group().commands[command].params if item.opts[0].startswith("--"))
+    assert [item.opts[0] for item in find(command).params if item.opts[0].startswith("--")] != []
+    assert all(item.opts[0] in out for item in find(command).params if item.opts[0].startswith("--"))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +106,9 @@ def test_help_shows_every_option(command, monkeypatch, capsys):
         (("train", "archive"), "--out is missing"),
         (("infer", "model", "archive", "--out", "masks", "--threshold", "1.5"), "--threshold is 1.5"),
         (("evaluate", "model", "archive", "--out", "masks", "--split", "dev"), "expected one of train, val, test"),
+        (("cohort", "chek", "c.yaml"), "Did you mean 'check'?"),
+        (("cohort", "check", "nowhere.yaml"), "the cohort file nowhere.yaml cannot be read"),
+        (("resegment", "nowhere.yaml", "--check"), "--check"),
         (("index", "nowhere", "--out", "m.parquet"), "nowhere"),
         (("infer", "nowhere", "archive", "--out", "masks"), "nowhere"),
         (("report", "nowhere"), "nowhere is no run"),

@@ -132,11 +132,28 @@ def test_the_recipe_typed_wins_over_that_of_the_job_file(tmp_path):
     assert load_options(TrainOptions, TRAIN, recipe="tif-bce-128", job=str(job)).image_size == 128
 
 
-def test_an_unknown_key_names_the_known_ones(tmp_path):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("epoch: 4", r"unknown key 'epoch'; did you mean epochs( or \w+)*\?$"),
+        ("zzz: 4", r"unknown key 'zzz'; known are .*epochs.*, zoom\.$"),
+    ],
+)
+def test_an_unknown_key_names_the_near_ones_else_all(tmp_path, line, said):
     job = tmp_path / "job.yaml"
-    job.write_text("epoch: 4\n")
-    with pytest.raises(UsageError, match=r"unknown key 'epoch'; known are .*epochs"):
+    job.write_text(f"{line}\n")
+    with pytest.raises(UsageError, match=said):
         load_options(TrainOptions, TRAIN, job=str(job))
+
+
+@pytest.mark.parametrize("key", ["notify", "notify: null\nallow-mass-vanish"])
+def test_a_program_comes_from_the_command_line_and_never_from_a_file(tmp_path, key):
+    job = tmp_path / "job.yaml"
+    job.write_text(f"{key}: true\n")
+    with pytest.raises(UsageError, match="notify is taken from the command line only"):
+        load_options(ResegmentOptions, {"cohort": "c.yaml"}, job=str(job))
+    typed = load_options(ResegmentOptions, {"cohort": "c.yaml", "notify": "mail"})
+    assert typed.notify == "mail"
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: [\n", "just words"])

@@ -15,6 +15,7 @@ from raysegment import cli
 from raysegment.choices import load_options, recipe_names
 from raysegment.errors import RaysegmentError
 from raysegment.options import (
+    CohortCheckOptions,
     CompareOptions,
     DemoOptions,
     EvaluateOptions,
@@ -34,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 KINDS = {
+    "cohort check": CohortCheckOptions,
     "compare": CompareOptions,
     "demo": DemoOptions,
     "evaluate": EvaluateOptions,
@@ -61,14 +63,23 @@ COMMANDS = [line for block in blocks("bash") + blocks("console") for line in ray
 SETUP = [line for block in blocks("bash") for line in block.splitlines() if "venv" in line]
 
 
+def name_of(line: str) -> str:
+    """The command of a line, with its group."""
+    words = line.split()
+    return " ".join(words[:2]) if words[0] == "cohort" else words[0]
+
+
 def test_the_readme_shows_every_command():
-    assert {line.split()[0] for line in COMMANDS} == set(KINDS)
+    assert {name_of(line) for line in COMMANDS} == set(KINDS)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_readme_is_understood(line):
-    name, *words = shlex.split(line.removesuffix("&").strip(), comments=True)
-    command = typer.main.get_command(cli.app).commands[name]
+    name = name_of(line)
+    words = shlex.split(line.removesuffix("&").strip(), comments=True)[len(name.split()) :]
+    command = typer.main.get_command(cli.app)
+    for word in name.split():
+        command = command.commands[word]
     given = command.make_context(name, words).params
     recipe, job = given.pop("recipe", None), given.pop("job", None)
     load_options(KINDS[name], given, recipe=recipe, job=job)

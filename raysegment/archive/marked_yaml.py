@@ -11,6 +11,18 @@ from raysegment.archive.names import show_name
 from raysegment.errors import UsageError
 
 
+class MarkedMapping(dict[Any, Any]):
+    """A mapping below a file's left edge that knows where its keys stand.
+
+    Attributes:
+        lines: Line of each key.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: dict[Any, int] = {}
+
+
 class _Loader(yaml.SafeLoader):
     """Refuses aliases: a few lines of them stand for gigabytes."""
 
@@ -25,12 +37,31 @@ def _construct_text(loader: _Loader, node: yaml.ScalarNode) -> str:
     return str(loader.construct_scalar(node))
 
 
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Iterator[MarkedMapping]:
+    mapping = MarkedMapping()
+    yield mapping
+    loader.flatten_mapping(node)
+    for key, value in node.value:
+        name = loader.construct_object(key, deep=True)
+        line = key.start_mark.line + 1
+        try:
+            is_known = name in mapping
+        except TypeError:
+            raise yaml.YAMLError(f"line {line}: a name must be text.") from None
+        if is_known:
+            raise yaml.YAMLError(f"line {line}: {name} stands there twice.")
+        mapping[name] = loader.construct_object(value, deep=True)
+        mapping.lines[name] = line
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+
 # An equals sign alone has a type of its own in YAML 1.1, which nobody means.
 _Loader.add_constructor("tag:yaml.org,2002:value", _construct_text)
 
 
 def read_marked(data: bytes, where: str, expected: str) -> Iterator[tuple[str, int, Any]]:
-    """Key as it is written, line and value of what stands at a file's left edge.
+    """Key as it is written, line and value of what stands at a file's left edge; mappings below are `MarkedMapping`.
 
     Args:
         data: The file's bytes.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -28,13 +25,12 @@ from raysegment.runs.cohort_file import Cohort, read_cohort
 from raysegment.runs.console import Console
 from raysegment.runs.lock import RunLock
 from raysegment.runs.members import find_vanished, update_members
-from raysegment.runs.record import as_json, read_record
+from raysegment.runs.notify import describe_end, exit_code_of, notify, split_command
+from raysegment.runs.record import read_record
 from raysegment.scan import Labels
 from raysegment.store.place import Place
 from raysegment.store.publish import read_finished, take_out
 from raysegment.store.schema import SCANS_SCHEMA, STATUS_FAILED
-
-NOTIFY_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +46,9 @@ class ResegmentResult:
         scans_failed: Those that failed.
         changed_scans: Scans with a change against the result before; None where there was none.
         has_moved: Whether there is a new current result.
+        scans_now: Scans that this run segmented.
         seconds_total: Wall-clock time.
+        seconds_startup: Until a network gave its first probabilities; None where none did.
         exit_code: 0; 3 where scans failed; 1 where no scan is ok.
     """
 
@@ -62,15 +60,17 @@ class ResegmentResult:
     scans_failed: int = 0
     changed_scans: int | None = None
     has_moved: bool = False
+    scans_now: int = 0
     seconds_total: float = 0.0
+    seconds_startup: float | None = None
     exit_code: int = EXIT_DONE
 
 
-@interruptible()
 def resegment(options: ResegmentOptions, infer: Callable[..., InferResult] = run_inference) -> ResegmentResult:
     """Segment what is new, changed or failed before in a cohort; all of it where model or choices changed.
 
-    Readers of current.json see the result before until this one is whole.
+    Readers of current.json see the result before until this one is whole. The program of --notify is told how it ended,
+    whatever happened.
 
     Args:
         options: Choices of `resegment`.
@@ -81,15 +81,29 @@ def resegment(options: ResegmentOptions, infer: Callable[..., InferResult] = run
         LockedError: Another run has the cohort.
         RaysegmentError: As `infer`; the result before stays current.
     """
+    if options.notify is None:
+        return run_night(options, infer)
+    told, console = split_command(options.notify), Console(None, as_json=options.json)
+    about = {"cohort_file": options.cohort}
+    try:
+        result = run_night(options, infer)
+    except BaseException as error:
+        with interruptible():
+            notify(told, describe_end(exit_code_of(error), about, error), console)
+        raise
+    with interruptible():
+        notify(told, describe_end(result.exit_code, about | asdict(result)), console)
+    return result
+
+
+@interruptible()
+def run_night(options: ResegmentOptions, infer: Callable[..., InferResult]) -> ResegmentResult:
+    """`resegment`, without telling anyone."""
     started = time.time()
     cohort = read_cohort(options.cohort)
     check_temp_dir(options.address, options.temp_dir)
     folder = CohortFolder(cohort.chosen.out)
     night = Night(cohort, options, folder)
-    if options.check:
-        night.look()
-        night.say_plan(Console(None, as_json=options.json))
-        return night.conclude(started, has_moved=False)
     folder.place.make_writable()
     with RunLock(folder.place), Console(folder.place, as_json=options.json) as console:
         night.look()
@@ -98,8 +112,6 @@ def resegment(options: ResegmentOptions, infer: Callable[..., InferResult] = run
         folder.write_members(update_members(folder.read_members(), night.manifest, int(time.time())))
         if result.has_moved:
             folder.keep_newest(cohort.chosen.keep)
-    if options.notify:
-        notify(options.notify, result, Console(folder.place, as_json=options.json))
     return result
 
 
@@ -220,7 +232,9 @@ class Night:
             scans_failed=failed,
             changed_scans=changed,
             has_moved=has_moved,
+            scans_now=0 if inference is None else inference.scans_now,
             seconds_total=time.time() - started,
+            seconds_startup=None if inference is None else inference.seconds_startup,
             exit_code=EXIT_DONE if inference is None else inference.exit_code,
         )
 
@@ -288,13 +302,3 @@ class Night:
 
     def _path(self, current: Current) -> str:
         return self.folder.place.path(current.result)
-
-
-def notify(command: str, result: ResegmentResult, console: Console) -> None:
-    """Hand the summary to a program of the user's; that it fails is a warning, nothing more."""
-    try:
-        words = shlex.split(command)
-        content = json.dumps(as_json(asdict(result))).encode()
-        subprocess.run(words, input=content, timeout=NOTIFY_SECONDS, check=True, capture_output=True)
-    except (OSError, ValueError, IndexError, subprocess.SubprocessError) as error:
-        console.say(f"warning: --notify failed: {' '.join(str(error).split())[:200]}")

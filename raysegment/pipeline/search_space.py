@@ -21,7 +21,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from raysegment.archive.filesystem import is_uri
-from raysegment.choices import check_value, convert_value, load_options, read_recipe, unwrap_optional
+from raysegment.choices import check_value, convert_value, load_options, read_recipe, suggest, unwrap_optional
 from raysegment.errors import UsageError
 from raysegment.options import CommandOptions, SearchOptions, TrainOptions
 
@@ -244,7 +244,7 @@ class _Reader:
             self.refuse((key,), f"{key} makes several runs of one; a trial is one run, with one split.")
         known = {"recipe", "space", *own, *self.fields} - OF_THE_COMMAND - OF_ONE_RUN
         if key not in known:
-            self.refuse((key,), f"unknown key {key!r}; known are {', '.join(sorted(known))}.")
+            self.refuse((key,), f"unknown key {key!r}; {suggest(key, known)}")
 
     def read_search(self, given: dict[str, Any]) -> SearchOptions:
         """The choices of the search itself."""

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from raysegment.archive.filesystem import is_uri
-from raysegment.archive.marked_yaml import read_marked
+from raysegment.archive.marked_yaml import MarkedMapping, read_marked
 from raysegment.archive.names import show_name
 from raysegment.archive.selection import Condition, parse_condition
-from raysegment.choices import check_value, convert_value, option_name
+from raysegment.choices import check_value, convert_value, option_name, suggest, type_name, unwrap_optional
 from raysegment.errors import UsageError
 from raysegment.options import CohortOptions, InferOptions
 
@@ -19,6 +19,11 @@ MAX_BYTES = 2**20
 PATHS = ("source", "model", "out")
 NOT_OF_FILES = frozenset({"model", "source", "out", "limit", "retry_failed", "address", "temp_dir", "json"})
 """Choices of `infer` that the run itself makes."""
+
+_OTHER_KEYS = {
+    "infer": "options of `infer`, such as `mirror: columns`",
+    "where": "a list of [column, operator, value]",
+}
 
 EXPECTED = "keys; expected lines such as `name: …`, `source: …`, `model: …`, `out: …`"
 
@@ -75,12 +80,11 @@ def read_cohort(path: str) -> Cohort:
         if key == "where":
             where = _read_where(value, place)
         elif key == "infer":
-            infer = _read_infer(value, place)
+            infer = _read_infer(value, place, path)
         elif key in known:
             values[key] = _check(known[key], hints[key], value, place)
         else:
-            names = ", ".join(sorted([*known, "infer", "where"]))
-            raise UsageError(f"{place}: unknown key {show_name(key)!r}; known are {names}.")
+            raise UsageError(f"{place}: unknown key {show_name(key)!r}; {_suggest_key(key, known, hints)}")
     if missing := [name for name, item in known.items() if item.default is MISSING and name not in values]:
         raise UsageError(f"{path}: {missing[0]} is missing: {known[missing[0]].metadata['help']}.")
     values |= {name: _locate(values[name], file.parent) for name in PATHS}
@@ -104,20 +108,32 @@ def _read_where(value: Any, place: str) -> tuple[Condition, ...]:
     return tuple(parse_condition(item, f"{place}: where") for item in value)
 
 
-def _read_infer(value: Any, place: str) -> dict[str, Any]:
+def _suggest_key(key: str, known: dict[str, Any], hints: dict[str, Any]) -> str:
+    """What may stand there instead: where one key is near also what it holds."""
+    said = suggest(key, [*known, *_OTHER_KEYS])
+    near = said.removeprefix("did you mean ").removesuffix("?")
+    if near in _OTHER_KEYS:
+        return f"did you mean {near} ({_OTHER_KEYS[near]})?"
+    if near not in known:
+        return said
+    kind = type_name(unwrap_optional(hints[near])[0])
+    return f"did you mean {near} ({kind}: {known[near].metadata['help']})?"
+
+
+def _read_infer(value: Any, place: str, path: str) -> dict[str, Any]:
     """Choices of `infer`, each checked alone."""
     known = {item.name: item for item in fields(InferOptions) if item.name not in NOT_OF_FILES}
-    if not isinstance(value, dict):
+    if not isinstance(value, MarkedMapping):
         raise UsageError(f"{place}: infer is {value!r}; expected options of `infer`, such as `mirror: columns`.")
     hints = typing.get_type_hints(InferOptions)
     found = {}
     for key, given in value.items():
-        name = str(key).replace("-", "_")
+        name, line = str(key).replace("-", "_"), f"{path}, line {value.lines[key]}"
+        if name in NOT_OF_FILES:
+            raise UsageError(f"{line}: {name} of infer is chosen by the run itself, or at the file's left edge.")
         if name not in known:
-            raise UsageError(
-                f"{place}: unknown key {show_name(str(key))!r} of infer; known are {', '.join(sorted(known))}."
-            )
-        found[name] = _check(known[name], hints[name], given, f"{place}: infer")
+            raise UsageError(f"{line}: unknown key {show_name(str(key))!r} of infer; {suggest(name, known)}")
+        found[name] = _check(known[name], hints[name], given, f"{line}: infer")
     return found
 
 

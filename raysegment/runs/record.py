@@ -7,7 +7,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -16,6 +16,8 @@ from raysegment.archive.own_folders import RECORD_FILE
 from raysegment.choices import as_plain, hide_credentials
 from raysegment.errors import DiskFullError, InterruptedRunError, LockedError, UsageError
 from raysegment.store.place import Place
+
+NOTIFY = "--notify"
 
 REPORTED_PACKAGES = (
     "raysegment",
@@ -102,7 +104,19 @@ def describe_choices(options: Any) -> dict[str, Any]:
     chosen = as_plain(options)
     if chosen.get("mlflow_uri"):
         chosen["mlflow_uri"] = hide_credentials(chosen["mlflow_uri"])
-    return {"chosen": chosen, "command_line": [hide_credentials(word) for word in sys.argv]}
+    return {"chosen": chosen, "command_line": show_command_line(sys.argv)}
+
+
+def show_command_line(words: Sequence[str]) -> list[str]:
+    """A command line as it may be written down: without passwords in addresses, and without a program to be told, whose
+    arguments are often an address with a secret in it."""
+    shown = [hide_credentials(word) for word in words]
+    for place, word in enumerate(shown):
+        if word == NOTIFY and place + 1 < len(shown):
+            shown[place + 1] = "***"
+        elif word.startswith(f"{NOTIFY}="):
+            shown[place] = f"{NOTIFY}=***"
+    return shown
 
 
 def as_json(value: Any) -> Any:

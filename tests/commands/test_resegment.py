@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -18,10 +19,11 @@ import tifffile
 import raysegment
 from raysegment.archive.manifest import entry_of, write_manifest
 from raysegment.cluster.inference.run import InferResult, identify_inference, resolve_options
+from raysegment.commands.cohort_check import check_cohort
 from raysegment.commands.resegment import resegment
-from raysegment.errors import DamagedTablesError, DiskFullError, LockedError, UsageError
+from raysegment.errors import DamagedTablesError, DiskFullError, InterruptedRunError, LockedError, UsageError
 from raysegment.imaging.phantom import write_archive
-from raysegment.options import ResegmentOptions
+from raysegment.options import CohortCheckOptions, ResegmentOptions
 from raysegment.runs.lock import RunLock
 from raysegment.runs.record import write_record
 from raysegment.store.masks import encode_mask
@@ -102,6 +104,7 @@ class Cohort:
             scans_total=len(rows),
             scans_ok=len(rows) - failed,
             scans_failed=failed,
+            scans_now=len(self.segmented),
             exit_code=1 if failed == len(rows) else 3 if failed else 0,
         )
 
@@ -270,14 +273,51 @@ def test_an_unmounted_source_is_not_taken_for_patients_who_left(cohort: Cohort) 
         cohort.run()
 
 
-def test_a_look_does_nothing(cohort: Cohort, capsys: pytest.CaptureFixture[str]) -> None:
-    found = cohort.run(check=True)
-    assert found.scans["new"] == NUM_SCANS
-    assert "cohort test: 8 new, 0 changed, 0 failed before, 0 unchanged, 0 vanished" in capsys.readouterr().out
-    assert not cohort.out.exists()
-    cohort.run()
-    cohort.run(check=True)
+def files_of(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of all files below a folder."""
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_a_look_says_what_a_run_would_do_and_writes_nothing(
+    cohort: Cohort, models: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = CohortCheckOptions(cohort=str(cohort.folder / "cohort.yaml"))
+    before = files_of(cohort.folder)
+    first = check_cohort(options)
+    assert (first.scans["new"], first.scans_to_segment, first.seconds, first.result) == (
+        NUM_SCANS,
+        NUM_SCANS,
+        None,
+        None,
+    )
+    shown = capsys.readouterr().out
+    assert "cohort test: 8 new, 0 changed, 0 failed before, 0 unchanged, 0 vanished" in shown
+    assert "8 scans to segment; how long that takes is not known, because no run has ended yet" in shown
+    assert files_of(cohort.folder) == before
+
+    night = cohort.run()
+    before = files_of(cohort.folder)
+    assert check_cohort(options).scans_to_segment == 0
     assert "nothing to do" in capsys.readouterr().out
+    cohort.change(1)
+    assert check_cohort(options).scans == {"new": 0, "changed": 1, "failed_before": 0, "unchanged": 7, "vanished": 0}
+    assert "1 scan to segment in about " in capsys.readouterr().out
+    cohort.write_file(models[1])
+    other = check_cohort(options)
+    assert (other.is_new_model, other.scans_to_segment, other.result) == (True, NUM_SCANS, night.result)
+    assert other.seconds == pytest.approx(night.seconds_total, rel=1e-6)
+    assert "as in the run before, which had another model or other choices" in capsys.readouterr().out
+    assert files_of(cohort.out) == {name: stamp for name, stamp in before.items() if name.startswith(f"{cohort.out}/")}
+
+
+def test_a_look_is_refused_where_a_run_would_be(cohort: Cohort) -> None:
+    cohort.run()
+    for number in range(1, 5):
+        remove_scan(cohort, number)
+    file = str(cohort.folder / "cohort.yaml")
+    with pytest.raises(UsageError, match="4 of 8 scans of cohort test are not in"):
+        check_cohort(CohortCheckOptions(cohort=file))
+    assert check_cohort(CohortCheckOptions(cohort=file, allow_mass_vanish=True)).scans["vanished"] == 4
 
 
 def test_one_run_at_a_time(cohort: Cohort) -> None:
@@ -301,14 +341,21 @@ def test_only_scans_that_are_meant_are_segmented(cohort: Cohort, models: tuple[P
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("keeep: 3", "line 5: unknown key 'keeep'; known are change_dice, change_percent, infer, keep"),
+        ("keeep: 3", r"line 5: unknown key 'keeep'; did you mean keep \(a whole number: results that are kept"),
+        ("infra: {}", r"line 5: unknown key 'infra'; did you mean infer \(options of `infer`"),
+        ("zzz: 1", "line 5: unknown key 'zzz'; known are change_dice, change_percent, infer, keep, .*where"),
+        ("notify: mail", "line 5: unknown key 'notify'; known are"),
         ("keep: 1", r"line 5: keep is 1; expected at least 2"),
         ("keep: many", "line 5: keep is 'many'; expected a whole number"),
         ("name: again", "line 5: name stands there twice"),
         ("where: scanner = Avanto", r"line 5: where is .*; expected a list"),
         ("where: [[scanner, like, A]]", "line 5: where: 'like' is no operator"),
-        ("infer: {mirrrror: columns}", "line 5: unknown key 'mirrrror' of infer"),
-        ("infer: {out: elsewhere}", "unknown key 'out' of infer"),
+        (
+            "infer:\n  precision: auto\n  mirrrror: columns",
+            "line 7: unknown key 'mirrrror' of infer; did you mean mirror",
+        ),
+        ("infer: {out: elsewhere}", "line 5: out of infer is chosen by the run itself"),
+        ("infer: {mirror: columns, mirror: none}", "line 5: mirror stands there twice"),
         ("infer: {precision: float99}", "line 5: infer: precision 'float99' is unknown"),
         ("infer: fast", "expected options of `infer`"),
         ("a: &x [1]\nb: *x", "aliases"),
@@ -332,14 +379,52 @@ def test_a_cohort_in_a_bucket_and_a_damaged_current_are_refused(cohort: Cohort, 
         cohort.run()
 
 
-def test_a_program_is_told_and_its_failure_is_a_warning(
-    cohort: Cohort, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    told = tmp_path / "told.json"
-    script = tmp_path / "tell.py"
+@pytest.fixture
+def mailbox(tmp_path: Path) -> tuple[str, Path]:
+    """A command that keeps what it is told, and the file where it does."""
+    told, script = tmp_path / "told.json", tmp_path / "tell.py"
     script.write_text(f"import sys; open({str(told)!r}, 'w').write(sys.stdin.read())")
-    cohort.run(notify=f"{sys.executable} {script}")
-    assert json.loads(told.read_text())["scans"]["new"] == NUM_SCANS
+    return f"{sys.executable} {script}", told
+
+
+def test_a_program_is_told_and_its_failure_is_a_warning(
+    cohort: Cohort, mailbox: tuple[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, told = mailbox
+    cohort.run(notify=command)
+    content = json.loads(told.read_text())
+    assert (content["status"], content["exit_code"], content["error_message"]) == ("done", 0, None)
+    assert (content["cohort"], content["scans"]["new"], content["scans_ok"]) == ("test", NUM_SCANS, NUM_SCANS)
     assert cohort.run(notify="false; touch hacked").exit_code == 0
-    assert "warning: --notify failed" in capsys.readouterr().out
+    assert "warning: --notify failed: false; cannot be run: No such file or directory" in capsys.readouterr().out
     assert not Path("hacked").exists()
+
+
+def test_a_program_is_told_of_a_night_that_failed(cohort: Cohort, mailbox: tuple[str, Path]) -> None:
+    command, told = mailbox
+    cohort.during = lambda count: (_ for _ in ()).throw(DiskFullError("no space left on the device."))
+    with pytest.raises(DiskFullError):
+        cohort.run(notify=command)
+    content = json.loads(told.read_text())
+    assert (content["status"], content["exit_code"], content["error_type"]) == ("failed", 1, "DiskFullError")
+    assert content["error_message"] == "no space left on the device."
+    assert content["cohort_file"] == str(cohort.folder / "cohort.yaml")
+    cohort.during = lambda count: None
+    cohort.archive.rename(cohort.folder / "unmounted")
+    with pytest.raises(UsageError):
+        cohort.run(notify=command)
+    content = json.loads(told.read_text())
+    assert (content["exit_code"], content["error_type"]) == (2, "UsageError")
+    (cohort.folder / "unmounted").rename(cohort.archive)
+    cohort.during = lambda count: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(InterruptedRunError):
+        cohort.run(notify=command)
+    assert json.loads(told.read_text())["status"] == "interrupted"
+
+
+def test_a_program_that_cannot_be_meant_is_refused_before_the_night(cohort: Cohort) -> None:
+    with pytest.raises(UsageError, match="cannot be split into words: No closing quotation"):
+        cohort.run(notify='mail -s "done')
+    with pytest.raises(UsageError, match="--notify is empty"):
+        cohort.run(notify=" ")
+    assert not cohort.out.exists()

@@ -92,7 +92,7 @@ def test_fractions_of_the_split_are_for_the_search_and_not_for_its_trials(tmp_pa
             HEAD + "  flip: {choice: [true, false]}\n  flip: {choice: [false, true]}\n",
             r"line 5: space.flip is there tw",
         ),
-        (HEAD + "  flip: {choice: [true, false]}\nepoch: 2\n", r"line 5: unknown key 'epoch'; known are .*epochs"),
+        (HEAD + "  flip: {choice: [true, false]}\nepoch: 2\n", r"line 5: unknown key 'epoch'; did you mean epochs"),
         (HEAD + "  flip: {choice: [true, false]}\nepochs: 2\n", r"grace_epochs 3 are more than the 2 epochs"),
         (HEAD + "  flip: {choice: [true, false]}\nfilters: -1\n", r"line 5: --filters is -1; expected at least 1"),
         (HEAD + "  flip: {choice: [true, false]}\nout: runs\n", r"line 5: out belongs to the command line"),
