@@ -29,6 +29,9 @@ class _MoreThanZero:
         return isinstance(value, (int, float)) and value > 0
 
 
+LARGEST_NUMBER = 10**18
+"""No choice needs more, and what is larger fits no column of a table."""
+
 MORE_THAN_ZERO = _MoreThanZero()
 
 
@@ -109,6 +112,9 @@ def check_value(item: Field[Any], hint: Any, value: Any) -> None:
         return
     if not _is_of_type(value, inner):
         raise UsageError(f"{option} is {value!r}; expected {type_name(inner)}.")
+    items = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(entry, int) and abs(entry) >= LARGEST_NUMBER for entry in items):
+        raise UsageError(f"{option} is a number of more than 18 digits; expected a smaller one.")
     minimum, maximum = item.metadata.get("minimum"), item.metadata.get("maximum")
     numeric = isinstance(value, (int, float))
     if numeric and not (value == value and abs(value) != float("inf")):
@@ -215,7 +221,7 @@ def convert_value(hint: Any, value: Any) -> Any:
         items = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
         try:
             return tuple(number(item) for item in items)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return value
     if is_union(inner):
         return convert_value(typing.get_args(inner)[0], value)
@@ -224,7 +230,7 @@ def convert_value(hint: Any, value: Any) -> Any:
     if isinstance(value, str) or inner is float:
         try:
             return inner(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return value
     return value
 

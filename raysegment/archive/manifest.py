@@ -224,6 +224,7 @@ def _check_columns(names: list[str]) -> None:
 
 def _conform(table: pa.Table, path: str, folder: str) -> pa.Table:
     """Fill what may be missing, check what must be there, bring the columns to their types and order."""
+    table = _without_views(table)
     try:
         _check_columns(table.column_names)
     except ValueError as error:
@@ -243,6 +244,14 @@ def _conform(table: pa.Table, path: str, folder: str) -> pa.Table:
         if name not in MANIFEST_SCHEMA.names:
             conformed = conformed.append_column(table.schema.field(name), table[name])
     return conformed.replace_schema_metadata(table.schema.metadata)
+
+
+def _without_views(table: pa.Table) -> pa.Table:
+    """Texts as PyArrow can take rows of them; other programs write them in a newer form."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_string_view(field.type):
+            table = table.set_column(index, field.with_type(pa.large_string()), table[index].cast(pa.large_string()))
+    return table
 
 
 def _column(table: pa.Table, field: pa.Field, folder: str) -> pa.ChunkedArray:

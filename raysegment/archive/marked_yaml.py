@@ -1,4 +1,4 @@
-"""YAML of users, with the line of each key for messages."""
+"""YAML of users, with the line of each key and item for messages."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from typing import Any
 
 import yaml
 
-from raysegment.archive.names import show_name
+from raysegment.archive.names import TO_ESCAPE, show_name, show_value
 from raysegment.errors import UsageError
 
 
 class MarkedMapping(dict[Any, Any]):
-    """A mapping below a file's left edge that knows where its keys stand.
-
-    Attributes:
-        lines: Line of each key.
-    """
+    """A mapping of a file that knows the line of each key."""
 
     def __init__(self) -> None:
         super().__init__()
         self.lines: dict[Any, int] = {}
+
+
+class MarkedList(list[Any]):
+    """A list of a file that knows the line of each item."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[int] = []
 
 
 class _Loader(yaml.SafeLoader):
@@ -28,40 +32,64 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            line = self.line + 1
-            raise yaml.YAMLError(f"line {line}: aliases such as *name are not read; write the value itself.")
+            mark = yaml.Mark("", self.index, self.line, self.column, None, 0)
+            raise _refusal("aliases such as *name are not read; write the value itself", mark)
         return super().compose_node(parent, index)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError, TypeError, OverflowError):
+            # What PyYAML lets through where a value is not what its form or its tag says.
+            kind = node.tag.rpartition(":")[2]
+            raise _refusal(f"{show_value(node.value)} is no {kind}", node.start_mark) from None
+
+
+def _refusal(text: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, text, mark)
 
 
 def _construct_text(loader: _Loader, node: yaml.ScalarNode) -> str:
-    return str(loader.construct_scalar(node))
+    text = str(loader.construct_scalar(node))
+    if "\0" in text or (not text.isascii() and TO_ESCAPE.search(text)):
+        raise _refusal(f"{show_value(text)} holds a character that no name can have", node.start_mark)
+    return text
 
 
-def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> Iterator[MarkedMapping]:
-    mapping = MarkedMapping()
-    yield mapping
-    loader.flatten_mapping(node)
-    for key, value in node.value:
-        name = loader.construct_object(key, deep=True)
-        line = key.start_mark.line + 1
+def _construct_mapping(loader: _Loader, node: yaml.MappingNode) -> MarkedMapping:
+    found = MarkedMapping()
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
         try:
-            is_known = name in mapping
+            is_twice = key in found
         except TypeError:
-            raise yaml.YAMLError(f"line {line}: a name must be text.") from None
-        if is_known:
-            raise yaml.YAMLError(f"line {line}: {name} stands there twice.")
-        mapping[name] = loader.construct_object(value, deep=True)
-        mapping.lines[name] = line
+            raise _refusal("a name must be text", key_node.start_mark) from None
+        if is_twice:
+            raise _refusal(f"{show_name(str(key))[:80]} stands there twice", key_node.start_mark)
+        found[key] = loader.construct_object(value_node, deep=True)
+        found.lines[key] = key_node.start_mark.line + 1
+    return found
 
 
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+def _construct_list(loader: _Loader, node: yaml.SequenceNode) -> MarkedList:
+    found = MarkedList()
+    for item in node.value:
+        found.append(loader.construct_object(item, deep=True))
+        found.lines.append(item.start_mark.line + 1)
+    return found
+
 
 # An equals sign alone has a type of its own in YAML 1.1, which nobody means.
-_Loader.add_constructor("tag:yaml.org,2002:value", _construct_text)
+for _tag in ("str", "value"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct_text)
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _construct_list)
 
 
 def read_marked(data: bytes, where: str, expected: str) -> Iterator[tuple[str, int, Any]]:
-    """Key as it is written, line and value of what stands at a file's left edge; mappings below are `MarkedMapping`.
+    """Key as it is written, line and value of what stands at a file's left edge.
+
+    Mappings and lists among the values are `MarkedMapping` and `MarkedList`.
 
     Args:
         data: The file's bytes.
@@ -81,5 +109,10 @@ def read_marked(data: bytes, where: str, expected: str) -> Iterator[tuple[str, i
             if not isinstance(key, yaml.ScalarNode) or not key.value.strip():
                 raise UsageError(f"{where}, line {line}: a name must be text.")
             yield str(key.value).strip(), line, loader.construct_object(value, deep=True)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        cause = " ".join(show_name(str(error.problem or error.context)).split())
+        raise UsageError(f"{where} cannot be read as YAML: {line}{cause}") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise UsageError(f"{where} cannot be read as YAML: {' '.join(show_name(str(error)).split())}") from None
+        cause = " ".join(show_name(" ".join(str(error).split())).split())
+        raise UsageError(f"{where} cannot be read as YAML: {cause}") from None

@@ -7,12 +7,20 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from raysegment.archive.filesystem import is_uri
-from raysegment.archive.marked_yaml import MarkedMapping, read_marked
-from raysegment.archive.names import show_name
+from raysegment.archive.filesystem import check_regular, is_uri
+from raysegment.archive.marked_yaml import MarkedList, MarkedMapping, read_marked
+from raysegment.archive.names import show_name, show_value
 from raysegment.archive.selection import Condition, parse_condition
-from raysegment.choices import check_value, convert_value, option_name, suggest, type_name, unwrap_optional
-from raysegment.errors import UsageError
+from raysegment.choices import (
+    check_value,
+    convert_value,
+    is_repeated,
+    option_name,
+    suggest,
+    type_name,
+    unwrap_optional,
+)
+from raysegment.errors import AccessError, UsageError
 from raysegment.options import CohortOptions, InferOptions
 
 MAX_BYTES = 2**20
@@ -61,11 +69,13 @@ def read_cohort(path: str) -> Cohort:
     """
     file = Path(path).absolute()
     try:
+        check_regular(str(file), path)
         if file.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path} has more than {MAX_BYTES} bytes; expected a cohort file.")
         data = file.read_bytes()
-    except OSError as error:
-        raise UsageError(f"the cohort file {path} cannot be read: {error.strerror}.") from None
+    except (OSError, AccessError) as error:
+        cause = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise UsageError(f"the cohort file {path} cannot be read: {cause}.") from None
     known = {item.name: item for item in fields(CohortOptions)}
     hints = typing.get_type_hints(CohortOptions)
     values: dict[str, Any] = {}
@@ -78,34 +88,56 @@ def read_cohort(path: str) -> Cohort:
             raise UsageError(f"{place}: {show_name(key)} stands there twice.")
         seen.add(key)
         if key == "where":
-            where = _read_where(value, place)
+            where = _read_where(value, path, line)
         elif key == "infer":
-            infer = _read_infer(value, place, path)
+            infer = _read_infer(value, path, line)
         elif key in known:
             values[key] = _check(known[key], hints[key], value, place)
         else:
             raise UsageError(f"{place}: unknown key {show_name(key)!r}; {_suggest_key(key, known, hints)}")
     if missing := [name for name, item in known.items() if item.default is MISSING and name not in values]:
         raise UsageError(f"{path}: {missing[0]} is missing: {known[missing[0]].metadata['help']}.")
-    values |= {name: _locate(values[name], file.parent) for name in PATHS}
-    return Cohort(file, CohortOptions(**values), where, infer)
+    if not values["name"].isprintable():
+        raise UsageError(f"{path}: name is {show_value(values['name'])}; expected text that can be printed on a line.")
+    try:
+        values |= {name: _locate(values[name], file.parent) for name in PATHS}
+        cohort = Cohort(file, CohortOptions(**values), where, infer)
+        cohort.make_options(cohort.chosen.out)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
+    return cohort
 
 
 def _check(item: Any, hint: Any, value: Any, place: str) -> Any:
+    if value is None or value in ("", []):
+        said = "has no value" if value is None else "is empty"
+        raise UsageError(
+            f"{place}: {item.name} {said}; give it a value ({item.metadata['help']}) or leave the line out."
+        )
     converted = convert_value(hint, value)
     if isinstance(converted, list):
         converted = tuple(converted)
     try:
         check_value(item, hint, converted)
     except UsageError as error:
-        raise UsageError(f"{place}: {str(error).replace(option_name(item.name), item.name, 1)}") from None
+        said = str(error).replace(option_name(item.name), item.name, 1)
+        quotes = " Text that looks like a number goes into quotes." if _is_unquoted(hint, converted) else ""
+        raise UsageError(f"{place}: {said}{quotes}") from None
     return converted
 
 
-def _read_where(value: Any, place: str) -> tuple[Condition, ...]:
-    if not isinstance(value, list):
-        raise UsageError(f"{place}: where is {value!r}; expected a list of [column, operator, value].")
-    return tuple(parse_condition(item, f"{place}: where") for item in value)
+def _is_unquoted(hint: Any, value: Any) -> bool:
+    """Whether YAML may have made something else of what was meant as text."""
+    is_text = is_repeated(unwrap_optional(hint)[0]) or hint is str
+    items = value if isinstance(value, tuple) else (value,)
+    return is_text and not any(isinstance(item, dict | list) for item in items)
+
+
+def _read_where(value: Any, path: str, line: int) -> tuple[Condition, ...]:
+    if not isinstance(value, MarkedList):
+        raise UsageError(f"{path}, line {line}: where is {show_value(value)}; expected {_OTHER_KEYS['where']}.")
+    items = zip(value, value.lines, strict=True)
+    return tuple(parse_condition(item, f"{path}, line {at}: where") for item, at in items)
 
 
 def _suggest_key(key: str, known: dict[str, Any], hints: dict[str, Any]) -> str:
@@ -120,23 +152,28 @@ def _suggest_key(key: str, known: dict[str, Any], hints: dict[str, Any]) -> str:
     return f"did you mean {near} ({kind}: {known[near].metadata['help']})?"
 
 
-def _read_infer(value: Any, place: str, path: str) -> dict[str, Any]:
+def _read_infer(value: Any, path: str, line: int) -> dict[str, Any]:
     """Choices of `infer`, each checked alone."""
     known = {item.name: item for item in fields(InferOptions) if item.name not in NOT_OF_FILES}
     if not isinstance(value, MarkedMapping):
-        raise UsageError(f"{place}: infer is {value!r}; expected options of `infer`, such as `mirror: columns`.")
+        raise UsageError(f"{path}, line {line}: infer is {show_value(value)}; expected {_OTHER_KEYS['infer']}.")
     hints = typing.get_type_hints(InferOptions)
-    found = {}
+    found: dict[str, Any] = {}
     for key, given in value.items():
-        name, line = str(key).replace("-", "_"), f"{path}, line {value.lines[key]}"
+        place, name = f"{path}, line {value.lines[key]}", str(key).replace("-", "_")
         if name in NOT_OF_FILES:
-            raise UsageError(f"{line}: {name} of infer is chosen by the run itself, or at the file's left edge.")
+            raise UsageError(f"{place}: {name} of infer is chosen by the run itself, or at the file's left edge.")
         if name not in known:
-            raise UsageError(f"{line}: unknown key {show_name(str(key))!r} of infer; {suggest(name, known)}")
-        found[name] = _check(known[name], hints[name], given, f"{line}: infer")
+            raise UsageError(f"{place}: unknown key {show_name(str(key))!r} of infer; {suggest(name, known)}")
+        if name in found:
+            raise UsageError(f"{place}: {name} of infer stands there twice.")
+        found[name] = _check(known[name], hints[name], given, f"{place}: infer")
     return found
 
 
 def _locate(value: str, folder: Path) -> str:
     """A path as it is meant: relative ones start from the cohort file's folder."""
-    return value if is_uri(value) else str(folder / Path(value).expanduser())
+    try:
+        return value if is_uri(value) else str(folder / Path(value).expanduser())
+    except RuntimeError:
+        raise UsageError(f"{show_name(value)}: there is no such user's folder; write the whole path.") from None
