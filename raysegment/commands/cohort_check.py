@@ -8,8 +8,9 @@ from raysegment.cluster.session import interruptible
 from raysegment.commands.resegment import Night
 from raysegment.errors import EXIT_DONE
 from raysegment.options import CohortCheckOptions, ResegmentOptions
-from raysegment.runs.cohort import SHORT, CohortFolder
+from raysegment.runs.cohort import CohortFolder
 from raysegment.runs.cohort_file import read_cohort
+from raysegment.runs.cohort_results import name_group
 from raysegment.runs.console import Console
 from raysegment.runs.pace import Pace, measure_pace, read_past_runs, show_duration
 
@@ -60,7 +61,7 @@ def check_cohort(options: CohortCheckOptions) -> CohortCheckResult:
     night = Night(cohort, run, folder)
     night.look()
     todo = sum(night.counts[name] for name in TODO)
-    group = f"{night.bundle.model_id[:SHORT]}-{night.options_id[:SHORT]}"
+    group = name_group(night.bundle.model_id, night.options_id)
     pace = measure_pace(read_past_runs(folder.place), group) if night.has_work else None
     console = Console(None, as_json=options.json)
     night.say_plan(console)

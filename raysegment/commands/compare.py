@@ -6,8 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pyarrow as pa
@@ -89,10 +91,10 @@ def compare(options: CompareOptions) -> CompareResult:
         publish_changes(place, table)
         summary = summarise_changes(table)
         place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
-        figures = draw_figures(options, place, before, after, table) if place.is_local else []
+        figures = draw_figures(options, place, before, after, table)
         for line in describe_changes(summary, options.out):
             console.say(line)
-    return CompareResult(out=options.out, summary=summary, figures=tuple(map(str, figures)))
+    return CompareResult(out=options.out, summary=summary, figures=tuple(figures))
 
 
 class Tables:
@@ -201,13 +203,21 @@ def publish_changes(place: Place, table: pa.Table) -> None:
     place.delete(STAGING)
 
 
-def draw_figures(options: CompareOptions, place: Place, before: Tables, after: Tables, table: pa.Table) -> list[Path]:
+def draw_figures(options: CompareOptions, place: Place, before: Tables, after: Tables, table: pa.Table) -> list[str]:
     """The distributions, and the scans that changed most as far as they can be read."""
-    folder, chosen = Path(place.root), dict(after.record.get("chosen") or {})
+    chosen = dict(after.record.get("chosen") or {})
     manifest, _ = find_manifest(chosen | ({"source": options.source} if options.source else {}))
     shown = [ChangedScan(*item) for item in choose_largest(table)]
     axes = read_axes(after.place)
-    return draw_distributions(folder, table) + draw_largest(folder, shown, before.place, after.place, manifest, axes)
+    with nullcontext(place.root) if place.is_local else TemporaryDirectory() as made:
+        folder = Path(made)
+        drawn = draw_distributions(folder, table)
+        drawn += draw_largest(folder, shown, before.place, after.place, manifest, axes)
+        names = [str(path.relative_to(folder)) for path in drawn]
+        if not place.is_local:
+            for name in names:
+                place.write_bytes(name, (folder / name).read_bytes())
+    return [place.locate(name) for name in names]
 
 
 def read_axes(place: Place) -> dict[str, SliceAxis | None]:

@@ -20,10 +20,10 @@ from raysegment.commands.compare import compare
 from raysegment.errors import EXIT_DONE, EXIT_FAILED, UsageError
 from raysegment.model.bundle import Bundle, load_bundle
 from raysegment.options import CompareOptions, InferOptions, ResegmentOptions
-from raysegment.runs.cohort import CohortFolder, Current
+from raysegment.runs.cohort import CohortFolder
 from raysegment.runs.cohort_file import Cohort, read_cohort
+from raysegment.runs.cohort_results import Current
 from raysegment.runs.console import Console
-from raysegment.runs.lock import RunLock
 from raysegment.runs.members import find_vanished, update_members
 from raysegment.runs.notify import describe_end, exit_code_of, notify, split_command
 from raysegment.runs.record import read_record
@@ -104,14 +104,13 @@ def run_night(options: ResegmentOptions, infer: Callable[..., InferResult]) -> R
     check_temp_dir(options.address, options.temp_dir)
     folder = CohortFolder(cohort.chosen.out)
     night = Night(cohort, options, folder)
-    folder.place.make_writable()
-    with RunLock(folder.place), Console(folder.place, as_json=options.json) as console:
+    with folder.hold(), Console(folder.place, as_json=options.json) as console:
         night.look()
         night.say_plan(console)
         result = night.run(infer, console, started) if night.has_work else night.conclude(started, has_moved=False)
         folder.write_members(update_members(folder.read_members(), night.manifest, int(time.time())))
-        if result.has_moved:
-            folder.keep_newest(cohort.chosen.keep)
+        if current := folder.read_current():
+            folder.results.keep_newest(cohort.chosen.keep, current)
     return result
 
 
@@ -191,8 +190,8 @@ class Night:
 
     def run(self, infer: Callable[..., InferResult], console: Console, started: float) -> ResegmentResult:
         """Make the new result beside the current one, compare both, and move current.json."""
-        result, run = self.folder.begin(self.bundle.model_id, self.options_id, self.current)
-        place = Place(self.folder.place.path(result))
+        result, run = self.folder.results.begin(self.bundle.model_id, self.options_id, self.current)
+        place = Place(self.folder.locate(result))
         take_out(place, self.gone)
         options = replace(self.infer_options, out=place.location)
         inference = infer(
@@ -202,11 +201,11 @@ class Night:
             console.say("no scan is ok; the result before stays current")
             return self.conclude(started, has_moved=False, inference=inference)
         if self.retries_only and inference.scans_failed >= self.counts["failed_before"]:
-            self.folder.drop(result)
+            self.folder.results.delete(result)
             console.say("the scans that failed before failed again; the result before stays current")
             return self.conclude(started, has_moved=False, inference=inference)
         changed = self._compare(result, run)
-        self.folder.move_current(Current(result, run, self.bundle.model_id, self.options_id))
+        self.folder.move_current(Current(result, run, self.bundle.model_id, self.options_id), self.current)
         ended = self.conclude(started, has_moved=True, inference=inference, result=result, changed=changed)
         self.folder.write_run(run, asdict(ended))
         console.say(f"{result} is current now" + ("" if changed is None else f"; {changed} scans changed"))
@@ -283,7 +282,7 @@ class Night:
         """How many scans changed against the current result; None where there is none, or no scan in common."""
         if self.current is None:
             return None
-        before, after = self._path(self.current), self.folder.place.path(result)
+        before, after = self._path(self.current), self.folder.locate(result)
         ids = [read_finished(Place(place))["scan_id"] for place in (before, after)]
         if not pc.any(pc.is_in(ids[0], value_set=ids[1].combine_chunks())).as_py():
             return None
@@ -292,7 +291,7 @@ class Night:
             CompareOptions(
                 before=before,
                 after=after,
-                out=self.folder.place.path(f"changes/{run}"),
+                out=self.folder.locate(f"changes/{run}"),
                 change_percent=chosen.change_percent,
                 change_dice=chosen.change_dice,
                 json=self.options.json,
@@ -301,4 +300,4 @@ class Night:
         return int(compared.summary["changed_scans"])
 
     def _path(self, current: Current) -> str:
-        return self.folder.place.path(current.result)
+        return self.folder.locate(current.result)

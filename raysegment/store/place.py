@@ -93,6 +93,13 @@ class Place:
         """The name's path in the file system."""
         return f"{self.root}/{name}" if name else self.root
 
+    def locate(self, name: str) -> str:
+        """Where something below lies, as another `Place` takes it."""
+        if self.is_local:
+            return self.path(name)
+        base, mark, options = self.location.partition("?")
+        return f"{base.rstrip('/')}/{name}{mark}{options}"
+
     def list_names(self, folder: str = "") -> list[str]:
         """Names of files and folders directly in a folder, sorted; none where it does not exist.
 
@@ -231,6 +238,28 @@ class Place:
             return
         self.filesystem.copy_file(self.path(source), self.path(target))
         self.filesystem.delete_file(self.path(source))
+
+    def repeat(self, source: str, target: str) -> None:
+        """Give a file that is only ever replaced a second name: a hard link, or a server-side copy in a bucket.
+
+        Raises:
+            OutputError: The file system has no hard links, or the storage refuses the copy.
+            DiskFullError: No space left.
+        """
+        with report_full_disk(self.path(target)):
+            try:
+                if self.is_local:
+                    os.link(self.path(source), self.path(target))
+                else:
+                    self.filesystem.copy_file(self.path(source), self.path(target))
+            except (pa.ArrowException, OSError) as error:
+                if getattr(error, "errno", None) in FULL:
+                    raise
+                what = "hard link to" if self.is_local else "copy of"
+                raise OutputError(
+                    f"{self.path(target)} cannot be made a {what} {self.path(source)}: "
+                    f"{getattr(error, 'strerror', None) or ' '.join(str(error).split())[:200]}."
+                ) from None
 
     def sync_folder(self, name: str) -> None:
         """Force a folder's renames to disk."""

@@ -368,11 +368,7 @@ def test_a_wrong_cohort_file_names_line_and_key(cohort: Cohort, models, line: st
     assert not cohort.out.exists()
 
 
-def test_a_cohort_in_a_bucket_and_a_damaged_current_are_refused(cohort: Cohort, models: tuple[Path, Path]) -> None:
-    (cohort.folder / "cohort.yaml").write_text(f"name: t\nsource: archive\nmodel: {models[0]}\nout: s3://bucket/c\n")
-    with pytest.raises(UsageError, match="is a bucket"):
-        cohort.run()
-    cohort.write_file(models[0])
+def test_a_damaged_current_is_refused(cohort: Cohort) -> None:
     cohort.run()
     (cohort.out / "current.json").write_text('{"result": "../../etc", "run": "x", "model_id": "", "options_id": ""}')
     with pytest.raises(DamagedTablesError, match="which is not there"):
