@@ -165,12 +165,9 @@ class CommandOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class IndexOptions(Checked):
-    """`raysegment index SOURCE --out M.parquet`."""
+class Finding(Checked):
+    """How the scans of a source are found, and how a change of one is noticed."""
 
-    source: str = choice(MISSING, "folder or bucket with scans", positional=True)
-    out: str | None = choice(None, "manifest to write, Parquet")
-    labels: tuple[str, ...] | None = choice(None, LABELS_HELP)
     channel: tuple[str, ...] | None = choice(None, CHANNEL_HELP)
     reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP)
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
@@ -178,6 +175,15 @@ class IndexOptions(Checked):
     fingerprint: Literal["stat", "content"] = choice(
         "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions(Finding):
+    """`raysegment index SOURCE --out M.parquet`."""
+
+    source: str = choice(MISSING, "folder or bucket with scans", positional=True)
+    out: str | None = choice(None, "manifest to write, Parquet")
+    labels: tuple[str, ...] | None = choice(None, LABELS_HELP)
     json: bool = choice(False, "print one JSON object a line, for programs")
 
 
@@ -510,7 +516,7 @@ class TrainOptions(Preprocessing, CommandOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferOptions(Postprocessing, CommandOptions):
+class InferOptions(Postprocessing, Finding, CommandOptions):
     """`raysegment infer MODEL SOURCE --out OUT`."""
 
     model: str = choice(MISSING, "bundle, or the folder of a training run that holds one", positional=True)
@@ -524,13 +530,6 @@ class InferOptions(Postprocessing, CommandOptions):
         "in SOURCE if not given, else as in training",
         affects_result=True,
         added="0.3.0",
-    )
-    channel: tuple[str, ...] | None = choice(None, CHANNEL_HELP)
-    reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP)
-    scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
-    patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
-    fingerprint: Literal["stat", "content"] = choice(
-        "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
     )
     spacing_mm: tuple[float, ...] | None = choice(
         None,

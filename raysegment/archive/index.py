@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,8 +26,11 @@ from raysegment.archive.names import show_name
 from raysegment.archive.neighbours import BY_EXTENSION, describe_unread, set_aside
 from raysegment.archive.walk import walk_source
 from raysegment.errors import UsageError
+from raysegment.options import Finding
 
 OWN_PATIENTS = b"raysegment.own_patients"
+OF_FOLDERS = ("scan_pattern", "channel", "reference")
+"""Of these a manifest says itself what they would."""
 OWN_FOLDERS = b"raysegment.own_folders"
 LONE_MASKS = b"raysegment.masks_without_image"
 FOLDERS_AND_NAMES = "folders and names"
@@ -82,25 +86,14 @@ class IndexSummary:
     files_unread: dict[str, int]
 
 
-def find_scans(
-    source: str,
-    *,
-    patient_pattern: str | None = None,
-    scan_pattern: str | None = None,
-    channels: Sequence[str] | None = None,
-    references: Sequence[str] | None = None,
-    fingerprint: str = "stat",
-) -> pa.Table:
+def find_scans(source: str, how: Finding | None = None) -> pa.Table:
     """Find the scans of a source; `grouping/layouts` has the rules.
 
     Args:
         source: Folder, manifest (Parquet or CSV, which is then only read), or `s3://` or `gs://` URI.
-        patient_pattern: Regular expression whose first group, found in the scan_id, is the patient.
-        scan_pattern: Regular expression whose first group, found in an image's path below the source, is the scan.
-        channels: Globs of channels, such as `flair={scan}/*_flair.nii.gz`; several for one name are alternatives.
-        references: Globs of references, such as `{scan}/*_seg.nii.gz`.
-        fingerprint: `stat` hashes name, size and time of a scan's files, `content` their bytes. What a manifest says is
-            kept, unless it was made of size and time and local files have changed since.
+        how: What tells scans, channels, references and patients, and how changes are noticed; as the layout tells, and
+            by size and time, if not given. A fingerprint that a manifest holds is kept, unless it was made of size and
+            time and local files have changed since.
 
     Returns:
         A table with the columns of MANIFEST_SCHEMA, ordered by path.
@@ -108,22 +101,36 @@ def find_scans(
     Raises:
         UsageError: The source is missing or holds no scan, or a pattern or glob does not fit.
     """
-    naming = parse_naming(scan_pattern, channels, references, patient_pattern)
+    how = how or Finding()
+    naming = parse_naming(how.scan_pattern, how.channel, how.reference, how.patient_pattern)
     if not is_manifest(source):
-        return _find_in_archive(source, naming, fingerprint)
-    given = {"--scan-pattern": scan_pattern, "--channel": channels, "--reference": references}
+        return _find_in_archive(source, naming, how.fingerprint)
+    given = {"--scan-pattern": how.scan_pattern, "--channel": how.channel, "--reference": how.reference}
     if option := next((name for name, value in given.items() if value), None):
         raise UsageError(
             f"{show_name(source)} is a manifest, which says what a scan is; {option} belongs to folders. "
             "Give it to `raysegment index` when the manifest is made."
         )
-    table = renew_fingerprints(read_manifest(source), fingerprint)
+    table = renew_fingerprints(read_manifest(source), how.fingerprint)
     if naming.patients is None:
         return table
     column = pa.array(match_patients(table["scan_id"].to_pylist(), naming.patients), pa.string())
     metadata = {**(table.schema.metadata or {}), OWN_PATIENTS: b"0"}
     index = table.schema.get_field_index("patient_id")
     return table.set_column(index, MANIFEST_SCHEMA.field("patient_id"), column).replace_schema_metadata(metadata)
+
+
+def recorded_finding(chosen: Mapping[str, Any], source: str) -> Finding:
+    """How a run found its scans, to find them again where they or their references lie now.
+
+    Args:
+        chosen: The options that the run's record holds.
+        source: Where to look; a manifest says itself what a scan is.
+    """
+    left_out = OF_FOLDERS if is_manifest(source) else ()
+    names = [item.name for item in fields(Finding) if item.name not in left_out]
+    known: dict[str, Any] = {name: chosen[name] for name in names if chosen.get(name) is not None}
+    return Finding(**known)
 
 
 def summarise(table: pa.Table) -> IndexSummary:

@@ -51,14 +51,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     started = time.time()
     bundle = load_bundle(options.model)
     options = replace(options, members=bundle.count_members(options.members))
-    found = find_scans(
-        options.source,
-        patient_pattern=options.patient_pattern,
-        scan_pattern=options.scan_pattern,
-        channels=options.channel,
-        references=options.reference,
-        fingerprint=options.fingerprint,
-    )
+    found = find_scans(options.source, options)
     drawn = match_labels(options.source, options.labels, bundle.labels, found)
     found = order_channels(found, bundle.channel_names)
     manifest, split_origin = choose_scans(

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.index import find_scans
+from raysegment.archive.index import find_scans, recorded_finding
 from raysegment.archive.manifest import entry_of, is_manifest
 from raysegment.errors import ScanError, UsageError
 from raysegment.options import ExportOptions
@@ -27,18 +27,6 @@ from raysegment.store.masks import decode_mask, iterate_masks
 from raysegment.store.parts import Failure
 from raysegment.store.place import Place
 from raysegment.store.writers.nifti import write_volume
-
-HOW_SCANS_WERE_FOUND = {
-    "patient_pattern": "patient_pattern",
-    "scan_pattern": "scan_pattern",
-    "channel": "channels",
-    "reference": "references",
-    "fingerprint": "fingerprint",
-}
-"""Options of the run that decide what a scan is and how its fingerprint is made, and what `find_scans` calls them."""
-
-OF_FOLDERS = ("scan_pattern", "channel", "reference")
-"""Of these a manifest says itself what they would."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +139,8 @@ def _find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.T
         source = folders[0] if len(folders) == 1 else source
     if not source:
         raise UsageError(f"{options.tables} does not say where its scans lie; give --source.")
-    known = [option for option in HOW_SCANS_WERE_FOUND if chosen.get(option) is not None]
-    if is_manifest(source):
-        known = [option for option in known if option not in OF_FOLDERS]
     try:
-        return find_scans(source, **{HOW_SCANS_WERE_FOUND[option]: chosen[option] for option in known})
+        return find_scans(source, recorded_finding(chosen, source))
     except UsageError as error:
         if options.source:
             raise

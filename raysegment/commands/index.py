@@ -58,14 +58,7 @@ def index(options: IndexOptions) -> IndexResult:
     """
     if options.out is not None:
         check_target(options.out)
-    table = find_scans(
-        options.source,
-        patient_pattern=options.patient_pattern,
-        scan_pattern=options.scan_pattern,
-        channels=options.channel,
-        references=options.reference,
-        fingerprint=options.fingerprint,
-    )
+    table = find_scans(options.source, options)
     labels, labels_from = locate_labels(options.source, options.labels, Labels().names[0], table)
     if options.out is not None:
         write_manifest(table, options.out)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.filesystem import absolute_source
-from raysegment.archive.index import find_scans
+from raysegment.archive.index import find_scans, recorded_finding
 from raysegment.archive.manifest import entry_of, is_manifest
 from raysegment.archive.reference_join import Joined, find_references, join_references
 from raysegment.archive.split import choose_scans
@@ -309,11 +309,11 @@ def _join(options: MeasureOptions, stored: StoredTables) -> Joined:
         )
     if options.reference:
         return find_references(options.references, options.reference, stored.scans, options.fingerprint)
-    how: dict[str, Any] = {}
-    if not is_manifest(options.references):
-        how = {"channels": stored.chosen.get("channel"), "references": stored.chosen.get("reference")}
-        how["scan_pattern"] = options.scan_pattern or stored.chosen.get("scan_pattern")
-    return join_references(find_scans(options.references, fingerprint=options.fingerprint, **how), stored.scans)
+    chosen = stored.chosen | {"patient_pattern": None, "fingerprint": options.fingerprint}
+    if options.scan_pattern:
+        chosen["scan_pattern"] = options.scan_pattern
+    how = recorded_finding(chosen, options.references)
+    return join_references(find_scans(options.references, how), stored.scans)
 
 
 def _mark(manifest: pa.Table, scans: pa.Table) -> tuple[pa.Table, set[str]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysegment.archive.index import find_scans
+from raysegment.archive.index import find_scans, recorded_finding
 from raysegment.archive.labels import parse_labels
 from raysegment.archive.names import show_name
 from raysegment.errors import EXIT_DONE, RaysegmentError, UsageError
@@ -107,13 +107,7 @@ def _describe_unread(chosen: Mapping[str, Any]) -> str:
 def find_manifest(chosen: Mapping[str, Any]) -> tuple[pa.Table | None, str]:
     """The scans of a run's source, by the options it was started with; None, and why, where they are not there."""
     try:
-        found = find_scans(
-            chosen["source"],
-            patient_pattern=chosen.get("patient_pattern"),
-            scan_pattern=chosen.get("scan_pattern"),
-            channels=chosen.get("channel"),
-            references=chosen.get("reference"),
-        )
+        found = find_scans(chosen["source"], recorded_finding(chosen, chosen["source"]))
     except KeyError:
         return None, "the run does not say where its scans lie."
     except RaysegmentError as error:

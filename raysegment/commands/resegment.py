@@ -143,14 +143,7 @@ class Night:
             UsageError: No scan is left, or more are gone than the cohort file allows.
         """
         chosen, options = self.cohort.chosen, self.infer_options
-        found = find_scans(
-            chosen.source,
-            patient_pattern=options.patient_pattern,
-            scan_pattern=options.scan_pattern,
-            channels=options.channel,
-            references=options.reference,
-            fingerprint=options.fingerprint,
-        )
+        found = find_scans(chosen.source, options)
         self.drawn = match_labels_if_known(chosen.source, options.labels, self.bundle.labels, found)
         found = order_channels(found, self.bundle.channel_names)
         self.manifest = select_scans(

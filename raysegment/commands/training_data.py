@@ -13,7 +13,7 @@ from raysegment.archive.index import find_scans
 from raysegment.archive.labels import find_labels
 from raysegment.archive.split import Drawing, SplitResult, assign_splits
 from raysegment.model.init_from import Origin
-from raysegment.options import TrainOptions
+from raysegment.options import Finding, TrainOptions
 from raysegment.pipeline.sides import check_mirror
 from raysegment.pipeline.training_set import (
     check_channels,
@@ -81,13 +81,13 @@ def find_training_data(options: TrainOptions, record: Mapping[str, Any], origin:
     Raises:
         UsageError: Nothing to train on, or choices that do not fit it.
     """
-    found = find_scans(
-        options.source,
-        patient_pattern=options.patient_pattern,
+    how = Finding(
+        channel=options.channel,
+        reference=options.reference,
         scan_pattern=options.scan_pattern,
-        channels=options.channel,
-        references=options.reference,
+        patient_pattern=options.patient_pattern,
     )
+    found = find_scans(options.source, how)
     labels = find_labels(options.source, options.labels, options.label, found)
     found = order_channels(found, most_common_names(found))
     split = assign_splits(

@@ -10,6 +10,7 @@ from raysegment.archive.decoder import Decoder
 from raysegment.archive.index import find_scans, summarise
 from raysegment.archive.manifest import entries, read_manifest, write_manifest
 from raysegment.errors import AccessError, UsageError
+from raysegment.options import Finding
 
 boto3 = pytest.importorskip("boto3", reason="boto3 is not installed")
 moto_server = pytest.importorskip("moto.server", reason="moto is not installed")
@@ -75,7 +76,7 @@ def test_contents_of_a_bucket_are_hashed_as_those_of_a_folder(bucket, tmp_path, 
     write_series(tmp_path / "p1", "p_")
     upload(client, tmp_path)
     monkeypatch.setattr("raysegment.archive.filesystem.HASH_BYTES", 100)
-    tables = [find_scans(source, fingerprint="content") for source in (str(tmp_path), uri)]
+    tables = [find_scans(source, Finding(fingerprint="content")) for source in (str(tmp_path), uri)]
     near, far = ({entry.scan_id: entry.fingerprint for entry in entries(table)}["p1"] for table in tables)
     assert near == far
 

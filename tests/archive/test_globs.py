@@ -16,6 +16,7 @@ from raysegment.archive.grouping.naming import Naming, parse_channels, parse_ref
 from raysegment.archive.index import find_scans, summarise, warn_of_references
 from raysegment.archive.walk import Folder, FoundFile
 from raysegment.errors import UsageError
+from raysegment.options import Finding
 
 
 def group(
@@ -176,7 +177,7 @@ def test_references_that_fit_no_scan_are_refused_with_examples():
 
 def test_a_scan_pattern_and_channels_exclude_each_other(tmp_path):
     with pytest.raises(UsageError, match="both say what a scan is"):
-        find_scans(str(tmp_path), scan_pattern="(a)", channels=("f={scan}.nii",))
+        find_scans(str(tmp_path), Finding(scan_pattern="(a)", channel=("f={scan}.nii",)))
 
 
 def test_all_three_real_cases_are_found_by_two_channels():
@@ -185,8 +186,10 @@ def test_all_three_real_cases_are_found_by_two_channels():
         pytest.skip("RAYSEGMENT_DATA names no folder that holds brats/")
     table = find_scans(
         str(folder),
-        channels=("FLAIR={scan}/*flair*", "T1ce={scan}/*_t1ce.nii.gz", "T1ce={scan}/T1c_*"),
-        references=("{scan}/*_seg.nii.gz", "{scan}/OTMultiClass*"),
+        Finding(
+            channel=("FLAIR={scan}/*flair*", "T1ce={scan}/*_t1ce.nii.gz", "T1ce={scan}/T1c_*"),
+            reference=("{scan}/*_seg.nii.gz", "{scan}/OTMultiClass*"),
+        ),
     )
     assert table["scan_id"].to_pylist() == ["BraTS20_Training_001", "brats_2013_pat0001_1", "brats_2013_pat0002_1"]
     assert table["channels"].to_pylist() == [2, 2, 2]
@@ -197,9 +200,9 @@ def test_all_three_real_cases_are_found_by_two_channels():
 def test_references_that_take_all_files_or_none_are_told(tmp_path):
     (tmp_path / "a.nii.gz").write_bytes(b"")
     with pytest.raises(UsageError, match=r"fits all files, such as a.nii.gz, .* such as '\{scan\}/\*_seg.nii.gz'"):
-        find_scans(str(tmp_path), references=["{scan}"])
+        find_scans(str(tmp_path), Finding(reference=("{scan}",)))
     with pytest.raises(UsageError, match=r"such as '\{scan\}/\*_seg.nii.gz'"):
-        find_scans(str(tmp_path), references=["*_seg.nii.gz"])
-    found = find_scans(str(tmp_path), channels=["t1={scan}.nii.gz"], references=["{scan}_seg.nii.gz"])
+        find_scans(str(tmp_path), Finding(reference=("*_seg.nii.gz",)))
+    found = find_scans(str(tmp_path), Finding(channel=("t1={scan}.nii.gz",), reference=("{scan}_seg.nii.gz",)))
     assert len(warn_of_references(found)) == 1
     assert warn_of_references(find_scans(str(tmp_path))) == []

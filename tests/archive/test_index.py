@@ -16,6 +16,7 @@ from raysegment.archive.index import find_scans, summarise
 from raysegment.archive.manifest import MANIFEST_SCHEMA, entries, to_table, write_manifest
 from raysegment.archive.read import read_scan
 from raysegment.errors import UsageError
+from raysegment.options import Finding
 from raysegment.pipeline.training_set import hash_data
 from raysegment.scan import Labels, ScanEntry
 
@@ -247,7 +248,7 @@ def test_a_png_called_tif_is_read_as_png(tmp_path):
 def test_the_patient_pattern_reads_patients_from_scan_ids(tmp_path):
     for name in ("p1_t1", "p1_t2", "p2_t1"):
         write_image(tmp_path / "images" / f"{name}.png")
-    table = find_scans(str(tmp_path), patient_pattern=r"images/([^_]+)_")
+    table = find_scans(str(tmp_path), Finding(patient_pattern=r"images/([^_]+)_"))
     assert column(table, "patient_id") == ["p1", "p1", "p2"]
     assert summarise(table).own_patients == 0
 
@@ -257,7 +258,7 @@ def test_the_scan_pattern_joins_images_and_references_of_one_folder(tmp_path):
         write_image(tmp_path / "images" / f"{name}.png")
     for name in ("p1-9", "p2-1_mask"):
         write_image(tmp_path / "masks" / f"{name}.png")
-    table = find_scans(str(tmp_path), scan_pattern=r"(p\d+)-")
+    table = find_scans(str(tmp_path), Finding(scan_pattern=r"(p\d+)-"))
     assert column(table, "scan_id") == ["p1", "p2"] == column(table, "patient_id")
     assert column(table, "files") == [["images/p1-9.png", "images/p1-10.png"], ["images/p2-1.png"]]
     assert column(table, "reference_files") == [["masks/p1-9.png", ""], ["masks/p2-1_mask.png"]]
@@ -271,7 +272,7 @@ def test_the_scan_pattern_splits_a_series_and_the_folder_is_still_the_patient(tm
     for patient in ("a", "b"):
         for name in ("t1_1", "t1_2", "t2_1"):
             write_image(tmp_path / patient / f"{name}.png")
-    table = find_scans(str(tmp_path), scan_pattern=r"(\w/t\d)_")
+    table = find_scans(str(tmp_path), Finding(scan_pattern=r"(\w/t\d)_"))
     assert column(table, "scan_id") == ["a/t1", "a/t2", "b/t1", "b/t2"]
     assert column(table, "patient_id") == ["a", "a", "b", "b"]
 
@@ -280,7 +281,7 @@ def test_the_scan_pattern_may_join_images_of_several_folders(tmp_path):
     for patient in ("a", "b"):
         for slice_ in ("1", "2"):
             write_image(tmp_path / patient / slice_ / "flair.png")
-    table = find_scans(str(tmp_path), scan_pattern=r"^(\w)/")
+    table = find_scans(str(tmp_path), Finding(scan_pattern=r"^(\w)/"))
     assert column(table, "scan_id") == ["a", "b"] == column(table, "patient_id")
     assert column(table, "files")[0] == ["a/1/flair.png", "a/2/flair.png"]
 
@@ -288,7 +289,7 @@ def test_the_scan_pattern_may_join_images_of_several_folders(tmp_path):
 def test_a_scan_torn_between_split_folders_has_no_split_and_says_so(tmp_path):
     for folder, name in (("train", "p1_1"), ("test", "p1_2"), ("test", "p2_1")):
         write_image(tmp_path / folder / "images" / f"{name}.png")
-    table = find_scans(str(tmp_path), scan_pattern=r"(p\d)_")
+    table = find_scans(str(tmp_path), Finding(scan_pattern=r"(p\d)_"))
     assert column(table, "split") == [None, "test"]
     assert [scan_id for scan_id, _ in summarise(table).problems] == ["p1"]
 
@@ -296,7 +297,7 @@ def test_a_scan_torn_between_split_folders_has_no_split_and_says_so(tmp_path):
 def test_stacks_are_no_slices_of_a_named_scan(tmp_path):
     for number in range(2):
         tifffile.imwrite(tmp_path / f"ct_{number}.tif", np.zeros((5, 8, 8), np.int16))
-    table = find_scans(str(tmp_path), scan_pattern=r"(ct)_")
+    table = find_scans(str(tmp_path), Finding(scan_pattern=r"(ct)_"))
     assert summarise(table).problems == [("ct", "ct_0.tif holds 5 slices; a scan of several files has one in each")]
 
 
@@ -304,7 +305,7 @@ def test_stacks_are_no_slices_of_a_named_scan(tmp_path):
 def test_a_patient_pattern_that_cannot_work_is_refused(tmp_path, pattern):
     write_image(tmp_path / "images" / "a.png")
     with pytest.raises(UsageError, match="--patient-pattern"):
-        find_scans(str(tmp_path), patient_pattern=pattern)
+        find_scans(str(tmp_path), Finding(patient_pattern=pattern))
 
 
 def test_the_fingerprint_changes_with_any_file_of_the_scan_and_with_nothing_else(tmp_path, write_series):
@@ -320,13 +321,13 @@ def test_the_fingerprint_changes_with_any_file_of_the_scan_and_with_nothing_else
 
 def test_the_content_fingerprint_ignores_times_and_sees_bytes(tmp_path, write_series):
     write_series(tmp_path / "a", "a_")
-    before = column(find_scans(str(tmp_path), fingerprint="content"), "fingerprint")
+    before = column(find_scans(str(tmp_path), Finding(fingerprint="content")), "fingerprint")
     os.utime(tmp_path / "a" / "a_2.tif", ns=(1, 1))
-    assert column(find_scans(str(tmp_path), fingerprint="content"), "fingerprint") == before
+    assert column(find_scans(str(tmp_path), Finding(fingerprint="content")), "fingerprint") == before
     file = tmp_path / "a" / "a_2.tif"
     data = file.read_bytes()
     file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    assert column(find_scans(str(tmp_path), fingerprint="content"), "fingerprint") != before
+    assert column(find_scans(str(tmp_path), Finding(fingerprint="content")), "fingerprint") != before
 
 
 def test_a_missing_source_and_a_source_without_scans_are_wrong_usage(tmp_path):
