@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel
@@ -25,7 +26,7 @@ from raysegment.commands import measure as measure_module
 from raysegment.commands.measure import measure
 from raysegment.commands.report import report
 from raysegment.errors import OutputError, UsageError
-from raysegment.options import MeasureOptions, Postprocessing, Preprocessing, ReportOptions
+from raysegment.options import Finding, MeasureOptions, Postprocessing, Preprocessing, ReportOptions
 from raysegment.pipeline.blocks import read_block, scans_of
 from raysegment.pipeline.gallery import draw_inference_figures, draw_training_figures
 from raysegment.pipeline.segment import ScanSegmenter
@@ -62,15 +63,9 @@ def segment(
     )
     segmenter = ScanSegmenter(lambda batch: [network(batch)], choices)
     with Decoder(settings=ReadSettings(labels=labels, slice_axis=slice_axis)) as decoder:
-        blocks = (
-            block
-            for entry in entries(find_scans(str(archive), **(how or {})))
-            for block in read_block(decoder, [entry])
-        )
+        blocks = (block for entry in entries(find_scans(str(archive), how)) for block in read_block(decoder, [entry]))
         rows = [row for block in blocks for row in segmenter.segment(scans_of(block))]
-    write_tables(
-        out, rows, chosen={"model": "gone", **{name.removesuffix("s"): globs for name, globs in (how or {}).items()}}
-    )
+    write_tables(out, rows, chosen={"model": "gone", **asdict(how or Finding())})
     return rows
 
 
@@ -211,7 +206,7 @@ def test_scans_are_found_as_they_were_when_they_were_segmented(tmp_path):
             target = tmp_path / "archive" / path.name.partition(".")[0] / f"{name}.nii.gz"
             target.parent.mkdir(parents=True, exist_ok=True)
             path.rename(target)
-    how = {"channels": ("T1={scan}/t1.nii.gz",), "references": ("{scan}/drawn.nii.gz",)}
+    how = Finding(channel=("T1={scan}/t1.nii.gz",), reference=("{scan}/drawn.nii.gz",))
     segment(tmp_path / "archive", tmp_path / "tables", num_channels=1, how=how)
     result = measure(options_for(tmp_path / "tables", tmp_path / "archive", tmp_path / "eval"))
     assert (result.scans_ok, result.exit_code) == (2, 0)
