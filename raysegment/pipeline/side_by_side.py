@@ -18,6 +18,9 @@ def run_side_by_side(function: Callable[[Item], Result], items: Iterable[Item], 
         function: Called in threads.
         items: Read in the caller's thread.
         workers: Threads.
+
+    Raises:
+        Exception: What the function raised; what ended at the same time without an error was told before.
     """
     waiting, running = iter(items), set[Future[Result]]()
     with ThreadPoolExecutor(workers, thread_name_prefix="scan") as pool:
@@ -27,7 +30,8 @@ def run_side_by_side(function: Callable[[Item], Result], items: Iterable[Item], 
                 if not running:
                     return
                 ended, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
+                # What is finished is told before an error ends the loop.
+                for future in sorted(ended, key=lambda future: future.exception() is not None):
                     yield future.result()
         finally:
             pool.shutdown(cancel_futures=True)
