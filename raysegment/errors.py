@@ -23,6 +23,8 @@ RaysegmentError                 exit 1: the run failed
     ├── reference: GridMismatchError, ReferenceValuesError, UnreadableReferenceError
     ├── export: SourceChangedError, UnknownGridError
     └── access: AccessError     permission, I/O, time-out; every later run tries it again
+
+Exit 3 means that scans failed and the rest is done, 4 that all is done and new scans have drifted (`--fail-on-drift`).
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_SOME_SCANS_FAILED = 3
+EXIT_DRIFT = 4
 EXIT_INTERRUPTED = 130
 
 

@@ -697,6 +697,9 @@ class CohortOptions(Checked):
     )
     change_percent: float = choice(10.0, "as in `compare`", unit="percent", affects_result=True, minimum=0, maximum=100)
     change_dice: float = choice(0.8, "as in `compare`", affects_result=True, minimum=0, maximum=1)
+    drift_rate: float = choice(
+        0.05, "share of runs that raise an alarm of drift where there is none, at most", minimum=0.0001, maximum=0.2
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -706,6 +709,9 @@ class ResegmentOptions(CommandOptions):
     cohort: str = choice(MISSING, "cohort file, YAML", positional=True)
     allow_mass_vanish: bool = choice(
         False, "go on where more scans are gone than the cohort file allows; refused if not given"
+    )
+    fail_on_drift: bool = choice(
+        False, "exit 4 where new scans differ from the training set or from the cohort's past; 3 and 1 come first"
     )
     notify: str | None = choice(
         None,

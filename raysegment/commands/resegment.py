@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,10 +17,12 @@ from raysegment.archive.selection import select_scans
 from raysegment.cluster.inference.remaining import find_remaining
 from raysegment.cluster.inference.run import InferResult, identify_inference, resolve_options, run_inference
 from raysegment.cluster.session import check_temp_dir, interruptible
+from raysegment.commands.cohort_drift import NightTables, is_as_bundled, watch_drift, write_drift
 from raysegment.commands.compare import compare
-from raysegment.errors import EXIT_DONE, EXIT_FAILED, UsageError
+from raysegment.errors import EXIT_DONE, EXIT_DRIFT, EXIT_FAILED, UsageError
 from raysegment.model.bundle import Bundle, load_bundle
 from raysegment.options import CompareOptions, InferOptions, ResegmentOptions
+from raysegment.pipeline.drift import describe_drift
 from raysegment.runs.cohort import CohortFolder
 from raysegment.runs.cohort_file import Cohort, read_cohort
 from raysegment.runs.cohort_results import Current
@@ -45,11 +48,13 @@ class ResegmentResult:
         scans_ok: Of the cohort's scans those that are segmented, now or before.
         scans_failed: Those that failed.
         changed_scans: Scans with a change against the result before; None where there was none.
+        drift: How the scans that were segmented differ from the training set and the cohort's past, see
+            `pipeline/drift`; None where none were.
         has_moved: Whether there is a new current result.
         scans_now: Scans that this run segmented.
         seconds_total: Wall-clock time.
         seconds_startup: Until a network gave its first probabilities; None where none did.
-        exit_code: 0; 3 where scans failed; 1 where no scan is ok.
+        exit_code: 0; 3 where scans failed; 1 where no scan is ok; with `fail_on_drift` 4 where there is drift.
     """
 
     cohort: str
@@ -59,6 +64,7 @@ class ResegmentResult:
     scans_ok: int = 0
     scans_failed: int = 0
     changed_scans: int | None = None
+    drift: dict[str, Any] | None = None
     has_moved: bool = False
     scans_now: int = 0
     seconds_total: float = 0.0
@@ -198,8 +204,9 @@ class Night:
             console.say("the scans that failed before failed again; the result before stays current")
             return self.conclude(started, has_moved=False, inference=inference)
         changed = self._compare(result, run)
+        drift = self._watch_drift(place, run, console)
         self.folder.move_current(Current(result, run, self.bundle.model_id, self.options_id), self.current)
-        ended = self.conclude(started, has_moved=True, inference=inference, result=result, changed=changed)
+        ended = self.conclude(started, has_moved=True, inference=inference, result=result, changed=changed, drift=drift)
         self.folder.write_run(run, asdict(ended))
         console.say(f"{result} is current now" + ("" if changed is None else f"; {changed} scans changed"))
         return ended
@@ -212,6 +219,7 @@ class Night:
         inference: InferResult | None = None,
         result: str | None = None,
         changed: int | None = None,
+        drift: dict[str, Any] | None = None,
     ) -> ResegmentResult:
         """What the run came to."""
         failed = self.counts["failed_before"] if inference is None else inference.scans_failed
@@ -223,11 +231,12 @@ class Night:
             scans_ok=self.manifest.num_rows - failed if inference is None else inference.scans_ok,
             scans_failed=failed,
             changed_scans=changed,
+            drift=drift,
             has_moved=has_moved,
             scans_now=0 if inference is None else inference.scans_now,
             seconds_total=time.time() - started,
             seconds_startup=None if inference is None else inference.seconds_startup,
-            exit_code=EXIT_DONE if inference is None else inference.exit_code,
+            exit_code=self._choose_exit_code(inference, drift),
         )
 
     def say_plan(self, console: Console) -> None:
@@ -291,6 +300,24 @@ class Night:
             )
         )
         return int(compared.summary["changed_scans"])
+
+    def _watch_drift(self, after: Place, run: str, console: Console) -> dict[str, Any] | None:
+        """Say and keep how the scans of this run differ from others; None where there are none."""
+        before = None if self.current is None else Place(self._path(self.current))
+        options = (self.infer_options, self.bundle, self.drawn)
+        night = NightTables(before, after, self.bundle, self.is_new_model, is_as_bundled(*options))
+        found = watch_drift(night, self.cohort.chosen.drift_rate)
+        if found is None:
+            return None
+        where = self.folder.locate(write_drift(self.folder.place, run, found))
+        for line in describe_drift(found.summary, found.summary["notes"], where):
+            console.say(line)
+        return found.summary
+
+    def _choose_exit_code(self, inference: InferResult | None, drift: dict[str, Any] | None) -> int:
+        code = EXIT_DONE if inference is None else inference.exit_code
+        has_drifted = drift is not None and drift["is_drift"]
+        return EXIT_DRIFT if code == EXIT_DONE and has_drifted and self.options.fail_on_drift else code
 
     def _path(self, current: Current) -> str:
         return self.folder.locate(current.result)

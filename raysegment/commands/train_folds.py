@@ -198,9 +198,9 @@ def write_ensemble(training: Training, folds: Sequence[HeldOut], summary: Mappin
             "options": changed_result(options),
         },
     }
-    metrics = read_rows(Place(str(training.folder / OUT_OF_FOLD)), "metrics")
+    metrics, scans = (read_rows(Place(str(training.folder / OUT_OF_FOLD)), name) for name in ("metrics", "scans"))
     bundles = [fold.bundle for fold in folds]
-    return join_bundles(training.folder / "model", bundles, patients, metrics, facts).model_id
+    return join_bundles(training.folder / "model", bundles, patients, metrics, scans, facts).model_id
 
 
 def choose_scores(summary: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,6 +58,7 @@ class BundleDescription:
         scores: Scores on scans not trained on, for the card.
         provenance: Anything else that made it: options, seed, versions. No dates, they would change `model_id`.
         doubt: Plain numbers that tell when to doubt a mask, see `pipeline/doubt`; None for none.
+        training_features: Plain numbers to compare new scans with, see `pipeline/training_features`; None for none.
     """
 
     preprocessing: Preprocessing
@@ -73,6 +74,7 @@ class BundleDescription:
     scores: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     doubt: Mapping[str, Any] | None = None
+    training_features: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +106,7 @@ class Bundle:
     scores: Mapping[str, Any]
     provenance: Mapping[str, Any]
     doubt: Mapping[str, Any] | None
+    training_features: Mapping[str, Any] | None
 
     @property
     def num_members(self) -> int:
@@ -292,9 +295,9 @@ def _describe(description: BundleDescription) -> dict[str, Any]:
     }
     if description.threshold is not None:
         content["postprocessing"]["threshold"] = description.threshold
-    # Bundles of older versions lack it, and keep their model_id.
-    if description.doubt is not None:
-        content["doubt"] = dict(description.doubt)
+    # Bundles of older versions lack them, and keep their model_id.
+    known = {"doubt": description.doubt, "training_features": description.training_features}
+    content |= {name: dict(values) for name, values in known.items() if values is not None}
     return content
 
 
@@ -318,11 +321,9 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], members: tuple[Membe
         num_channels=int(content["num_channels"]),
         members=members,
         training_patients=frozenset(content["training_patients"]),
-        data=content["data"],
-        split=content["split"],
-        scores=content["scores"],
-        provenance=content["provenance"],
+        **{name: content[name] for name in ("data", "split", "scores", "provenance")},
         doubt=content.get("doubt"),
+        training_features=content.get("training_features"),
     )
 
 

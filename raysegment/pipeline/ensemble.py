@@ -20,6 +20,7 @@ from raysegment.model.ensemble import save_ensemble
 from raysegment.options import Postprocessing
 from raysegment.pipeline.doubt import join_doubt
 from raysegment.pipeline.predicted_dice import fit_predicted_dice
+from raysegment.pipeline.training_features import describe_held_out
 
 
 def join_bundles(
@@ -27,6 +28,7 @@ def join_bundles(
     bundles: Sequence[Bundle],
     patients: Iterable[str],
     metrics: pa.Table,
+    scans: pa.Table,
     facts: Mapping[str, Mapping[str, Any]],
 ) -> Bundle:
     """Write the bundle of several folds.
@@ -37,6 +39,7 @@ def join_bundles(
         patients: All who took part. Each was held out by one fold, and trained or at least validated on by the others,
             so the ensemble has seen them all.
         metrics: Of each scan segmented by the fold that held it out; from these the Dice is predicted.
+        scans: Rows of the same scans.
         facts: `data`, `split`, `scores`, `provenance` of the description.
 
     Returns:
@@ -55,6 +58,7 @@ def join_bundles(
         split=facts["split"],
         scores=facts["scores"],
         doubt=join_doubt(doubts, fit_predicted_dice(metrics)) if len(doubts) == len(bundles) else None,
+        training_features=describe_held_out(scans),
         provenance={**facts["provenance"], "members": [bundle.model_id for bundle in bundles]},
     )
     return save_ensemble(folder, bundles, description)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from raysegment.pipeline.thresholds import (
     score_components,
     score_thresholds,
 )
+from raysegment.pipeline.training_features import TrainingTraits, describe_training_features
 from raysegment.pipeline.views.tiles import predict_slices
 from raysegment.scan import Labels
 
@@ -57,7 +59,8 @@ def write_bundle(
         progress: Where training ended.
         validation: All validation scans.
         facts: `num_channels` (of a scan), `training_patients`, `data`, `split`, `provenance`; `reference_sizes` of the
-            scans trained on, where these are known; of a base model `origin` and `inherited_patients`.
+            scans trained on and `traits` of all scans, where these are known; of a base model `origin` and
+            `inherited_patients`.
 
     Returns:
         `threshold` (by label where each has one of its own), `min_component_voxels`, `val_dice` and `val_precision`
@@ -72,7 +75,15 @@ def write_bundle(
     model = build_plain(options, num_inputs, load_best(folder / "checkpoints", progress.best_epoch), labels)
     predictor = Predictor(model, precision=options.precision, batch_size=min(SLICES_AT_ONCE, options.batch_size))
     scores = choose_postprocessing(predictor.predict_each, options, labels, validation)
-    save_bundle(folder / "model", model, describe_bundle(options, labels, progress, scores, facts))
+    features = describe_training_features(
+        lambda kept: predict_validation(predictor.predict_each, kept, options, labels),
+        labels,
+        scores,
+        validation,
+        facts.get("traits", TrainingTraits()),
+    )
+    description = describe_bundle(options, labels, progress, scores, facts)
+    save_bundle(folder / "model", model, replace(description, training_features=features))
     return scores
 
 

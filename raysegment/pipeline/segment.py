@@ -30,6 +30,7 @@ from raysegment.imaging.preprocess import (
     prepare_scan,
     select_channels,
 )
+from raysegment.imaging.quantiles import measure_quantiles
 from raysegment.pipeline.blocks import ReadScan
 from raysegment.pipeline.doubt import judge_doubt, measure_doubt
 from raysegment.pipeline.passes import Agreement, Passes, PredictEach, Values, run_passes, smooth_over_slices
@@ -61,6 +62,7 @@ class Work:
         probability: (labels, slices, grid_rows, grid_columns) from `allocate_probability`; 0 where the network saw
             nothing. The mean over mirrored passes and members; smoothed over slices once the scan is being finished.
         agreement: How far these agree.
+        intensity_quantiles: Of the chosen channels as stored.
     """
 
     read: ReadScan
@@ -70,6 +72,7 @@ class Work:
     probability: npt.NDArray[np.floating[Any]]
     seconds: dict[str, float] = field(default_factory=dict)
     agreement: Agreement = field(default_factory=Agreement)
+    intensity_quantiles: list[float] = field(default_factory=list)
 
 
 class ScanSegmenter:
@@ -133,6 +136,9 @@ class ScanSegmenter:
             prepared=prepared,
             views=cut_views(self._find_windows(read.scan, prepared), prepared.geometry),
             probability=allocate_probability(len(self.settings.labels), prepared.pixels.shape[:3]),
+            intensity_quantiles=measure_quantiles(
+                select_channels(read.scan.pixels, self.settings.preprocessing.channels)
+            ),
         )
         work.seconds = {"read": read.seconds_read, "prepare": time.perf_counter() - started, "predict": 0.0}
         return work
@@ -167,7 +173,8 @@ class ScanSegmenter:
             read.scan_id, mask, labels=settings.labels.mask_values, spacing_mm=spacing_mm, affine=work.scan.affine
         )
         work.seconds["finish"] = time.perf_counter() - started
-        return ScanRows(_build_row(read, spacing_mm, work.seconds, settings), metrics, encoded)
+        row = _build_row(read, spacing_mm, work.seconds, settings) | {"intensity_quantiles": work.intensity_quantiles}
+        return ScanRows(row, metrics, encoded)
 
     def _measure_labels(
         self, work: Work, slabs: Slabs, raw: RawMask, mask: Mask, spacing_mm: Spacing | None

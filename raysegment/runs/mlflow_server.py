@@ -45,8 +45,9 @@ MAX_PARAM_CHARS = 500
 """As the oldest servers of MLflow 2 take it."""
 
 MAX_CAUSE_CHARS = 160
-UNHEARD_OF = ("training_patients",)
-"""Keys of model.json that stay here: hashes of short identifiers can be guessed back."""
+UNHEARD_OF = ("training_patients", "training_features")
+"""Keys of model.json that stay here: hashes of short identifiers can be guessed back, and numbers that single patients
+have concern nobody else."""
 
 
 class ServerError(Exception):

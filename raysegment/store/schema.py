@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of the tables' columns, in run.json, where version 1 was not written yet; `ADDED_COLUMNS` has what each one added."""
 
 STATUS_OK = "ok"
@@ -26,6 +26,7 @@ SCANS_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("spacing_mm", pa.list_(pa.float64())),
         ("slice_axis", pa.string()),
+        ("intensity_quantiles", pa.list_(pa.float64())),
         ("model_id", pa.string()),
         ("options_id", pa.string()),
         ("attempt", pa.int32()),
@@ -36,7 +37,9 @@ SCANS_SCHEMA = pa.schema(
     ]
 )
 """One row per scan, ok or failed; a scan is done when its row is here. `attempt` counts the starts of the command;
-`slice_axis` is how a volume was cut, null for files of slices."""
+`slice_axis` is how a volume was cut, null for files of slices. `intensity_quantiles` are the quantiles 0.05, 0.5 and
+0.95 of what is not background, raw, of the first channel that the model sees, then of the second, and so on; null in
+rows of older versions."""
 
 METRICS_SCHEMA = pa.schema(
     [
@@ -144,6 +147,7 @@ ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
             "needs_review",
         ),
     },
+    4: {"scans": ("intensity_quantiles",)},
 }
 """Columns by the version that added them, and by table."""
 
@@ -182,4 +186,28 @@ CHANGES_SCHEMA = pa.schema(
 `difference_percent` is of the volume before, null where that is 0. `dice` and `hd95_mm` are between the two masks where
 both lie: NaN where the label is empty in both, `hd95_mm` also where it is empty in one or no spacing is known; null
 where the masks cannot be compared, and `why_not` says why. `pipeline/changes` has the rule of `is_change`.
+"""
+
+DRIFT_SCHEMA = pa.schema(
+    [
+        ("feature", pa.string()),
+        ("kind", pa.string()),
+        ("against", pa.string()),
+        ("n_before", pa.int64()),
+        ("n_new", pa.int64()),
+        ("median_before", pa.float64()),
+        ("median_new", pa.float64()),
+        ("statistic", pa.float64()),
+        ("p", pa.float64()),
+        ("p_holm", pa.float64()),
+        ("is_drift", pa.bool_()),
+        ("stability_index", pa.float64()),
+        ("why_not", pa.string()),
+    ]
+)
+"""The table of a cohort's `drift/<run>/`: one row per feature and set that new scans are compared with.
+
+`kind` is `intensity`, `spacing`, `shape`, `volume` or `doubt`; `against` is `training` or `past`; `n_before` and
+`n_new` are patients that have the feature. From `statistic` to `is_drift` all are null where nothing was tested, and
+`why_not` says why. `pipeline/drift` has the test.
 """

@@ -343,7 +343,10 @@ def test_only_scans_that_are_meant_are_segmented(cohort: Cohort, models: tuple[P
     [
         ("keeep: 3", r"line 5: unknown key 'keeep'; did you mean keep \(a whole number: results that are kept"),
         ("infra: {}", r"line 5: unknown key 'infra'; did you mean infer \(options of `infer`"),
-        ("zzz: 1", "line 5: unknown key 'zzz'; known are change_dice, change_percent, infer, keep, .*where"),
+        (
+            "zzz: 1",
+            "line 5: unknown key 'zzz'; known are change_dice, change_percent, drift_rate, infer, keep, .*where",
+        ),
         ("notify: mail", "line 5: unknown key 'notify'; known are"),
         ("keep: 1", r"line 5: keep is 1; expected at least 2"),
         ("keep: many", "line 5: keep is 'many'; expected a whole number"),

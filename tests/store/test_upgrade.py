@@ -86,12 +86,28 @@ def test_a_folder_of_version_2_gets_doubt_that_nobody_knows(tmp_path, make_rows)
         publish_part(place, "_staging/1-x", name)
     make_older(place, names[0], 2)
     assert read_version(place, {"schema_version": 2}) == 2
-    assert bring_up_tables(place) == 1
+    assert bring_up_tables(place) == 2
     assert bring_up_tables(place) == 0
     metrics = read_rows(place, "metrics")
     assert metrics["patient_id"].to_pylist() == ["p", "p"]
     assert {metrics[name].null_count for name in ADDED_COLUMNS[3]["metrics"]} == {2}
     assert pq.read_schema(place.path(f"metrics/{names[0]}")).equals(SCHEMAS["metrics"])
+
+
+def test_a_folder_of_version_3_goes_on_with_columns_that_nobody_knows(tmp_path, make_rows):
+    place = Place(str(tmp_path))
+    prepare_tables(place)
+    names = [stage_part(place, "_staging/1-x", [make_rows(scan_id)]).name for scan_id in ("a", "b")]
+    for name in names:
+        publish_part(place, "_staging/1-x", name)
+        make_older(place, name, 3)
+    added = ADDED_COLUMNS[4]["scans"]
+    assert not set(added) & set(pq.read_schema(place.path(f"scans/{names[0]}")).names)
+    assert {read_rows(place, "scans")[name].null_count for name in added} == {2}, "reading needs no upgrade"
+    assert bring_up_tables(place) == 2
+    assert bring_up_tables(place) == 0
+    assert {read_rows(place, "scans")[name].null_count for name in added} == {2}
+    assert pq.read_schema(place.path(f"scans/{names[0]}")).equals(SCHEMAS["scans"])
 
 
 def test_a_newer_folder_is_refused(old):

@@ -30,9 +30,12 @@ from raysegment.errors import (
     WorkerCrashedError,
     parse_scan_error,
 )
+from raysegment.imaging.preprocess import select_channels
+from raysegment.imaging.quantiles import measure_quantiles
 from raysegment.options import Preprocessing, TrainOptions
 from raysegment.pipeline.doubt import ReferenceSize
 from raysegment.pipeline.samples import KeptScan, keep_scan, pack_scan, unpack_scan
+from raysegment.pipeline.training_features import ScanTraits
 from raysegment.scan import LabelMap, Labels, ReadSettings, Scan, Spacing, as_spacing, voxel_volume_mm3
 
 MAX_RETRIES = 3
@@ -59,6 +62,8 @@ KEPT_SCHEMA = pa.schema(
         ("label_voxels", pa.list_(pa.int64())),
         ("voxel_mm3", pa.float64()),
         ("slice_shape", pa.list_(pa.int64())),
+        ("spacing_mm", pa.list_(pa.float64())),
+        ("intensity_quantiles", pa.list_(pa.float64())),
         ("extras", pa.large_binary()),
         ("error_type", pa.string()),
         ("error_message", pa.string()),
@@ -79,6 +84,7 @@ class KeptSet:
         has_lesion: bool, (slices,).
         values: All that the label maps hold.
         reference_sizes: Of each scan, on its own grid.
+        traits: Of each scan, by scan_id.
     """
 
     blocks: list[Any]
@@ -89,6 +95,7 @@ class KeptSet:
     has_lesion: npt.NDArray[np.bool_]
     values: frozenset[int]
     reference_sizes: list[ReferenceSize]
+    traits: dict[str, ScanTraits]
 
     @property
     def slices_per_scan(self) -> list[int]:
@@ -231,6 +238,7 @@ def make_set(references: list[Any], scan_ids: list[str], found: Mapping[str, Kep
         has_lesion=np.concatenate([np.zeros(0, bool), *lesions]),
         values=frozenset().union(*(place.row["values"] for place in places)),
         reference_sizes=[read_size(place.row) for place in places],
+        traits={place.row["scan_id"]: read_traits(place.row) for place in places},
     )
 
 
@@ -261,6 +269,7 @@ def keep_rows(
             )
             row |= {"channels": decoded.scan.pixels.shape[-1], **pack_scan(kept)}
             row |= describe_size(decoded.scan, decoded.reference, settings.labels, spacing_mm)
+            row |= describe_traits(decoded.scan, preprocessing, spacing_mm)
         except ScanError as error:
             row |= {"error_type": type(error).__name__, "error_message": str(error)}
         except Exception as error:
@@ -281,6 +290,25 @@ def read_size(row: Mapping[str, Any]) -> ReferenceSize:
     """What `describe_size` said."""
     rows, columns = row["slice_shape"]
     return ReferenceSize(voxels=tuple(row["label_voxels"]), voxel_mm3=row["voxel_mm3"], slice_shape=(rows, columns))
+
+
+def describe_traits(scan: Scan, preprocessing: Preprocessing, spacing_mm: Spacing | None) -> dict[str, Any]:
+    """What else new scans will be compared with, as columns of a kept row."""
+    spacing = scan.spacing_mm or spacing_mm
+    quantiles = measure_quantiles(select_channels(scan.pixels, preprocessing.channels))
+    return {"spacing_mm": None if spacing is None else list(spacing), "intensity_quantiles": quantiles}
+
+
+def read_traits(row: Mapping[str, Any]) -> ScanTraits:
+    """What `describe_size` and `describe_traits` said."""
+    rows, columns = row["slice_shape"]
+    return ScanTraits(
+        num_slices=len(row["has_lesion"]),
+        slice_shape=(rows, columns),
+        spacing_mm=as_spacing(row["spacing_mm"]),
+        voxel_mm3=row["voxel_mm3"],
+        intensity_quantiles=tuple(row["intensity_quantiles"]),
+    )
 
 
 @lru_cache(maxsize=1)

@@ -18,6 +18,7 @@ from raysegment.options import TrainOptions
 from raysegment.pipeline.finish import count_inputs
 from raysegment.pipeline.gallery import draw_training_figures
 from raysegment.pipeline.learn import Progress, find_checkpoints
+from raysegment.pipeline.training_features import choose_traits
 from raysegment.pipeline.training_set import (
     Errors,
     check_errors,
@@ -137,6 +138,8 @@ def fit_kept(training: Training, kept: KeptScans, share: WorkerShare) -> None:
     start = find_start(options, most_common_names(manifest))
     facts = describe_data(options, manifest, errors, num_channels, record) | describe_origin(start)
     facts["reference_sizes"] = sets["train"].reference_sizes
+    patients = dict(zip(manifest["scan_id"].to_pylist(), manifest["patient_id"].to_pylist(), strict=True))
+    facts["traits"] = choose_traits(sets["train"].traits, sets["val"].traits, patients)
     task = WorkerTask(
         options=options,
         labels=labels,
