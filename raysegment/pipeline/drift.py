@@ -83,6 +83,31 @@ class Comparison:
     num_new: int
 
 
+@dataclass(frozen=True)
+class Sides:
+    """One feature of new scans beside that of a set.
+
+    Attributes:
+        against: Which set it is.
+        feature: What is compared.
+        before: Numbers of the set, ascending.
+        new: Those of the new scans, ascending.
+    """
+
+    against: Against
+    feature: Feature
+    before: Values
+    new: Values
+
+    @property
+    def why_not(self) -> str | None:
+        """Why it is not tested; None where it is."""
+        for count, whose in ((len(self.new), "new patients"), (len(self.before), "patients before")):
+            if count < MIN_PATIENTS:
+                return f"{count} {whose} have it; {MIN_PATIENTS} are needed"
+        return None
+
+
 def find_drift(comparisons: Sequence[Comparison], rate: float) -> pa.Table:
     """Test every feature against every set.
 
@@ -93,23 +118,39 @@ def find_drift(comparisons: Sequence[Comparison], rate: float) -> pa.Table:
     Returns:
         Of `DRIFT_SCHEMA`, ordered by set and feature.
     """
-    sides = [
-        (comparison, feature, _get(comparison.before, feature), _get(comparison.new, feature))
-        for comparison in comparisons
-        for feature in sorted({*comparison.before, *comparison.new}, key=_order)
-    ]
-    rows = [_describe_feature(*side) for side in sides]
-    pairs = [side[2:] for side in sides]
-    tested = [position for position, row in enumerate(rows) if row["why_not"] is None]
-    found = compare_pairs([pairs[position] for position in tested])
-    constant = _find_constant(comparisons)
-    is_counted = np.array([sides[position][1] not in constant for position in tested], bool)
-    corrected = np.ones(len(tested))
-    corrected[is_counted] = correct_holm(found.p_value[is_counted])
+    sides = list_sides(comparisons)
+    rows = [_describe_side(side) for side in sides]
+    tested = [position for position, side in enumerate(sides) if side.why_not is None]
+    found = compare_pairs([(sides[position].before, sides[position].new) for position in tested])
+    corrected = correct_sides([sides[position] for position in tested], found.p_value, comparisons)
     for position, distance, p, p_holm in zip(tested, *found, corrected, strict=True):
         rows[position] |= {"statistic": float(distance), "p": float(p), "p_holm": float(p_holm)}
         rows[position]["is_drift"] = bool(p_holm <= rate)
     return pa.Table.from_pylist(rows, schema=DRIFT_SCHEMA)
+
+
+def list_sides(comparisons: Sequence[Comparison]) -> list[Sides]:
+    """What is to be compared with what, ordered by set and feature."""
+    return [
+        Sides(comparison.against, feature, _get(comparison.before, feature), _get(comparison.new, feature))
+        for comparison in comparisons
+        for feature in sorted({*comparison.before, *comparison.new}, key=_order)
+    ]
+
+
+def correct_sides(tested: Sequence[Sides], p_values: Values, comparisons: Sequence[Comparison]) -> Values:
+    """Holm over what can differ; 1 for features that are the same everywhere.
+
+    Args:
+        tested: Of the sides those that were tested.
+        p_values: Of each.
+        comparisons: All that was compared.
+    """
+    constant = _find_constant(comparisons)
+    is_counted = np.array([side.feature not in constant for side in tested], bool)
+    corrected = np.ones(len(tested))
+    corrected[is_counted] = correct_holm(p_values[is_counted])
+    return corrected
 
 
 def compare_pairs(pairs: Sequence[tuple[Values, Values]]) -> TwoSamples:
@@ -212,26 +253,19 @@ def describe_drift(summary: Mapping[str, Any], notes: Sequence[str], where: str)
     return lines + [f"drift: {note}" for note in notes]
 
 
-def _describe_feature(comparison: Comparison, feature: Feature, before: Values, new: Values) -> dict[str, Any]:
+def _describe_side(side: Sides) -> dict[str, Any]:
+    before, new = side.before, side.new
     return {
-        "feature": feature.name,
-        "kind": feature.kind,
-        "against": comparison.against,
+        "feature": side.feature.name,
+        "kind": side.feature.kind,
+        "against": side.against,
         "n_before": len(before),
         "n_new": len(new),
         "median_before": float(np.median(before)) if len(before) else None,
         "median_new": float(np.median(new)) if len(new) else None,
         "stability_index": measure_stability_index(before, new) if len(before) and len(new) else None,
-        "why_not": _find_reason(len(before), len(new)),
+        "why_not": side.why_not,
     }
-
-
-def _find_reason(num_before: int, num_new: int) -> str | None:
-    """Why a feature is not tested."""
-    for count, whose in ((num_new, "new patients"), (num_before, "patients before")):
-        if count < MIN_PATIENTS:
-            return f"{count} {whose} have it; {MIN_PATIENTS} are needed"
-    return None
 
 
 def _show(row: Mapping[str, Any]) -> str:
