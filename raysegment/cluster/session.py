@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
 
-from raysegment.errors import ClusterError, InterruptedRunError, UsageError
+from raysegment.errors import ClusterError, InterruptedRunError, RaysegmentError, UsageError
 from raysegment.options import Precision
 
 MIN_FREE_BYTES = 2 * 1024**3
@@ -75,18 +75,26 @@ def ray_session(address: str | None, temp_dir: str | None) -> Iterator[None]:
 
 
 def start_ray(arguments: dict[str, Any]) -> None:
-    """Start or join Ray, quietly.
+    """Start or join Ray, quietly; a start on this machine that fails is tried once more.
+
+    Ray gives its own processes half a minute, which is too little where others have the processors.
 
     Raises:
         ClusterError: It does not answer.
     """
     import ray
 
-    try:
-        ray.init(**arguments)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        asked = "a local Ray" if arguments["address"] == "local" else f"--address {arguments['address']}"
-        raise ClusterError(f"{asked} does not answer: {' '.join(str(error).split())[:300]}") from error
+    asked = "a local Ray" if arguments["address"] == "local" else f"--address {arguments['address']}"
+    for is_last in (False, True) if arguments["address"] == "local" else (True,):
+        try:
+            ray.init(**arguments)
+            break
+        except RaysegmentError:
+            raise
+        except Exception as error:  # Ray has no class of its own for a start that took too long.
+            ray.shutdown()
+            if is_last:
+                raise ClusterError(f"{asked} does not answer: {' '.join(str(error).split())[:300]}") from error
     tame_ray_data()
 
 
