@@ -25,12 +25,15 @@ MEMBERS_SCHEMA = pa.schema(
 def update_members(members: pa.Table, manifest: pa.Table, now: int) -> pa.Table:
     """The table of members after a look at the source; those that are new follow the others.
 
+    Where a clock was set back, the look counts as of the latest time that the table knows.
+
     Args:
         members: As it was.
         manifest: The cohort's scans that the source has now.
         now: Seconds since 1970.
     """
-    seen = pa.scalar(now, SEEN)
+    latest = [pc.max(members[name]).value or 0 for name in ("last_seen", "vanished_at")]
+    seen = pa.scalar(max(now, *latest), SEEN)
     position = pc.index_in(members["scan_id"], value_set=manifest["scan_id"].combine_chunks())
     is_here = pc.is_valid(position)
     known = pa.table(
