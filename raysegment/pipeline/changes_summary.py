@@ -29,11 +29,12 @@ def summarise_changes(table: pa.Table) -> dict[str, Any]:
         `scans` by state, `changed_scans`, and of each label `compared`, `changed`, `appeared`, `vanished`, the volumes'
         sums, and mean and quantiles of `difference_ml`, `difference_percent`, `dice` and `hd95_mm`; NaN without values.
     """
-    states = table.group_by(["scan_id", "state"]).aggregate([])["state"].to_pylist()
+    counts = pc.value_counts(table.group_by(["scan_id", "state"]).aggregate([])["state"]).to_pylist()
+    states = {item["values"]: item["counts"] for item in counts}
     changed = table.filter(pc.fill_null(table["is_change"], False))
     names = [name for name in table["label"].unique().to_pylist() if name is not None]
     return {
-        "scans": {state: states.count(state) for state in STATES},
+        "scans": {state: states.get(state, 0) for state in STATES},
         "changed_scans": pc.count_distinct(changed["scan_id"]).as_py(),
         "labels": {name: _summarise_label(table.filter(pc.equal(table["label"], name))) for name in sorted(names)},
     }
@@ -77,19 +78,13 @@ def choose_largest(table: pa.Table, count: int = MOST_SHOWN) -> list[tuple[str, 
         Title, scan_id and label of each.
     """
     rows = table.filter(pc.and_(pc.equal(table["state"], COMPARED), pc.fill_null(table["is_change"], False)))
-    found = rows.select(
-        ["scan_id", "label", "voxels_before", "voxels_after", "volume_ml_before", "volume_ml_after", "dice"]
-    ).to_pylist()
-    ordered = sorted(found, key=_rank)
-    return [(_title(row), row["scan_id"], row["label"]) for row in ordered[:count]]
-
-
-def _rank(row: Mapping[str, Any]) -> tuple[float, float, str, str]:
-    has_volume = row["volume_ml_before"] is not None and row["volume_ml_after"] is not None
-    unit = "volume_ml" if has_volume else "voxels"
-    difference = (row[f"{unit}_after"] or 0) - (row[f"{unit}_before"] or 0)
-    dice = row["dice"] if row["dice"] is not None and not math.isnan(row["dice"]) else 1.0
-    return -abs(difference), dice, row["scan_id"], row["label"]
+    has_volume = pc.and_(pc.is_valid(rows["volume_ml_before"]), pc.is_valid(rows["volume_ml_after"]))
+    voxels = pc.subtract(pc.fill_null(rows["voxels_after"], 0), pc.fill_null(rows["voxels_before"], 0))
+    change = pc.abs(pc.if_else(has_volume, rows["difference_ml"], pc.cast(voxels, pa.float64())))
+    dice = pc.fill_null(pc.if_else(pc.is_nan(rows["dice"]), None, rows["dice"]), 1.0)
+    order = [("change", "descending"), ("rank_dice", "ascending"), ("scan_id", "ascending"), ("label", "ascending")]
+    largest = rows.append_column("change", change).append_column("rank_dice", dice).sort_by(order).slice(0, count)
+    return [(_title(row), row["scan_id"], row["label"]) for row in largest.to_pylist()]
 
 
 def _title(row: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -102,14 +103,16 @@ def read_finished(place: Place) -> pa.Table:
     return read_rows(place, "scans", FINISHED_COLUMNS)
 
 
-def read_rows(place: Place, table: str, columns: list[str] | None = None) -> pa.Table:
-    """Columns of all parts of a table.
+def read_rows(
+    place: Place, table: str, columns: list[str] | None = None, among: Collection[str] | None = None
+) -> pa.Table:
+    """Columns of all parts of a table, or of those parts among the given ones.
 
     Raises:
         DamagedTablesError: A part cannot be read; the message names it.
     """
     schema = SCHEMAS[table]
-    names = [f"{table}/{part}" for part in list_parts(place, table)]
+    names = [f"{table}/{part}" for part in list_parts(place, table) if among is None or part in among]
     parts = [place.path(name) for name in names]
     if not parts:
         empty = schema.empty_table()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,12 +16,14 @@ from raysegment.archive.manifest import entries
 from raysegment.commands.compare import compare
 from raysegment.errors import DamagedTablesError, UsageError
 from raysegment.options import CompareOptions
+from raysegment.pipeline.changes_summary import choose_largest
 from raysegment.runs.record import write_record
 from raysegment.store.masks import decode_mask, encode_mask, iterate_masks
-from raysegment.store.pairs import MaskRows, iterate_pairs
+from raysegment.store.pairs import MaskPairs, MaskRows
 from raysegment.store.parts import ScanRows, stage_part
 from raysegment.store.place import Place
-from raysegment.store.publish import prepare_tables, publish_part
+from raysegment.store.publish import prepare_tables, publish_part, take_out
+from raysegment.store.schema import CHANGES_SCHEMA
 
 SPACING = (5.0, 1.0, 1.0)
 
@@ -151,7 +156,11 @@ def test_what_cannot_be_compared_is_refused(two_nights: tuple[Path, Path], tmp_p
 
 def test_pairs_come_in_a_stream_whatever_the_order_and_the_room(two_nights: tuple[Path, Path]) -> None:
     before, after = (Place(str(side)) for side in two_nights)
-    found = {(one or two)["scan_id"]: (one is not None, two is not None) for one, two in iterate_pairs(before, after)}
+    pairs = MaskPairs(before, after, cache_bytes=1)
+    rows = [pair for batch in pairs.batches() for pair in batch]
+    assert [(one or two)["scan_id"] for one, two in rows] == pairs.scan_ids.to_pylist()
+    assert all(one["scan_id"] == two["scan_id"] for one, two in rows if one and two)
+    found = {(one or two)["scan_id"]: (one is not None, two is not None) for one, two in rows}
     assert found == {
         **{f"scan-{number:02d}": (True, True) for number in (0, 1, 2, 5, 6, 7, 8, 9)},
         **{"scan-03": (True, False), "scan-04": (True, False), "scan-10": (False, True)},
@@ -178,3 +187,41 @@ def test_the_largest_changes_are_drawn_over_the_scans(phantom_archive: Path, tmp
     result = compare(CompareOptions(before=str(before), after=str(after), out=str(tmp_path / "out")))
     assert [Path(path).name for path in result.figures] == ["changes.png", "largest_changes.png"]
     assert all(Path(path).stat().st_size > 5000 for path in result.figures)
+
+
+def test_parts_that_both_share_are_not_read_and_give_the_same_rows(
+    two_nights: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night that was begun from links to the one before, against copies of the same files."""
+    before, linked, copied = two_nights[0], tmp_path / "linked", tmp_path / "copied"
+    shutil.copytree(before, linked, copy_function=os.link)
+    take_out(Place(str(linked)), pa.array(["scan-07"]))
+    extra = [make_rows("scan-20", np.ones((4, 8, 8), np.uint8)), make_rows("scan-07", np.ones((4, 32, 32), np.uint8))]
+    publish_part(Place(str(linked)), "_staging/9", stage_part(Place(str(linked)), "_staging/9", extra).name)
+    shutil.copytree(linked, copied)
+    run(before, copied, tmp_path / "out-copied")
+    taken: list[str] = []
+    opened = MaskRows._open
+    monkeypatch.setattr(MaskRows, "_open", lambda rows, part: (taken.append(rows._parts[part]), opened(rows, part))[1])
+    summary = run(before, linked, tmp_path / "out-linked")
+    assert len(set(taken)) == 1, "only the part of scan-07 is compared"
+    assert summary["changed_scans"] == 1
+    found = [pq.read_table(tmp_path / f"out-{name}" / "changes") for name in ("linked", "copied")]
+    assert repr(found[0].to_pylist()) == repr(found[1].to_pylist())
+
+
+def test_the_largest_changes_come_first() -> None:
+    rows = [
+        {"scan_id": name, "label": "lesion", "state": "compared", "is_change": changed, "voxels_before": 10}
+        | {"voxels_after": after, "volume_ml_before": 1.0, "volume_ml_after": ml, "dice": dice}
+        | {"difference_ml": None if ml is None else ml - 1.0}
+        for name, changed, after, ml, dice in [
+            ("small", True, 12, 1.2, 0.9),
+            ("unlike", True, 12, 1.2, 0.1),
+            ("shrunk", True, 1, 0.1, None),
+            ("same", False, 10, 9.0, 1.0),
+            ("without-volume", True, 60, None, float("nan")),
+        ]
+    ]
+    chosen = choose_largest(pa.Table.from_pylist(rows, schema=CHANGES_SCHEMA), 3)
+    assert [name for _, name, _ in chosen] == ["without-volume", "shrunk", "unlike"]
