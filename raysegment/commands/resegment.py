@@ -203,6 +203,8 @@ class Night:
             self.folder.results.delete(result)
             console.say("the scans that failed before failed again; the result before stays current")
             return self.conclude(started, has_moved=False, inference=inference)
+        # An earlier start of this night may have segmented scans that are gone by now.
+        take_out(place, self._find_gone(read_finished(place)))
         changed = self._compare(result, run)
         drift = self._watch_drift(place, run, console)
         self.folder.move_current(Current(result, run, self.bundle.model_id, self.options_id), self.current)
@@ -270,8 +272,7 @@ class Night:
         same = pc.fill_null(pc.equal(pc.take(failed["fingerprint"], again), remaining.plan["fingerprint"]), False)
         num_again = int(pc.sum(same).as_py() or 0)
         num_known = int(pc.sum(known).as_py() or 0)
-        is_gone = pc.invert(pc.is_in(finished["scan_id"], value_set=self.manifest["scan_id"].combine_chunks()))
-        self.gone = finished["scan_id"].filter(is_gone)
+        self.gone = self._find_gone(finished)
         self.counts = {
             "new": remaining.plan.num_rows - num_known,
             "changed": num_known - num_again,
@@ -288,16 +289,19 @@ class Night:
         ids = [read_finished(Place(place))["scan_id"] for place in (before, after)]
         if not pc.any(pc.is_in(ids[0], value_set=ids[1].combine_chunks())).as_py():
             return None
-        chosen = self.cohort.chosen
+        chosen, out = self.cohort.chosen, f"changes/{run}"
+        # What an earlier start of this night compared may not be what is there now.
+        self.folder.place.delete(out)
         compared = compare(
             CompareOptions(
                 before=before,
                 after=after,
-                out=self.folder.locate(f"changes/{run}"),
+                out=self.folder.locate(out),
                 change_percent=chosen.change_percent,
                 change_dice=chosen.change_dice,
                 json=self.options.json,
-            )
+            ),
+            self.manifest,
         )
         return int(compared.summary["changed_scans"])
 
@@ -318,6 +322,10 @@ class Night:
         code = EXIT_DONE if inference is None else inference.exit_code
         has_drifted = drift is not None and drift["is_drift"]
         return EXIT_DRIFT if code == EXIT_DONE and has_drifted and self.options.fail_on_drift else code
+
+    def _find_gone(self, finished: pa.Table) -> pa.ChunkedArray:
+        is_gone = pc.invert(pc.is_in(finished["scan_id"], value_set=self.manifest["scan_id"].combine_chunks()))
+        return finished["scan_id"].filter(is_gone)
 
     def _path(self, current: Current) -> str:
         return self.folder.locate(current.result)

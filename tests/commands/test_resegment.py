@@ -24,6 +24,7 @@ from raysegment.commands.resegment import resegment
 from raysegment.errors import DamagedTablesError, DiskFullError, InterruptedRunError, LockedError, UsageError
 from raysegment.imaging.phantom import write_archive
 from raysegment.options import CohortCheckOptions, ResegmentOptions
+from raysegment.runs.cohort import CohortFolder
 from raysegment.runs.lock import RunLock
 from raysegment.runs.record import write_record
 from raysegment.store.masks import encode_mask
@@ -230,6 +231,25 @@ def test_a_night_that_was_stopped_leaves_the_one_before_and_goes_on(cohort: Coho
     assert again.has_moved
     assert len(cohort.segmented) == NUM_SCANS - 3, "what was done before the disk was full is kept"
     assert len(list((cohort.out / "results").glob("*/*"))) == 2
+
+
+def test_a_night_that_was_stopped_at_its_very_end_goes_on_with_what_is_there_then(
+    cohort: Cohort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compared already, but not current: meanwhile a scan of that night is gone and another one came."""
+    cohort.run()
+    add_scans(cohort, 2)
+    with monkeypatch.context() as patched:
+        patched.setattr(CohortFolder, "move_current", lambda *given: (_ for _ in ()).throw(DiskFullError("full")))
+        with pytest.raises(DiskFullError):
+            cohort.run()
+    remove_scan(cohort, NUM_SCANS + 1)
+    cohort.change(1)
+    again = cohort.run()
+    assert again.has_moved
+    assert again.changed_scans == 1
+    assert cohort.segmented == ["PHANTOM_0001"]
+    assert sorted(cohort.current()) == [f"PHANTOM_{number:04d}" for number in (1, 2, 3, 4, 5, 6, 7, 8, 10)]
 
 
 def test_a_half_made_night_for_another_model_is_thrown_away(cohort: Cohort, models: tuple[Path, Path]) -> None:
