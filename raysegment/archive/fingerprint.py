@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from raysegment.archive.filesystem import hash_bytes, is_uri, join_source, open_source
+from raysegment.archive.filesystem import decode_name, hash_bytes, is_uri, join_source, open_source
 from raysegment.archive.formats import is_volume
 from raysegment.archive.manifest import FINGERPRINT_MODE, entries
 from raysegment.archive.walk import FoundFile
@@ -18,6 +21,9 @@ from raysegment.scan import ScanEntry
 
 FIRST_ROWS = 1000
 ROWS_AT_ONCE = 1000
+CONCURRENT_LOOKS = 16
+"""Batches whose files are looked at side by side: over a network each look waits for an answer."""
+
 COLUMNS = ["source", "reader", "files", "reference_files", "channel_names"]
 
 
@@ -48,7 +54,7 @@ def pair_channels(reader: str, names: Sequence[str], files: Sequence[str]) -> li
         names: Of the channels; none where they have none.
         files: One for each channel, or one with all of them.
     """
-    if not is_volume(reader) or max(len(names), len(files)) < 2:
+    if max(len(names), len(files)) < 2 or not is_volume(reader):
         return []
     return list(zip_longest(names, files, fillvalue=""))
 
@@ -97,15 +103,32 @@ def _renew_stat(table: pa.Table, given: list[str]) -> list[str]:
 
 def _fingerprints_of_present(table: pa.Table) -> Iterator[str | None]:
     """Of each scan's local files by size and time; None where one of them is out of reach."""
-    for batch in table.select(COLUMNS).to_batches(max_chunksize=ROWS_AT_ONCE):
-        for row in batch.to_pylist():
-            paths = [path for path in row["files"] + row["reference_files"] if path]
-            try:
-                found = [] if is_uri(row["source"]) else [(path, _stat(row["source"], path)) for path in paths]
-            except (OSError, ValueError):
-                found = []
-            channels = pair_channels(row["reader"], row["channel_names"], row["files"])
-            yield fingerprint_files(row["source"], found, "stat", channels) if found else None
+    batches = table.select(COLUMNS).to_batches(max_chunksize=ROWS_AT_ONCE)
+    with ThreadPoolExecutor(min(CONCURRENT_LOOKS, max(1, len(batches)))) as pool:
+        for found in pool.map(_fingerprint_batch, batches):
+            yield from found
+
+
+def _fingerprint_batch(batch: pa.RecordBatch) -> list[str | None]:
+    lists = [_lists_of(batch[name]) for name in ("files", "reference_files", "channel_names")]
+    found: list[str | None] = []
+    for source, reader, files, references, names in zip(
+        batch["source"].to_pylist(), batch["reader"].to_pylist(), *lists, strict=True
+    ):
+        paths = [path for path in files + references if path]
+        try:
+            looked_up = [] if is_uri(source) else [(path, _stat(source, path)) for path in paths]
+        except (OSError, ValueError):
+            looked_up = []
+        channels = pair_channels(reader, names, files)
+        found.append(fingerprint_files(source, looked_up, "stat", channels) if looked_up else None)
+    return found
+
+
+def _lists_of(column: pa.ListArray) -> list[list[str]]:
+    """A column of lists, without a Python object for each list in between."""
+    values, stops = column.flatten().to_pylist(), np.cumsum(pc.list_value_length(column)).tolist()
+    return [values[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
 
 
 def _look_up(entry: ScanEntry) -> list[tuple[str, FoundFile]]:
@@ -134,7 +157,8 @@ def _look_up_in_bucket(source: str, paths: list[str]) -> list[tuple[str, FoundFi
 
 
 def _stat(source: str, path: str) -> FoundFile:
-    status = os.stat(join_source(source, path))
+    # As `join_source`, which takes as long as the look itself: a manifest may name a million files.
+    status = os.stat(os.path.join(open_source(source)[1], decode_name(path)))
     return FoundFile(path, status.st_size, status.st_mtime_ns)
 
 

@@ -85,7 +85,10 @@ def compare_surfaces(
     back = _summarise(surfaces[1], _distances(surfaces[1], surfaces[0], spacing_mm), area_of_code, tolerance_mm)
     area = there.area + back.area
     return SurfaceAgreement(
-        max(there.percentile, back.percentile),
+        max(
+            surfaces[1].measure_distance(*there.farthest, spacing_mm),
+            surfaces[0].measure_distance(*back.farthest, spacing_mm),
+        ),
         (there.weighted_sum + back.weighted_sum) / area,
         (there.area_within + back.area_within) / area,
     )
@@ -126,9 +129,24 @@ class _Surface:
             squared = np.square(ndimage.distance_transform_edt(outside, sampling=spacing_mm[1:])).astype(np.float32)
         return np.asarray(squared.ravel())
 
+    def measure_distance(self, height: int, position: int, spacing_mm: Spacing) -> float:
+        """Distance of one corner to the nearest element of this surface, in double precision."""
+        row, column = divmod(position, self.shape[2])
+        nearest = math.inf
+        for index in sorted(range(len(self.heights)), key=lambda index: abs(self.heights[index] - height)):
+            gap = ((self.heights[index] - height) * spacing_mm[0]) ** 2
+            if gap >= nearest:
+                break
+            rows, columns = np.divmod(self.positions[index], self.shape[2])
+            squared = ((rows - row) * spacing_mm[1]) ** 2 + ((columns - column) * spacing_mm[2]) ** 2
+            nearest = min(nearest, gap + float(squared.min()))
+        return math.sqrt(nearest)
+
 
 class _Directed(NamedTuple):
-    percentile: float
+    farthest: tuple[int, int]
+    """Plane and position of the element at the percentile."""
+
     weighted_sum: float
     area: float
     area_within: float
@@ -196,8 +214,8 @@ def _summarise(
 
 def _percentile(
     surface: _Surface, distances: Sequence[Distances], area_of_code: npt.NDArray[np.float64], reached: float
-) -> float:
-    """The smallest distance at which the area of all that are not farther is at least `reached`.
+) -> tuple[int, int]:
+    """Where the element is whose distance is the smallest at which the area of all not farther is at least `reached`.
 
     A histogram finds the bin, and only this is sorted: a mask of noise has a hundred million elements.
     """
@@ -212,7 +230,11 @@ def _percentile(
     areas = area_of_code[np.concatenate([codes[chosen] for codes, chosen in zip(surface.codes, inside, strict=True)])]
     order = np.argsort(candidates)
     position = int(np.searchsorted(below[bin_index] - histogram[bin_index] + np.cumsum(areas[order]), reached))
-    return float(candidates[order][min(position, len(order) - 1)])
+    found = int(order[min(position, len(order) - 1)])
+    counts = np.cumsum([int(chosen.sum()) for chosen in inside])
+    plane = int(np.searchsorted(counts, found, side="right"))
+    within = found - (int(counts[plane - 1]) if plane else 0)
+    return surface.heights[plane], int(surface.positions[plane][inside[plane]][within])
 
 
 @lru_cache(maxsize=16)

@@ -130,3 +130,12 @@ def test_without_spacing_there_is_no_distance():
 def test_a_reference_on_another_grid_is_refused():
     with pytest.raises(GridMismatchError, match=r"\(1, 4, 4\).*\(1, 5, 5\)"):
         compare_surfaces(np.zeros((1, 4, 4), np.uint8), np.zeros((1, 5, 5), np.bool_), (1.0, 1.0, 1.0), 1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(PAIRS, st.tuples(*[st.sampled_from([0.7, 1.0, 1.25, 3.3])] * 3), st.randoms(use_true_random=False))
+def test_hd95_is_exact_to_a_nanometre(mask, spacing_mm, random):
+    reference = np.roll(mask, random.randint(0, 3), axis=random.randint(0, 2))
+    if mask.any() and not np.array_equal(mask != 0, reference != 0):
+        expected = by_the_oracle(mask != 0, reference != 0, spacing_mm, 1.0)[0]
+        assert compare_surfaces(mask, reference, spacing_mm, 1.0).hd95_mm == pytest.approx(expected, abs=1e-9, rel=0)
