@@ -160,10 +160,13 @@ class MaskPair:
         planes = self.planes(name)
         if planes is None:
             return {"dice": None, "hd95_mm": None, "why_not": self.why_not}
-        both, later, earlier = count_overlap(planes[1], planes[0]).sum(axis=0)
         spacing_mm = as_spacing(self._rows[0]["spacing_mm"] or self._rows[1]["spacing_mm"])
+        if planes[0] is planes[1]:
+            dice = 1.0 if planes[0].any() else math.nan
+        else:
+            dice = float(dice_of(*count_overlap(planes[1], planes[0]).sum(axis=0)))
         return {
-            "dice": float(dice_of(both, later, earlier)),
+            "dice": dice,
             "hd95_mm": _measure_hd95(planes, spacing_mm),
             "why_not": None,
         }
@@ -174,7 +177,11 @@ class MaskPair:
             self._load()
         if self._masks is None:
             return None
-        before, after = (_plane_of(mask, row, name) for mask, row in zip(self._masks, self._rows, strict=True))
+        before = _plane_of(self._masks[0], self._rows[0], name)
+        is_same = self._masks[0] is self._masks[1] and self._rows[0]["labels"] == self._rows[1]["labels"]
+        if is_same and self._common is None:
+            return before, before
+        after = _plane_of(self._masks[1], self._rows[1], name)
         if self._common is None:
             return before, after
         return before & self._common, lay_on(after, *self._way())
@@ -229,7 +236,7 @@ def lay_on(plane: Plane, way: Affine, shape: tuple[int, ...]) -> Plane:
 
 
 def _measure_hd95(planes: tuple[Plane, Plane], spacing_mm: Spacing | None) -> float:
-    if np.array_equal(*planes):
+    if planes[0] is planes[1] or np.array_equal(*planes):
         return 0.0 if spacing_mm is not None and planes[0].any() else math.nan
     return compare_surfaces(planes[1], planes[0], spacing_mm, 1.0).hd95_mm
 
