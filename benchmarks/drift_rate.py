@@ -1,12 +1,15 @@
 """How often drift is seen where there is none, and where there is: `python benchmarks/drift_rate.py --cohorts 2000`.
 
-Cohorts are made up, as numbers per scan, in three ways; the features are tested as `resegment` does, against a training
-set and against the past together, corrected over all. Of each way it says in how many cohorts anything was flagged, and
-within which bounds that number lies with a chance of 95 % if the rate is as stated.
+Cohorts are made up, as numbers per scan, in three ways; the features are tested as `resegment` does, corrected over
+all. Of each way it says in how many cohorts anything was flagged, and within which bounds that number lies with a
+chance of 95 % if the rate is as stated. It is a rate at most: features that go together, and two sets beside which the
+same new scans are seen, make for fewer alarms, as do sizes that are multiples of each other, because distances then
+come in few steps. So the first way has none of these, and there the rate should be met; it must be kept in all.
 
-    independent   features that know nothing of each other, all continuous: the rate should be met, not only kept
-    scans         features as scans have them: quantiles that go together, spacings of two values, whole numbers,
-                  volumes that are often 0 and doubt that is then missing, sides that are always the same
+    independent   continuous features that know nothing of each other, against the past alone
+    scans         against a training set too, features as scans have them: quantiles that go together, spacings of two
+                  values, whole numbers, volumes that are often 0 and doubt that is then missing, sides that are always
+                  the same
     patients      the same with up to four scans of a patient, which are alike, in the past, and new scans of which a
                   third are of known patients
 
@@ -26,7 +29,7 @@ from scipy import stats
 from raysegment.pipeline.drift import Comparison, compare_pairs, correct_sides, find_drift, list_sides
 from raysegment.pipeline.scan_features import Feature, Samples, choose_scans, sort_samples
 
-NUM_PAST, NUM_TRAINING = 300, 80
+NUM_PAST, NUM_TRAINING = 301, 80
 COHORTS_AT_ONCE = 200
 Draw = Callable[[np.random.Generator, int], dict[Feature, np.ndarray]]
 SHIFTED = Feature("intensity", "intensity_q50_channel_2")
@@ -91,7 +94,10 @@ def make_unchanged(way: str, num_new: int, seed: int) -> Cohort:
         past, new = sample_patients(rng, num_new)
     else:
         past, new = sample(draw, rng, NUM_PAST), sample(draw, rng, num_new)
-    return [Comparison("training", training, new, num_new), Comparison("past", past, new, num_new)]
+    against_past = Comparison("past", past, new, num_new)
+    if way == "independent":
+        return [against_past]
+    return [Comparison("training", training, new, num_new), against_past]
 
 
 def make_shifted(shift: float, num_new: int, seed: int) -> Cohort:

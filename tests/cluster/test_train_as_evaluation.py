@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import tifffile
@@ -12,6 +14,11 @@ import tifffile
 import raysegment
 from raysegment.errors import DivergedError, UsageError
 from raysegment.imaging.phantom import write_archive
+from raysegment.model.bundle import load_bundle
+from raysegment.pipeline.scan_features import OF_MASKS, sample_features
+from raysegment.pipeline.training_features import read_samples
+from raysegment.store.place import Place
+from raysegment.store.publish import read_rows
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
@@ -59,6 +66,20 @@ def finished(ray_here: None, scans: Path, tmp_path_factory: pytest.TempPathFacto
     options = make_options(scans, tmp_path_factory.mktemp("runs") / "run")
     raysegment.train(options)
     return options
+
+
+def test_the_bundle_keeps_the_features_that_inference_finds(finished: raysegment.TrainOptions, tmp_path: Path) -> None:
+    choices = {"precision": "float32", "foreground_box": False, "spacing_mm": finished.spacing_mm}
+    out = str(tmp_path / "masks")
+    raysegment.infer(raysegment.InferOptions(model=finished.out, source=finished.source, out=out, **choices))
+    scans, metrics = (read_rows(Place(out), table) for table in ("scans", "metrics"))
+    kept = read_samples(load_bundle(finished.out).training_features)
+    assert {feature.kind for feature in kept} == {"intensity", "spacing", "shape", "volume", "doubt"}
+    for feature, values in kept.items():
+        split = "val" if feature.kind in OF_MASKS else "train"
+        among = pc.is_in(scans["patient_id"], pa.array(SPLITS[split]))
+        found = sample_features(scans.filter(among), metrics)[feature]
+        assert values == pytest.approx(found, rel=0.01), feature
 
 
 def history_of(options: raysegment.TrainOptions) -> dict[str, list[float]]:

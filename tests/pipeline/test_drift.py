@@ -6,12 +6,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from raysegment.pipeline.drift import (
     Comparison,
+    compare_pairs,
     correct_holm,
+    correct_sides,
     describe_drift,
     find_drift,
+    list_sides,
     measure_stability_index,
     summarise_drift,
 )
@@ -105,3 +109,26 @@ def test_the_stability_index_is_the_sum_that_one_gets_by_hand() -> None:
     assert measure_stability_index(before, np.zeros(40)) == pytest.approx(expected)
     assert math.isnan(measure_stability_index(before, np.zeros(0)))
     assert measure_stability_index(np.full(9, 5.0), np.full(9, 7.0)) > 1
+
+
+@pytest.mark.parametrize("num_new", [30, 300])
+def test_runs_without_drift_raise_an_alarm_as_rarely_as_said(num_new: int) -> None:
+    """benchmarks/drift_rate.py does the same with 2,000 cohorts whose features are those of scans."""
+    rng = np.random.default_rng(num_new)
+
+    def make(count: int) -> dict[Feature, np.ndarray]:
+        scanner = rng.integers(0, 2, count)
+        found = {Feature("intensity", f"f{number}"): rng.normal(size=count) for number in range(5)}
+        found |= {SPACING: np.where(scanner, 3.0, 5.0), BRIGHT: np.round(100 + 9 * scanner + rng.normal(size=count))}
+        return {feature: np.sort(values) for feature, values in found.items()} | {ROWS: np.full(count, 256.0)}
+
+    alarms, cohorts = 0, []
+    for _ in range(400):
+        training, past, new = make(80), make(301), make(num_new)
+        cohorts.append([Comparison("training", training, new, num_new), Comparison("past", past, new, num_new)])
+    sides = [list_sides(cohort) for cohort in cohorts]
+    assert {side.why_not for of_cohort in sides for side in of_cohort} == {None}
+    p_values = compare_pairs([(side.before, side.new) for of_cohort in sides for side in of_cohort]).p_value
+    for cohort, of_cohort, own in zip(cohorts, sides, p_values.reshape(400, -1), strict=True):
+        alarms += bool((correct_sides(of_cohort, own, cohort) <= 0.05).any())
+    assert stats.binom.ppf(0.001, 400, 0.02) <= alarms <= stats.binom.ppf(0.999, 400, 0.05)

@@ -9,6 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from raysegment.imaging.phantom import make_phantom
@@ -22,9 +23,12 @@ from raysegment.pipeline.doubt import ReferenceSize
 from raysegment.pipeline.finish import write_bundle
 from raysegment.pipeline.learn import Progress, save_best
 from raysegment.pipeline.samples import keep_scan
+from raysegment.pipeline.scan_features import Feature, sample_features
 from raysegment.pipeline.segment import ScanSegmenter
 from raysegment.pipeline.settings import SegmentSettings
+from raysegment.pipeline.training_features import ScanTraits, TrainingTraits, read_samples
 from raysegment.scan import Labels, Scan
+from raysegment.store.schema import METRICS_SCHEMA, SCANS_SCHEMA
 
 APART, NESTED = Labels(("dim", "bright"), ((1,), (4,))), Labels(("all", "bright"), ((1, 4), (4,)))
 CHOICES = {"image_size": 32, "filters": 2, "depth": 1, "norm": "none", "precision": "float32"}
@@ -38,6 +42,16 @@ def draw_scans() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         level = np.median(pixels[lesion][:, 1])
         scans[f"s{seed}"] = pixels, np.where(lesion, np.where(pixels[..., 1] > level, 4, 1), 0).astype(np.uint8)
     return scans
+
+
+def make_traits(num_slices: int) -> ScanTraits:
+    return ScanTraits(
+        num_slices=num_slices,
+        slice_shape=(48, 48),
+        spacing_mm=None,
+        voxel_mm3=2.0,
+        intensity_quantiles=(1.0, 2.0, 3.0),
+    )
 
 
 AVERAGING = [{}, {"mirror": "columns", "smooth_slices": True, "min_component_voxels": 9}]
@@ -61,6 +75,7 @@ def test_the_dice_that_a_bundle_tells_is_the_one_that_segmenting_with_it_gives(
     facts["reference_sizes"] = [
         ReferenceSize(voxels=(9, number), voxel_mm3=2.0, slice_shape=(8, 8)) for number in range(5, 20)
     ]
+    facts["traits"] = TrainingTraits((make_traits(7),), {name: make_traits(5) for name in scans})
     progress = Progress(epoch=1, best_epoch=1, history=[{"val_loss": 0.5}])
     scores = write_bundle(tmp_path, options, labels, progress, validation, facts)
 
@@ -91,5 +106,17 @@ def test_the_dice_that_a_bundle_tells_is_the_one_that_segmenting_with_it_gives(
     assert found == pytest.approx(scores["val_dice_of_labels"], abs=1e-4)
     assert scores["val_dice"] == pytest.approx(np.mean(list(found.values())), abs=1e-4)
     assert min(found.values()) > 0
+    kept = read_samples(bundle.training_features)
+    assert kept[Feature("shape", "num_slices")].tolist() == [7]
+    metrics = pa.Table.from_pylist([metric for row in rows for metric in row.metrics], schema=METRICS_SCHEMA)
+    scanned = pa.Table.from_pylist([row.scan | {"patient_id": row.scan_id} for row in rows], schema=SCANS_SCHEMA)
+    inferred = sample_features(scanned, metrics)
+    for label in labels.names:
+        doubt = [Feature("doubt", f"{name}_{label}") for name in ("border_entropy", "share_near_threshold")]
+        for feature in doubt:
+            assert kept[feature] == pytest.approx(inferred[feature], rel=0.02)
+        # Voxels of 2 cubic millimetres; a scan without spacing counts them.
+        volumes = inferred[Feature("volume", f"voxels_{label}")] * 0.002
+        assert kept[Feature("volume", f"volume_ml_{label}")] == pytest.approx(volumes, rel=0.002)
     stored = json.loads((tmp_path / "model" / "model.json").read_text())
     assert stored["scores"]["val_dice_of_labels"] == pytest.approx(scores["val_dice_of_labels"])
