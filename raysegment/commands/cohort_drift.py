@@ -125,7 +125,8 @@ def _compare_with_training(
     seen = {patient: night.bundle.has_seen(patient) for patient in set(patients) if patient is not None}
     unseen = segmented.filter(pa.array([not seen.get(patient, False) for patient in patients], pa.bool_()))
     if left_out := sum(seen.values()):
-        notes.append(f"{left_out} patients on whom the model was trained were not compared with the training set")
+        whom = "1 patient" if left_out == 1 else f"{left_out} patients"
+        notes.append(f"not compared with the training set, on whom the model was trained: {whom}")
     kinds = OF_SCANS + OF_MASKS if night.is_as_bundled else OF_SCANS
     if not night.is_as_bundled:
         notes.append(OTHER_CHOICES)

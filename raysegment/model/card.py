@@ -43,6 +43,7 @@ def write_card(content: Mapping[str, Any], labels: Labels) -> str:
         _section("Preprocessing", _lines(content["preprocessing"])),
         _section("From probability to mask", _lines(content["postprocessing"])),
         *([_section("Masks to look at", show_doubt(content["doubt"]))] if "doubt" in content else []),
+        *([_section("Numbers kept", _describe_features(kept))] if (kept := content.get("training_features")) else []),
         _section("Provenance", _lines(content["provenance"])),
         _section("How to use it", _describe_use(content, outputs)),
     ]
@@ -72,6 +73,20 @@ def _describe_use(content: Mapping[str, Any], outputs: str) -> str:
         return HOW_TO_USE.format(file=NETWORK_FILE, network="the network", outputs=outputs, averaged="")
     averaged = ", which are averaged over the members"
     return HOW_TO_USE.format(file=name_member(0), network="the first network", outputs=outputs, averaged=averaged)
+
+
+def _describe_features(kept: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """What model.json has of the scans that the model was made from."""
+    lines = [
+        f"- {kind}: {_show(list(of_kind))}, of up to {max(map(len, of_kind.values()))} patients"
+        for kind, of_kind in kept.items()
+    ]
+    said = (
+        "To tell when new scans drift, `model.json` keeps numbers of the scans trained on, and volume and doubt of "
+        "masks of those validated on: one for each patient, of four digits, each feature in ascending order by itself, "
+        "without names, dates or order of patients."
+    )
+    return said + "\n\n" + "\n".join(lines)
 
 
 def _list_labels(items: list[dict[str, Any]]) -> str:

@@ -18,6 +18,7 @@ would differ where scans do not. And it is not the first scan, because names oft
 from __future__ import annotations
 
 import hashlib
+import heapq
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ from raysegment.imaging.quantiles import QUANTILES
 from raysegment.store.schema import STATUS_OK
 
 DIGITS = 4
+MOST_PATIENTS = 20_000
+"""Patients of a set, drawn by their hashes, who stand for all where there are more; memory and time stay small."""
+
 SCAN_COLUMNS = [
     *("scan_id", "patient_id", "fingerprint", "status", "num_slices", "height", "width"),
     *("spacing_mm", "intensity_quantiles"),
@@ -55,15 +59,23 @@ Samples = Mapping[Feature, Values]
 """Numbers by feature, one for each patient who has it, in no order that tells who."""
 
 
-def choose_scans(scan_ids: Sequence[str], patient_ids: Sequence[str | None]) -> list[int]:
-    """Positions of the one scan that counts of each patient; a scan without patient is its own."""
+def choose_scans(scan_ids: Sequence[str], patient_ids: Sequence[str | None], most: int = MOST_PATIENTS) -> list[int]:
+    """Positions of the one scan that counts of each patient; a scan without patient is its own.
+
+    Args:
+        scan_ids: Of the scans.
+        patient_ids: Whose they are.
+        most: Patients who count at most; of more those with the smallest hashes do.
+    """
     chosen: dict[str, tuple[bytes, int]] = {}
     for position, (scan_id, patient_id) in enumerate(zip(scan_ids, patient_ids, strict=True)):
-        digest = hashlib.sha256(scan_id.encode("utf-8", "surrogateescape")).digest()
+        digest = _hash(scan_id)
         known = chosen.get(patient_id or scan_id)
         if known is None or digest < known[0]:
             chosen[patient_id or scan_id] = digest, position
-    return sorted(position for _, position in chosen.values())
+    # By a hash of the patient, because the smallest one of many scans is smaller than that of one.
+    patients = chosen if len(chosen) <= most else heapq.nsmallest(most, chosen, key=_hash)
+    return sorted(chosen[patient][1] for patient in patients)
 
 
 def sample_features(scans: pa.Table, metrics: pa.Table) -> dict[Feature, Values]:
@@ -125,6 +137,10 @@ def round_digits(values: Values) -> Values:
         scale = np.floor(np.log10(np.abs(values)))
     factor = 10.0 ** (DIGITS - 1 - np.where(np.isfinite(scale), scale, 0))
     return np.asarray(np.round(values * factor) / factor, np.float64)
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
 def _as_number(value: object) -> float:

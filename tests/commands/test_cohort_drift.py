@@ -218,7 +218,7 @@ def test_an_older_bundle_is_compared_with_the_past_alone_and_one_trained_on_a_pa
     assert again.drift["against"]["training"]["new_patients"] == 20
     assert again.drift["against"]["past"]["new_patients"] == 1
     said = capsys.readouterr().out
-    assert "1 patients on whom the model was trained were not compared" in said
+    assert "not compared with the training set, on whom the model was trained: 1 patient" in said
     assert "its masks are of another model" in said
     kinds = {key: row["kind"] for key, row in cohort.read_drift(again).items()}
     assert {kind for (against, _), kind in kinds.items() if against == "past"} == {"intensity", "spacing", "shape"}

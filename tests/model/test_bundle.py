@@ -148,6 +148,20 @@ def test_what_tells_doubt_reads_back_and_stands_in_the_card_and_older_bundles_la
     assert "Smallest and largest of 34 training references: lesion 0.5 to 80 ml." in card
 
 
+def test_numbers_of_training_scans_read_back_and_stand_in_the_card_and_older_bundles_lack_them(
+    saved, network, tmp_path
+):
+    assert "training_features" not in json.loads((saved / "model.json").read_text())
+    assert load_bundle(saved).training_features is None
+    assert "Numbers kept" not in (saved / "MODEL_CARD.md").read_text()
+    kept = {"spacing": {"spacing_in_plane_mm": [0.5, 1.0, 1.0]}, "volume": {"volume_ml_lesion": [2.0, 80.13]}}
+    bundle = save_bundle(tmp_path / "model", network, describe(training_features=kept))
+    assert bundle.training_features == kept
+    assert bundle.model_id != load_bundle(saved).model_id
+    card = (tmp_path / "model" / "MODEL_CARD.md").read_text()
+    assert "- spacing: spacing_in_plane_mm, of up to 3 patients" in card
+
+
 def test_saving_again_replaces_the_bundle_and_leaves_nothing_beside_it(network, tmp_path):
     save_bundle(tmp_path / "model", network, describe())
     save_bundle(tmp_path / "model", network, describe(scores={"val_dice": 0.9}))

@@ -125,3 +125,13 @@ def test_of_each_patient_of_a_training_one_scan_is_kept() -> None:
     assert len(chosen.train) == 2
     assert chosen.val == val
     assert chosen.train[-1].features[Feature("shape", "num_slices")] == 2
+
+
+def test_of_very_many_patients_some_stand_for_all_however_many_scans_they_have() -> None:
+    patients = [f"p{number % 300}" for number in range(1000)] + [f"q{number}" for number in range(300)]
+    ids = [f"{name}/{number}" for number, name in enumerate(patients)]
+    chosen = choose_scans(ids, patients, most=200)
+    assert len(chosen) == len({patients[position] for position in chosen}) == 200
+    low, high = stats.binom.interval(0.999, 200, 0.5)
+    assert low <= sum(patients[position].startswith("q") for position in chosen) <= high
+    assert set(chosen) <= set(choose_scans(ids, patients))
