@@ -30,6 +30,11 @@ ENCODER_DEPTH = 5
 """A number, or `NAME=0.4,…` for labels that overlap."""
 
 PATIENT_PATTERN_HELP = "regular expression whose first group, found in the scan_id, is the patient_id"
+DATE_PATTERN_HELP = (
+    "regular expression whose named groups, found in the scan_id, are the day of the scan: `(?P<date>…)` for "
+    "2024-01-31 or 20240131, or `(?P<year>…)`, `(?P<month>…)` and `(?P<day>…)`; as a manifest's column scan_date says "
+    "if not given"
+)
 SCAN_PATTERN_HELP = (
     "regular expression whose first group, found in an image's path below SOURCE, is the scan_id: images with one "
     "scan_id are its slices; by folders and numbered names if not given"
@@ -172,6 +177,7 @@ class Finding(Checked):
     reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP)
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
+    date_pattern: str | None = choice(None, DATE_PATTERN_HELP)
     fingerprint: Literal["stat", "content"] = choice(
         "stat", "how a change of a file is noticed: name, size and time, or the bytes themselves"
     )
@@ -677,7 +683,7 @@ class CompareOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class CohortOptions(Checked):
-    """What a cohort file says, but for its keys `where` and `infer`; relative paths start from the file's folder."""
+    """What a cohort file says, but for its keys `where`, `infer` and `review`; relative paths start from its folder."""
 
     name: str = choice(MISSING, "name of the cohort, for messages")
     source: str = choice(MISSING, "folder, manifest or bucket with scans")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +61,8 @@ class ScanEntry:
     with all of them."""
     problem: str | None = None
     """What already looks wrong in the header or the folder; None where nothing does."""
+    scan_date: date | None = None
+    """The day on which it was made; None where nobody says."""
 
 
 @dataclass(frozen=True)

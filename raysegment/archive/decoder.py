@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, cast
 
@@ -164,7 +164,8 @@ class Decoder:
         """Ask the child for pixels; for the reference of a scan that was read."""
         request = {
             "what": what,
-            "entry": asdict(entry),
+            # JSON knows no dates, and reading needs none.
+            "entry": asdict(replace(entry, scan_date=None)),
             "settings": asdict(self.settings),
             "grid": scan and scan.grid,
             "affine": None if scan is None or scan.affine is None else scan.affine.tolist(),

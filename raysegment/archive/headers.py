@@ -49,7 +49,7 @@ class Examined:
 
     @property
     def row(self) -> dict[str, Any]:
-        """The manifest's row, but for patient, source and fingerprint."""
+        """The manifest's row, but for patient, source, fingerprint and date."""
         located = self.draft.located
         height, width, channels = self.shape
         return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.dataset_json import channels_of_dataset, read_dataset
+from raysegment.archive.dates import match_dates
 from raysegment.archive.filesystem import absolute_source, open_source
 from raysegment.archive.fingerprint import fingerprint_files, pair_channels, renew_fingerprints
 from raysegment.archive.formats import readers_by_extension
@@ -39,6 +41,8 @@ SPACINGS = b"raysegment.spacings_mm"
 REFERENCES_FIT_NOTHING = b"raysegment.references_fit_nothing"
 LEFT_ALONE = b"raysegment.files_left_alone"
 UNREAD = b"raysegment.files_unread"
+WITHOUT_DATE = b"raysegment.scans_without_date"
+"""Where a pattern was to find dates: scan_ids in which it found none, the first of them and how many."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,7 @@ class IndexSummary:
         spacings: Scans by `slices x rows x columns` in millimetres, the most frequent ones.
         files_left_alone: Files that belong to no scan.
         files_unread: Files in formats that are not read, by extension.
+        with_date: Scans of which the day is known.
     """
 
     scans: int
@@ -84,6 +89,7 @@ class IndexSummary:
     spacings: dict[str, int]
     files_left_alone: int
     files_unread: dict[str, int]
+    with_date: int = 0
 
 
 def find_scans(source: str, how: Finding | None = None) -> pa.Table:
@@ -102,7 +108,7 @@ def find_scans(source: str, how: Finding | None = None) -> pa.Table:
         UsageError: The source is missing or holds no scan, or a pattern or glob does not fit.
     """
     how = how or Finding()
-    naming = parse_naming(how.scan_pattern, how.channel, how.reference, how.patient_pattern)
+    naming = parse_naming(how.scan_pattern, how.channel, how.reference, how.patient_pattern, how.date_pattern)
     if not is_manifest(source):
         return _find_in_archive(source, naming, how.fingerprint)
     given = {"--scan-pattern": how.scan_pattern, "--channel": how.channel, "--reference": how.reference}
@@ -112,6 +118,8 @@ def find_scans(source: str, how: Finding | None = None) -> pa.Table:
             "Give it to `raysegment index` when the manifest is made."
         )
     table = renew_fingerprints(read_manifest(source), how.fingerprint)
+    if naming.dates is not None:
+        table = _set_dates(table, naming.dates)
     if naming.patients is None:
         return table
     column = pa.array(match_patients(table["scan_id"].to_pylist(), naming.patients), pa.string())
@@ -127,7 +135,8 @@ def recorded_finding(chosen: Mapping[str, Any], source: str) -> Finding:
         chosen: The options that the run's record holds.
         source: Where to look; a manifest says itself what a scan is.
     """
-    left_out = OF_FOLDERS if is_manifest(source) else ()
+    # What stands in the tables already has its date, and other names may not hold it.
+    left_out = ("date_pattern", *(OF_FOLDERS if is_manifest(source) else ()))
     names = [item.name for item in fields(Finding) if item.name not in left_out]
     known: dict[str, Any] = {name: chosen[name] for name in names if chosen.get(name) is not None}
     return Finding(**known)
@@ -165,6 +174,7 @@ def summarise(table: pa.Table) -> IndexSummary:
         spacings=json.loads(metadata.get(SPACINGS, b"{}")),
         files_left_alone=int(metadata.get(LEFT_ALONE, b"0")),
         files_unread=json.loads(metadata.get(UNREAD, b"{}")),
+        with_date=table.num_rows - table["scan_date"].null_count,
     )
 
 
@@ -173,6 +183,29 @@ def warn_of_references(table: pa.Table) -> list[str]:
     if REFERENCES_FIT_NOTHING not in (table.schema.metadata or {}):
         return []
     return ["warning: --reference fits no file of any scan, so that no scan has a reference"]
+
+
+def warn_of_dates(table: pa.Table) -> list[str]:
+    """A line where `--date-pattern` found no date in some scans."""
+    found = (table.schema.metadata or {}).get(WITHOUT_DATE)
+    if found is None:
+        return []
+    first, count = json.loads(found)
+    more = f" and in {count - 1} more" if count > 1 else ""
+    return [f"warning: --date-pattern finds no date in {show_name(first)}{more}; these scans have none"]
+
+
+def _set_dates(table: pa.Table, pattern: re.Pattern[str]) -> pa.Table:
+    """The table with the days that a pattern finds."""
+    scan_ids = table["scan_id"].to_pylist()
+    days = match_dates(scan_ids, pattern)
+    without = [scan_id for scan_id, day in zip(scan_ids, days, strict=True) if day is None]
+    field = MANIFEST_SCHEMA.field("scan_date")
+    metadata = table.schema.metadata or {}
+    if without:
+        metadata = {**metadata, WITHOUT_DATE: json.dumps([without[0], len(without)])}
+    index = table.schema.get_field_index(field.name)
+    return table.set_column(index, field, pa.array(days, field.type)).replace_schema_metadata(metadata)
 
 
 def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
@@ -200,6 +233,7 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         | {
             "patient_id": patient,
             "source": source,
+            "scan_date": None,
             "fingerprint": fingerprint_files(
                 source,
                 item.draft.located,
@@ -221,7 +255,8 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         UNREAD: json.dumps(unread),
     }
     columns = {name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names}
-    return pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
+    table = pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
+    return table if naming.dates is None else _set_dates(table, naming.dates)
 
 
 def _describe_nothing(known: Iterable[str], lone_masks: int, unread: Mapping[str, int]) -> str:

@@ -16,6 +16,7 @@ import pyarrow.csv as pacsv
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from raysegment.archive.dates import read_dates
 from raysegment.archive.filesystem import check_regular, describe, folder_of, is_uri, open_source
 from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.names import extension_of, show_name
@@ -39,9 +40,11 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("split", pa.string()),
         pa.field("channel_names", pa.list_(pa.string()), nullable=False),
         pa.field("problem", pa.string()),
+        pa.field("scan_date", pa.date32()),
     ]
 )
-"""Columns of the manifest. A manifest may carry more columns; they are kept."""
+"""Columns of the manifest. A manifest may carry more columns; they are kept. `scan_date` is the day on which the scan
+was made, null where nobody says; `archive/dates` has what it may be written as."""
 
 FINGERPRINT_MODE = b"raysegment.fingerprint"
 """Key of a manifest's metadata: how its fingerprints were made, `stat` or `content`."""
@@ -259,6 +262,8 @@ def _column(table: pa.Table, field: pa.Field, folder: str) -> pa.ChunkedArray:
     given = table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
     if pa.types.is_null(given.type):
         given = given.cast(field.type)
+    if field.name == "scan_date":
+        return read_dates(given, table["scan_id"])
     if field.name == "source":
         return _absolute_sources(pc.fill_null(given, folder), folder)
     may_be_empty = field.name in ("reference_files", "channel_names")

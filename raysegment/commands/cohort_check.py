@@ -83,7 +83,7 @@ def check_cohort(options: CohortCheckOptions) -> CohortCheckResult:
 def describe_pace(scans: int, pace: Pace | None) -> str:
     """How long a run roughly takes, and how that is known."""
     if not scans:
-        return "no scan to segment: what vanished is taken out of a new result"
+        return "no scan to segment: a new result is made of what is there"
     count = "1 scan" if scans == 1 else f"{scans} scans"
     if pace is None:
         return f"{count} to segment; how long that takes is not known, because no run has ended yet"

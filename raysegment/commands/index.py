@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysegment.archive.filesystem import is_uri
-from raysegment.archive.index import IndexSummary, find_scans, summarise, warn_of_references
+from raysegment.archive.index import IndexSummary, find_scans, summarise, warn_of_dates, warn_of_references
 from raysegment.archive.labels import locate_labels
 from raysegment.archive.manifest import write_manifest
 from raysegment.archive.neighbours import describe_unread
@@ -84,7 +84,7 @@ def describe_index(found: IndexResult) -> list[str]:
     lines = [f"{name:<28}{value}" for name, value in _count_rows(found).items()]
     if summary.files_unread:
         lines.append(describe_unread(summary.files_unread))
-    lines += warn_of_references(found.table)
+    lines += warn_of_references(found.table) + warn_of_dates(found.table)
     if summary.own_folders:
         lines.append(f"{summary.own_folders} folders are left out, because raysegment wrote them (a run or an export).")
     if summary.own_patients:
@@ -110,6 +110,7 @@ def _count_rows(found: IndexResult) -> dict[str, object]:
         "files": f"{summary.files} ({summary.bytes / 2**20:.1f} MB)",
         "scans with reference": summary.with_reference,
         "scans with some references": summary.with_partial_reference,
+        **({"scans with date": summary.with_date} if summary.with_date else {}),
         "labels": _describe_labels(found),
         "values in references": _describe_references(summary, references),
         **({"values that no label names": unnamed} if unnamed else {}),

@@ -15,6 +15,7 @@ from raysegment.archive.names import show_name
 from raysegment.errors import EXIT_DONE, RaysegmentError, UsageError
 from raysegment.model.bundle import read_labels
 from raysegment.options import ReportOptions
+from raysegment.pipeline.follow_up import PICTURE_FILE, publish_trajectories
 from raysegment.pipeline.gallery import draw_inference_figures, draw_training_figures
 from raysegment.pipeline.search_space import Varied
 from raysegment.pipeline.trials import FIGURE, TABLE_FILE, draw_rows, read_rows
@@ -83,8 +84,15 @@ def report(options: ReportOptions) -> ReportResult:
     manifest, why = find_manifest(chosen)
     figures = draw_inference_figures(folder, manifest, labels, drawn)
     has_scans = any(path.name == PREDICTIONS for path in figures)
+    figures += draw_followed_patients(place)
     notes = () if has_scans else (f"{PREDICTIONS} is not drawn: {why or _describe_unread(chosen)}",)
     return ReportResult(figures=tuple(map(str, figures)), notes=notes)
+
+
+def draw_followed_patients(place: Place) -> list[Path]:
+    """Write `trajectories/` where patients have scans of several days; returns the picture's path."""
+    found = publish_trajectories(place, place, place.location)
+    return [Path(place.root) / PICTURE_FILE] if found.growth.num_rows else []
 
 
 def redraw_trials(folder: Path, record: Mapping[str, Any]) -> str:

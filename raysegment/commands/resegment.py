@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -19,10 +20,13 @@ from raysegment.cluster.inference.run import InferResult, identify_inference, re
 from raysegment.cluster.session import check_temp_dir, interruptible
 from raysegment.commands.cohort_drift import NightTables, is_as_bundled, watch_drift, write_drift
 from raysegment.commands.compare import compare
-from raysegment.errors import EXIT_DONE, EXIT_DRIFT, EXIT_FAILED, UsageError
+from raysegment.errors import EXIT_DONE, EXIT_DRIFT, EXIT_FAILED, DamagedTablesError, UsageError
 from raysegment.model.bundle import Bundle, load_bundle
 from raysegment.options import CompareOptions, InferOptions, ResegmentOptions
+from raysegment.pipeline.doubt import lay_over, rule_of
 from raysegment.pipeline.drift import describe_drift
+from raysegment.pipeline.follow_up import FOLDER, describe_trajectories, publish_trajectories
+from raysegment.runs.closing import describe_amended, describe_damage
 from raysegment.runs.cohort import CohortFolder
 from raysegment.runs.cohort_file import Cohort, read_cohort
 from raysegment.runs.cohort_results import Current
@@ -31,9 +35,11 @@ from raysegment.runs.members import find_vanished, update_members
 from raysegment.runs.notify import describe_end, exit_code_of, notify, split_command
 from raysegment.runs.record import read_record
 from raysegment.scan import Labels
+from raysegment.store.amend import Outdated, amend_tables, find_outdated
 from raysegment.store.place import Place
-from raysegment.store.publish import read_finished, take_out
+from raysegment.store.publish import prepare_tables, read_finished, take_out
 from raysegment.store.schema import SCANS_SCHEMA, STATUS_FAILED
+from raysegment.store.upgrade import bring_up_tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,7 @@ class ResegmentResult:
         changed_scans: Scans with a change against the result before; None where there was none.
         drift: How the scans that were segmented differ from the training set and the cohort's past, see
             `pipeline/drift`; None where none were.
+        follow_up: Patients who were followed over time, and how many of them grow; empty where nothing was done.
         has_moved: Whether there is a new current result.
         scans_now: Scans that this run segmented.
         seconds_total: Wall-clock time.
@@ -65,6 +72,7 @@ class ResegmentResult:
     scans_failed: int = 0
     changed_scans: int | None = None
     drift: dict[str, Any] | None = None
+    follow_up: dict[str, int] = field(default_factory=dict)
     has_moved: bool = False
     scans_now: int = 0
     seconds_total: float = 0.0
@@ -134,13 +142,15 @@ class Night:
 
     def __init__(self, cohort: Cohort, options: ResegmentOptions, folder: CohortFolder) -> None:
         self.cohort, self.options, self.folder = cohort, options, folder
-        self.bundle: Bundle = load_bundle(cohort.chosen.model)
+        bundle: Bundle = load_bundle(cohort.chosen.model)
+        self.bundle = replace(bundle, doubt=lay_over(bundle.doubt, cohort.review, bundle.labels))
         general = {"address": options.address, "temp_dir": options.temp_dir, "json": options.json}
         self.infer_options: InferOptions = cohort.make_options(cohort.chosen.out, retry_failed=True, **general)
         self.drawn: Labels = self.bundle.labels
         self.current: Current | None = None
         self.gone = pa.array([], pa.string())
         self.counts: dict[str, int] = {}
+        self.outdated = Outdated()
 
     def look(self) -> None:
         """Find the cohort's scans and tell them from those that the current result has.
@@ -168,6 +178,11 @@ class Night:
         self.infer_options = replace(options, precision=resolved.precision)
         self.options_id = identify_inference(resolved, self.bundle, "infer").options_id
         self._compare_with_current()
+        if self.current and not self.is_new_model:
+            with suppress(DamagedTablesError):
+                # Damaged parts are found, and done again, by the next run that does something.
+                rule = rule_of(self.bundle.doubt)
+                self.outdated = find_outdated(Place(self._path(self.current)), self.manifest, rule)
 
     @property
     def is_new_model(self) -> bool:
@@ -179,19 +194,20 @@ class Night:
     @property
     def has_work(self) -> bool:
         """Whether anything is to be done."""
-        return any(count for name, count in self.counts.items() if name != "unchanged")
+        return bool(self.outdated) or any(count for name, count in self.counts.items() if name != "unchanged")
 
     @property
     def retries_only(self) -> bool:
         """Whether nothing is to be done but scans that failed before."""
         others = ("new", "changed", "vanished")
-        return not (self.is_new_model or any(self.counts[name] for name in others))
+        return not (self.outdated or self.is_new_model or any(self.counts[name] for name in others))
 
     def run(self, infer: Callable[..., InferResult], console: Console, started: float) -> ResegmentResult:
         """Make the new result beside the current one, compare both, and move current.json."""
         result, run = self.folder.results.begin(self.bundle.model_id, self.options_id, self.current)
         place = Place(self.folder.locate(result))
         take_out(place, self.gone)
+        self._amend(place, console)
         options = replace(self.infer_options, out=place.location)
         inference = infer(
             options, self.bundle, self.drawn, self.manifest, self.manifest, command="infer", started=started
@@ -207,10 +223,14 @@ class Night:
         take_out(place, self._find_gone(read_finished(place)))
         changed = self._compare(result, run)
         drift = self._watch_drift(place, run, console)
+        followed = publish_trajectories(place, self.folder.place, run).count()
         self.folder.move_current(Current(result, run, self.bundle.model_id, self.options_id), self.current)
         ended = self.conclude(started, has_moved=True, inference=inference, result=result, changed=changed, drift=drift)
+        ended = replace(ended, follow_up=followed)
         self.folder.write_run(run, asdict(ended))
         console.say(f"{result} is current now" + ("" if changed is None else f"; {changed} scans changed"))
+        for line in describe_trajectories(followed, self.folder.locate(FOLDER)):
+            console.say(line)
         return ended
 
     def conclude(
@@ -245,8 +265,9 @@ class Night:
         """What is to be done, in a line."""
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
         model = "; model or choices are others than before, so all are done again" if self.is_new_model else ""
+        old = f"; {describe_amended(self.outdated.dates, self.outdated.reviews)}" if self.outdated else ""
         todo = "" if self.has_work else "; nothing to do"
-        console.say(f"cohort {self.cohort.chosen.name}: {counts}{model}{todo}", **self.counts)
+        console.say(f"cohort {self.cohort.chosen.name}: {counts}{model}{old}{todo}", **self.counts)
 
     def _check_vanished(self) -> None:
         """Refuse to take an unmounted folder for a hundred patients who left."""
@@ -280,6 +301,19 @@ class Night:
             "unchanged": self.manifest.num_rows - remaining.plan.num_rows,
             "vanished": len(self.gone),
         }
+
+    def _amend(self, place: Place, console: Console) -> None:
+        """Bring what was begun from links, or before the cohort file changed, up to the manifest and the rule."""
+        rule = rule_of(self.bundle.doubt)
+        try:
+            if not find_outdated(place, self.manifest, rule):
+                return
+        except DamagedTablesError:
+            pass
+        if removed := prepare_tables(place):
+            console.say(describe_damage(removed))
+        bring_up_tables(place)
+        amend_tables(place, self.manifest, rule)
 
     def _compare(self, result: str, run: str) -> int | None:
         """How many scans changed against the current result; None where there is none, or no scan in common."""

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from itertools import groupby
 from typing import Any
 
@@ -28,6 +29,7 @@ BLOCK_SCHEMA = pa.schema(
         ("patient_id", pa.string()),
         ("source", pa.string()),
         ("fingerprint", pa.string()),
+        ("scan_date", pa.date32()),
         ("shape", pa.list_(pa.int32())),
         ("dtype", pa.string()),
         ("pixels", pa.large_binary()),
@@ -43,6 +45,9 @@ BLOCK_SCHEMA = pa.schema(
 )
 """`reference` holds eight voxels a byte where `reference_dtype` is null, because no value is above 1. A failed scan has
 `error_type` and no pixels."""
+
+IDENTITY = ("scan_id", "patient_id", "source", "fingerprint", "scan_date")
+"""Columns that come from the manifest as they are."""
 
 BUFFERS = ("pixels", "reference")
 """Columns that are built from buffers; Table.from_pylist never lets go of a memoryview (PyArrow 26.0)."""
@@ -67,13 +72,14 @@ class ReadScan:
     reference_error: str | None = None
     error: tuple[str, str] | None = None
     seconds_read: float = 0.0
+    scan_date: date | None = None
 
 
 def read_entry(decoder: Decoder, entry: ScanEntry) -> dict[str, Any]:
     """Read one scan and its reference into a row of a block; a scan that cannot be read becomes a row that says why."""
     started = time.perf_counter()
     row: dict[str, Any] = dict.fromkeys(BLOCK_SCHEMA.names)
-    row |= {name: getattr(entry, name) for name in ("scan_id", "patient_id", "source", "fingerprint")}
+    row |= {name: getattr(entry, name) for name in IDENTITY}
     try:
         decoded = decoder.read(entry, with_reference=True)
         row |= _pack(decoded.scan, decoded.reference) | {"reference_error": decoded.reference_error}
@@ -173,7 +179,7 @@ def _split_buffers(column: pa.ChunkedArray) -> Iterator[pa.Buffer | None]:
 
 
 def _unpack(row: dict[str, Any], pixels: pa.Buffer | None, reference: pa.Buffer | None) -> ReadScan:
-    identity = {name: row[name] for name in ("scan_id", "patient_id", "source", "fingerprint", "seconds_read")}
+    identity = {name: row[name] for name in (*IDENTITY, "seconds_read")}
     if pixels is None:
         return ReadScan(**identity, scan=None, error=(row["error_type"], row["error_message"]))
     shape = tuple(row["shape"])

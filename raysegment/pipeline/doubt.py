@@ -10,14 +10,14 @@ What a bundle brings for this is its key `doubt`, plain numbers:
     regression        {label: numbers of `pipeline/predicted_dice`}; null without folds
     rule              {`COLUMN_below`, `COLUMN_above` or `COLUMN_is`: limit}, a number for all labels or {label: number}
 
-Bundles that were saved without it are judged by `DEFAULT_RULE`, as far as its columns are known.
+Bundles that were saved without it are judged by `DEFAULT_RULE`, as far as its columns are known. What a rule may say:
+`store/review_rule`; a cohort file may lay other limits over it.
 """
 
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ from raysegment.pipeline.passes import Agreement
 from raysegment.pipeline.predicted_dice import predict_dice
 from raysegment.pipeline.slabs import RawMask, Slabs
 from raysegment.scan import Labels, Mask
-from raysegment.store.schema import METRICS_SCHEMA
+from raysegment.store.review_rule import RELATIONS, needs_review, override_rule, split_condition
 
 MIN_RANGE_SCANS = 10
 """References below which their smallest and largest volume tell too little."""
@@ -48,9 +48,6 @@ On 16 validation patients of LGG (mean Dice 0.80, columns mirrored) the limits o
 mirrored passes met the four worst masks (Dice 0.42 to 0.73) and no other; on 40 volumes of the hippocampus, not
 mirrored (Dice 0.76 to 0.93), none. They were chosen by these scans. The limit of members is a guess.
 """
-
-RELATIONS: dict[str, Callable[[Any, Any], bool]] = {"below": operator.lt, "above": operator.gt, "is": operator.eq}
-"""What the last word of a condition means, between a row's number and the limit."""
 
 ROUNDING = 1e-9
 """Volumes that differ by less than this, relatively, are the same."""
@@ -130,7 +127,7 @@ def judge_doubt(
         "volume_in_training_range": is_in_training_range(row, known, slice_shape),
         "predicted_dice": None if numbers is None else predict_dice(numbers, row),
     }
-    return {**judged, "needs_review": needs_review(judged, known.get("rule") or DEFAULT_RULE)}
+    return {**judged, "needs_review": needs_review(judged, rule_of(doubt))}
 
 
 def is_in_training_range(row: Mapping[str, Any], doubt: Mapping[str, Any], slice_shape: tuple[int, int]) -> bool | None:
@@ -164,8 +161,7 @@ def check_rule(doubt: Mapping[str, Any] | None) -> None:
         UsageError: Names the condition.
     """
     for condition in (doubt or {}).get("rule") or ():
-        column, _, relation = condition.rpartition("_")
-        if relation not in RELATIONS or column not in METRICS_SCHEMA.names:
+        if split_condition(condition) is None:
             raise UsageError(
                 f"the bundle's rule for reviews has {condition!r}; expected a column of metrics and one of "
                 f"{', '.join(f'_{relation}' for relation in RELATIONS)}. Use the raysegment that saved it, or a "
@@ -173,30 +169,25 @@ def check_rule(doubt: Mapping[str, Any] | None) -> None:
             )
 
 
-def needs_review(row: Mapping[str, Any], rule: Mapping[str, Any]) -> bool | None:
-    """Whether a person should look at a mask: as soon as one of the rule's conditions holds.
+def rule_of(doubt: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The rule of a bundle, or the default one where it brings none."""
+    rule = (doubt or {}).get("rule")
+    return DEFAULT_RULE if rule is None else rule
 
-    A condition whose number is unknown is passed over.
+
+def lay_over(doubt: Mapping[str, Any] | None, overrides: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
+    """What a bundle brings, with limits of the user's laid over those of its rule.
 
     Args:
-        row: Of metrics.
-        rule: Of the bundle.
+        doubt: Of the bundle; None where it brings nothing.
+        overrides: Limits by condition, see `store/review_rule`.
+        labels: Of the bundle.
 
-    Returns:
-        None where no condition's number is known; that is not to say that the mask is fine.
+    Raises:
+        UsageError: A limit names a label that the bundle does not have; or the bundle's rule is of a newer version.
     """
-    found = [_holds(row, condition, limit) for condition, limit in rule.items()]
-    known = [item for item in found if item is not None]
-    return any(known) if known else None
-
-
-def _holds(row: Mapping[str, Any], condition: str, limit: Any) -> bool | None:
-    column, _, relation = condition.rpartition("_")
-    limit = limit.get(row["label"]) if isinstance(limit, Mapping) else limit
-    value = row.get(column)
-    if value is None or limit is None or (isinstance(value, float) and math.isnan(value)):
-        return None
-    return bool(RELATIONS[relation](value, limit))
+    check_rule(doubt)
+    return {**(doubt or {}), "rule": override_rule(rule_of(doubt), overrides, labels.names)}
 
 
 def describe_doubt(labels: Labels, sizes: Iterable[ReferenceSize]) -> dict[str, Any]:

@@ -322,6 +322,7 @@ def _build_row(
         "patient_id": read.patient_id,
         "source": read.source,
         "fingerprint": read.fingerprint,
+        "scan_date": read.scan_date,
         "status": STATUS_OK,
         "reference_error": read.reference_error,
         "num_slices": grid[0],

@@ -45,6 +45,13 @@ def describe_damage(removed: Sequence[Damage]) -> str:
     return f"{parts} lost or damaged; the scans are done again. The first: {removed[0]}"
 
 
+def describe_amended(num_dates: int, num_reviews: int) -> str:
+    """One line for finished rows that get another day, or another judgement, without being segmented again."""
+    parts = [f"{num_dates} scans with another date"] * bool(num_dates)
+    parts += [f"{num_reviews} masks judged otherwise for review"] * bool(num_reviews)
+    return f"brought up to date, not segmented again: {', '.join(parts)}"
+
+
 def describe_renamed(scan_ids: Sequence[str]) -> str:
     """One line for rows that go because their scans have other names now."""
     shown = ", ".join(map(show_name, scan_ids[:3])) + (" …" if len(scan_ids) > 3 else "")

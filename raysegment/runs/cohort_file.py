@@ -22,6 +22,7 @@ from raysegment.choices import (
 )
 from raysegment.errors import AccessError, UsageError
 from raysegment.options import CohortOptions, InferOptions
+from raysegment.store.review_rule import check_limit
 
 MAX_BYTES = 2**20
 PATHS = ("source", "model", "out")
@@ -30,6 +31,7 @@ NOT_OF_FILES = frozenset({"model", "source", "out", "limit", "retry_failed", "ad
 
 _OTHER_KEYS = {
     "infer": "options of `infer`, such as `mirror: columns`",
+    "review": "conditions and limits, such as `mirror_dice_below: 0.85`",
     "where": "a list of [column, operator, value]",
 }
 
@@ -45,12 +47,14 @@ class Cohort:
         chosen: Its plain keys.
         where: Conditions on columns of the manifest.
         infer: Choices of `infer`, by name.
+        review: Limits over those of the bundle's rule, by condition, see `store/review_rule`.
     """
 
     file: Path
     chosen: CohortOptions
     where: tuple[Condition, ...]
     infer: dict[str, Any]
+    review: dict[str, Any]
 
     def make_options(self, out: str, **general: Any) -> InferOptions:
         """The choices of one run of `infer` on the cohort.
@@ -81,6 +85,7 @@ def read_cohort(path: str) -> Cohort:
     values: dict[str, Any] = {}
     where: tuple[Condition, ...] = ()
     infer: dict[str, Any] = {}
+    review: dict[str, Any] = {}
     seen: set[str] = set()
     for key, line, value in read_marked(data, path, EXPECTED):
         place = f"{path}, line {line}"
@@ -91,6 +96,8 @@ def read_cohort(path: str) -> Cohort:
             where = _read_where(value, path, line)
         elif key == "infer":
             infer = _read_infer(value, path, line)
+        elif key == "review":
+            review = _read_review(value, path, line)
         elif key in known:
             values[key] = _check(known[key], hints[key], value, place)
         else:
@@ -101,7 +108,7 @@ def read_cohort(path: str) -> Cohort:
         raise UsageError(f"{path}: name is {show_value(values['name'])}; expected text that can be printed on a line.")
     try:
         values |= {name: _locate(values[name], file.parent) for name in PATHS}
-        cohort = Cohort(file, CohortOptions(**values), where, infer)
+        cohort = Cohort(file, CohortOptions(**values), where, infer, review)
         cohort.make_options(cohort.chosen.out)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
@@ -169,6 +176,15 @@ def _read_infer(value: Any, path: str, line: int) -> dict[str, Any]:
             raise UsageError(f"{place}: {name} of infer stands there twice.")
         found[name] = _check(known[name], hints[name], given, f"{place}: infer")
     return found
+
+
+def _read_review(value: Any, path: str, line: int) -> dict[str, Any]:
+    """Limits over those of the bundle's rule; null takes a condition away."""
+    if not isinstance(value, MarkedMapping) or not value:
+        raise UsageError(f"{path}, line {line}: review is {show_value(value)}; expected {_OTHER_KEYS['review']}.")
+    for key, limit in value.items():
+        check_limit(str(key), limit, f"{path}, line {value.lines[key]}: review")
+    return {str(key): dict(limit) if isinstance(limit, dict) else limit for key, limit in value.items()}
 
 
 def _locate(value: str, folder: Path) -> str:

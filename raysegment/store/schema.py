@@ -17,6 +17,7 @@ SCANS_SCHEMA = pa.schema(
         ("patient_id", pa.string()),
         ("source", pa.string()),
         ("fingerprint", pa.string()),
+        ("scan_date", pa.date32()),
         ("status", pa.string()),
         ("error_type", pa.string()),
         ("error_message", pa.string()),
@@ -39,7 +40,8 @@ SCANS_SCHEMA = pa.schema(
 """One row per scan, ok or failed; a scan is done when its row is here. `attempt` counts the starts of the command;
 `slice_axis` is how a volume was cut, null for files of slices. `intensity_quantiles` are the quantiles 0.05, 0.5 and
 0.95 of what is not background, raw, of the first channel that the model sees, then of the second, and so on; null in
-rows of older versions."""
+rows of older versions. `scan_date` is the day on which the scan was made, as the manifest says it, null where it does
+not; a later manifest may give an older row its date."""
 
 METRICS_SCHEMA = pa.schema(
     [
@@ -147,7 +149,7 @@ ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
             "needs_review",
         ),
     },
-    4: {"scans": ("intensity_quantiles",)},
+    4: {"scans": ("intensity_quantiles", "scan_date")},
 }
 """Columns by the version that added them, and by table."""
 
@@ -210,4 +212,52 @@ DRIFT_SCHEMA = pa.schema(
 `kind` is `intensity`, `spacing`, `shape`, `volume` or `doubt`; `against` is `training` or `past`; `n_before` and
 `n_new` are patients that have the feature. From `statistic` to `is_drift` all are null where nothing was tested, and
 `why_not` says why. `pipeline/drift` has the test.
+"""
+
+TRAJECTORIES_SCHEMA = pa.schema(
+    [
+        ("patient_id", pa.string()),
+        ("label", pa.string()),
+        ("scan_id", pa.string()),
+        ("scan_date", pa.date32()),
+        ("volume_ml", pa.float64()),
+        ("needs_review", pa.bool_()),
+    ]
+)
+"""The table `trajectories`: one row per label of each scan that has a date and a volume, by patient, label and day."""
+
+GROWTH_SCHEMA = pa.schema(
+    [
+        ("patient_id", pa.string()),
+        ("label", pa.string()),
+        ("num_scans", pa.int64()),
+        ("num_dates", pa.int64()),
+        ("first_date", pa.date32()),
+        ("last_date", pa.date32()),
+        ("days", pa.int64()),
+        ("first_volume_ml", pa.float64()),
+        ("last_volume_ml", pa.float64()),
+        ("ml_per_year", pa.float64()),
+        ("ml_per_year_low", pa.float64()),
+        ("ml_per_year_high", pa.float64()),
+        ("percent_per_year", pa.float64()),
+        ("percent_per_year_low", pa.float64()),
+        ("percent_per_year_high", pa.float64()),
+        ("doubling_days", pa.float64()),
+        ("doubling_days_low", pa.float64()),
+        ("doubling_days_high", pa.float64()),
+        ("grows", pa.bool_()),
+        ("shrinks", pa.bool_()),
+        ("scans_without_date", pa.int64()),
+        ("scans_without_volume", pa.int64()),
+    ]
+)
+"""The table `growth`: one row per patient and label with volumes of two days or more.
+
+`first_volume_ml` and `last_volume_ml` are means over the scans of that day. `ml_per_year` is the slope of a straight
+line through all scans, `percent_per_year` and `doubling_days` that of one through the logarithms of their volumes, null
+where a volume is 0; a negative `doubling_days` is the time in which half is left. `_low` and `_high` are 95 % intervals
+by Student's t with `num_scans` - 2 degrees of freedom, null for two scans; those of `doubling_days` also where growth
+and shrinking are both within the interval. `grows` and `shrinks` say whether the interval of `ml_per_year` lies above
+or below 0, null where there is none. The last two columns count scans of this patient that were left out.
 """

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from raysegment.archive.dates import compile_date_pattern
 from raysegment.archive.names import show_name
 from raysegment.errors import UsageError
 
@@ -29,6 +30,7 @@ class Naming:
         channels: Globs of channels; layouts then tell nothing.
         references: Globs of references; those of a layout then do not count.
         patients: Names the patient of each scan by its first group.
+        dates: Names the day of each scan by its named groups.
 
     Raises:
         UsageError: Both a pattern and globs say what a scan is.
@@ -38,6 +40,7 @@ class Naming:
     channels: Channels = field(default_factory=dict)
     references: Globs = ()
     patients: re.Pattern[str] | None = None
+    dates: re.Pattern[str] | None = None
 
     def __post_init__(self) -> None:
         if self.scan_pattern is not None and self.channels:
@@ -49,17 +52,20 @@ def parse_naming(
     channels: Sequence[str] | None,
     references: Sequence[str] | None,
     patient_pattern: str | None,
+    date_pattern: str | None = None,
 ) -> Naming:
-    """What `--scan-pattern`, `--channel`, `--reference` and `--patient-pattern` say.
+    """What `--scan-pattern`, `--channel`, `--reference`, `--patient-pattern` and `--date-pattern` say.
 
     Raises:
-        UsageError: A pattern is no regular expression with a group, a glob has no `{scan}`, or both tell the scans.
+        UsageError: A pattern is no regular expression with the groups it needs, a glob has no `{scan}`, or both tell
+            the scans.
     """
     return Naming(
         _compile_pattern("--scan-pattern", scan_pattern, "scan"),
         parse_channels(channels),
         parse_references(references),
         _compile_pattern("--patient-pattern", patient_pattern, "patient"),
+        compile_date_pattern(date_pattern),
     )
 
 

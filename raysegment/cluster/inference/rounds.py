@@ -31,7 +31,7 @@ from raysegment.errors import (
 )
 from raysegment.model.bundle import Bundle
 from raysegment.options import InferOptions
-from raysegment.pipeline.blocks import ReadScan
+from raysegment.pipeline.blocks import IDENTITY, ReadScan
 from raysegment.pipeline.segment import fail_scan
 from raysegment.runs.console import Console
 from raysegment.runs.lock import RunLock
@@ -265,7 +265,7 @@ class Rounds:
     def _fail(self, plan: pa.Table, errors: dict[str, ScanError]) -> None:
         rows = []
         for entry in entries(plan):
-            read = ReadScan(entry.scan_id, entry.patient_id, entry.source, entry.fingerprint, scan=None)
+            read = ReadScan(**{name: getattr(entry, name) for name in IDENTITY}, scan=None)
             rows.append(fail_scan(read, errors[entry.scan_id], self.worker.segment))
         if rows:
             receipt = Receipt(parts=[stage_part(self.place, self.worker.staging, rows)])

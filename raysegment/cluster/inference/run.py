@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.index import warn_of_references
+from raysegment.archive.index import warn_of_dates, warn_of_references
 from raysegment.archive.renamed import find_renamed
 from raysegment.choices import pick
 from raysegment.cluster.inference.remaining import Remaining, find_remaining
@@ -30,6 +30,7 @@ from raysegment.pipeline.sides import check_mirror
 from raysegment.runs.closing import (
     choose_exit_code,
     count_finished,
+    describe_amended,
     describe_damage,
     describe_failures,
     describe_nothing_to_do,
@@ -43,6 +44,7 @@ from raysegment.runs.lock import RunLock
 from raysegment.runs.progress import ScanProgress
 from raysegment.runs.record import describe_choices, describe_machine, keep_record, read_record, write_record
 from raysegment.scan import Labels, as_spacing
+from raysegment.store.amend import amend_tables
 from raysegment.store.parts import STAGING, Failure
 from raysegment.store.place import Place
 from raysegment.store.publish import drop_orphans, prepare_tables, read_finished, read_rows, take_out
@@ -154,7 +156,8 @@ def _run_in_folder(
         version = read_version(place, record)
         console = Console(place, as_json=options.json, about=about)
         own = replace(bundle.postprocessing, threshold=show_thresholds(bundle.threshold, bundle.labels))
-        for warning in warn_of_references(found) + warn_of_averaging(pick(Postprocessing, options), own):
+        warnings = warn_of_references(found) + warn_of_dates(found)
+        for warning in warnings + warn_of_averaging(pick(Postprocessing, options), own):
             console.say(warning)
         if removed := prepare_tables(place):
             console.say(describe_damage(removed))
@@ -165,6 +168,8 @@ def _run_in_folder(
                 write_record(place, read_record(place) | {"schema_version": SCHEMA_VERSION})
         if not record.get("status"):
             identity.check_rows(place)
+        if amended := amend_tables(place, manifest):
+            console.say(describe_amended(amended.dates, amended.reviews))
         renamed = find_renamed(options.source, manifest, found, read_rows(place, "scans", RENAMED_COLUMNS))
         if len(renamed):
             console.say(describe_renamed(renamed.to_pylist()))
