@@ -774,7 +774,12 @@ class DemoOptions(CommandOptions):
 
     out: str = choice("raysegment-demo", "folder for the made-up scans and all that is made from them")
     volumes: bool = choice(False, "NIfTI volumes with two labels, instead of slices with one")
-    patients: int = choice(24, "made-up patients", minimum=8, maximum=1000)
+    cohort: bool = choice(
+        False, "three nights of a cohort, ending with pictures of what changed", only_with=("volumes", (False,))
+    )
+    patients: int = choice(
+        24, "made-up patients; with --cohort of its archive, half as many more to train on", minimum=8, maximum=1000
+    )
     seed: int = choice(0, "seed of the made-up scans and of the training", minimum=0)
 
 

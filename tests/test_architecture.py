@@ -21,6 +21,7 @@ import raysegment
 from raysegment.choices import load_options
 from raysegment.options import InferOptions, TrainOptions
 from raysegment.pipeline.search_space import read_search_plan
+from raysegment.runs.cohort_file import read_cohort
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted((ROOT / "raysegment").rglob("*.py"))
@@ -153,5 +154,8 @@ def test_the_example_jobs_hold_valid_choices():
     for job in jobs:
         if (verb := job.stem.split("-")[0]) == "tune":
             read_search_plan(str(job))
+        elif verb == "cohort":
+            cohort = read_cohort(str(job))
+            cohort.make_options(cohort.chosen.out)
         else:
             load_options(kinds[verb], {}, job=str(job))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from raysegment.choices import load_options
 from raysegment.cluster.session import check_temp_dir, ray_session
+from raysegment.commands.demo_cohort import CohortDemoResult, demo_cohort
 from raysegment.commands.evaluate import evaluate
 from raysegment.commands.export import export_masks
 from raysegment.commands.train import train
@@ -44,11 +45,13 @@ class DemoResult:
     exit_code: int = EXIT_DONE
 
 
-def demo(options: DemoOptions) -> DemoResult:
+def demo(options: DemoOptions) -> DemoResult | CohortDemoResult:
     """Make scans, train on most of them, segment and measure the rest, draw figures; a second run finds all done.
 
-    Volumes are NIfTI files with two labels, and their masks are written as such.
+    Volumes are NIfTI files with two labels, and their masks are written as such. Of a cohort there are three nights.
     """
+    if options.cohort:
+        return demo_cohort(options)
     out = Path(options.out).absolute()
     check_temp_dir(options.address, options.temp_dir)
     Place(str(out)).make_writable()

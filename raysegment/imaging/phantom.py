@@ -60,13 +60,27 @@ def write_archive(folder: str | Path, *, patients: int, seed: int, image_size: i
     """
     for patient in range(1, patients + 1):
         name = f"PHANTOM_{patient:04d}"
-        target = Path(folder) / name
-        target.mkdir(parents=True, exist_ok=True)
         scan_seed = seed * 1_000_003 + patient
         pixels, reference = make_phantom(scan_seed, image_size=image_size, slices=slices + scan_seed % 4)
-        for number, (plane, mask) in enumerate(zip(pixels, reference, strict=True), start=1):
-            tifffile.imwrite(target / f"{name}_{number}.tif", plane, photometric="rgb")
-            tifffile.imwrite(target / f"{name}_{number}_mask.tif", mask.astype(np.uint8) * 255)
+        write_scan(Path(folder) / name, name, pixels, reference)
+
+
+def write_scan(
+    folder: Path, name: str, pixels: npt.NDArray[np.uint8], reference: npt.NDArray[np.bool_] | None = None
+) -> None:
+    """Write one phantom, a TIFF file for each slice, with its reference or without.
+
+    Args:
+        folder: Made where it does not exist.
+        name: Begin of its files' names.
+        pixels: Uint8, (slices, rows, columns, 3).
+        reference: Bool, (slices, rows, columns).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, plane in enumerate(pixels, start=1):
+        tifffile.imwrite(folder / f"{name}_{number}.tif", plane, photometric="rgb")
+    for number, mask in enumerate(() if reference is None else reference, start=1):
+        tifffile.imwrite(folder / f"{name}_{number}_mask.tif", mask.astype(np.uint8) * 255)
 
 
 class _Grid:
