@@ -1,4 +1,4 @@
-"""`jobs/`: the commands, crontab lines and units that are printed there, run as they stand, in a folder made for them."""
+"""`jobs/`: the commands, crontab lines and units that are printed there, run as they stand, below a test's folder."""
 
 from __future__ import annotations
 
