@@ -91,7 +91,8 @@ def open_source(source: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, root = pafs.FileSystem.from_uri(source)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UsageError(f"{show_name(source)} cannot be opened: {describe(error)}") from error
+        # Without what follows the question mark: people put keys there.
+        raise UsageError(f"{show_name(source.split('?')[0])} cannot be opened: {describe(error)}") from error
     return filesystem, root.rstrip("/")
 
 

@@ -97,7 +97,8 @@ def test_a_missing_bucket_and_an_empty_one_are_wrong_usage(bucket):
         find_scans(uri.replace("archive/scans", "gone/scans"))
 
 
-def test_passwords_in_uris_are_refused_and_not_repeated():
+@pytest.mark.parametrize("uri", ["s3://key:h1dden@archive/scans", "s3://archive/scans?secret_key=h1dden&scheme=http"])
+def test_passwords_in_uris_are_refused_and_not_repeated(uri):
     with pytest.raises(UsageError) as caught:
-        find_scans("s3://key:secret@archive/scans")
-    assert "secret" not in str(caught.value)
+        find_scans(uri)
+    assert "h1dden" not in str(caught.value)
