@@ -13,6 +13,7 @@ from typing import Any
 
 from raysegment.errors import (
     EXIT_DONE,
+    EXIT_DRIFT,
     EXIT_FAILED,
     EXIT_INTERRUPTED,
     EXIT_SOME_SCANS_FAILED,
@@ -29,6 +30,7 @@ NOTIFY_SECONDS = 60.0
 STATUS = {
     EXIT_DONE: "done",
     EXIT_SOME_SCANS_FAILED: "some scans failed",
+    EXIT_DRIFT: "drift",
     EXIT_FAILED: "failed",
     EXIT_USAGE: "failed",
     EXIT_INTERRUPTED: "interrupted",
@@ -59,7 +61,7 @@ def describe_end(exit_code: int, summary: Mapping[str, Any], error: BaseExceptio
         error: What ended it.
     """
     return {
-        "status": STATUS.get(exit_code, "done"),
+        "status": STATUS.get(exit_code, "failed"),
         "exit_code": exit_code,
         "error_type": None if error is None else type(error).__name__,
         "error_message": None if error is None else " ".join(str(error).split()),

@@ -96,7 +96,7 @@ def test_what_the_program_prints_leaves_standard_output_alone(
 
 @pytest.mark.parametrize(
     ("exit_code", "status"),
-    [(0, "done"), (1, "failed"), (2, "failed"), (3, "some scans failed"), (4, "done"), (130, "interrupted")],
+    [(0, "done"), (1, "failed"), (2, "failed"), (3, "some scans failed"), (4, "drift"), (130, "interrupted")],
 )
 def test_the_end_is_said_in_words_too(exit_code: int, status: str) -> None:
     told = describe_end(exit_code, {"cohort": "glioma", "exit_code": 99})
