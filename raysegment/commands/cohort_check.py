@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from raysegment.cluster.session import interruptible
 from raysegment.commands.resegment import Night
@@ -26,6 +26,7 @@ class CohortCheckResult:
         result: Folder of the current result, below the cohort's; None where there is none.
         scans: How many are `new`, `changed`, `failed_before`, `unchanged` and `vanished`.
         is_new_model: Model or choices are others than those of the current result, so that all scans are done again.
+        amended: Finished rows that would be brought up to date without segmenting, as in `ResegmentResult`.
         scans_to_segment: So many would be segmented.
         seconds: Roughly so long; None where no run before tells.
         seconds_per_scan: As in the runs before.
@@ -38,6 +39,7 @@ class CohortCheckResult:
     result: str | None
     scans: dict[str, int] = field(default_factory=dict)
     is_new_model: bool = False
+    amended: dict[str, int] = field(default_factory=dict)
     scans_to_segment: int = 0
     seconds: float | None = None
     seconds_per_scan: float | None = None
@@ -72,6 +74,7 @@ def check_cohort(options: CohortCheckOptions) -> CohortCheckResult:
         result=night.current.result if night.current else None,
         scans=night.counts,
         is_new_model=night.is_new_model,
+        amended=asdict(night.outdated),
         scans_to_segment=todo,
         seconds=None if pace is None else pace.estimate_seconds(todo),
         seconds_per_scan=None if pace is None else pace.seconds_per_scan,

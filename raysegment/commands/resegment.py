@@ -56,6 +56,8 @@ class ResegmentResult:
         changed_scans: Scans with a change against the result before; None where there was none.
         drift: How the scans that were segmented differ from the training set and the cohort's past, see
             `pipeline/drift`; None where none were.
+        amended: Finished scans with another of the `dates` or `patients`, and masks of which `reviews` are judged
+            otherwise, by what manifest and cohort file say now; none of them is segmented again.
         follow_up: Patients who were followed over time, and how many of them grow; empty where nothing was done.
         has_moved: Whether there is a new current result.
         scans_now: Scans that this run segmented.
@@ -72,6 +74,7 @@ class ResegmentResult:
     scans_failed: int = 0
     changed_scans: int | None = None
     drift: dict[str, Any] | None = None
+    amended: dict[str, int] = field(default_factory=dict)
     follow_up: dict[str, int] = field(default_factory=dict)
     has_moved: bool = False
     scans_now: int = 0
@@ -250,6 +253,7 @@ class Night:
             result=result or (self.current.result if self.current else None),
             scans=self.counts,
             is_new_model=self.is_new_model,
+            amended=asdict(self.outdated),
             scans_ok=self.manifest.num_rows - failed if inference is None else inference.scans_ok,
             scans_failed=failed,
             changed_scans=changed,
@@ -265,7 +269,7 @@ class Night:
         """What is to be done, in a line."""
         counts = ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in self.counts.items())
         model = "; model or choices are others than before, so all are done again" if self.is_new_model else ""
-        old = f"; {describe_amended(self.outdated.dates, self.outdated.reviews)}" if self.outdated else ""
+        old = f"; {describe_amended(**vars(self.outdated))}" if self.outdated else ""
         todo = "" if self.has_work else "; nothing to do"
         console.say(f"cohort {self.cohort.chosen.name}: {counts}{model}{old}{todo}", **self.counts)
 

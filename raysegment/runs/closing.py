@@ -45,10 +45,11 @@ def describe_damage(removed: Sequence[Damage]) -> str:
     return f"{parts} lost or damaged; the scans are done again. The first: {removed[0]}"
 
 
-def describe_amended(num_dates: int, num_reviews: int) -> str:
-    """One line for finished rows that get another day, or another judgement, without being segmented again."""
-    parts = [f"{num_dates} scans with another date"] * bool(num_dates)
-    parts += [f"{num_reviews} masks judged otherwise for review"] * bool(num_reviews)
+def describe_amended(dates: int, patients: int, reviews: int) -> str:
+    """One line for finished rows that get another day, patient or judgement, without being segmented again."""
+    parts = [f"{dates} scans with another date"] * bool(dates)
+    parts += [f"{patients} scans of another patient"] * bool(patients)
+    parts += [f"{reviews} masks judged otherwise for review"] * bool(reviews)
     return f"brought up to date, not segmented again: {', '.join(parts)}"
 
 

@@ -16,7 +16,7 @@ from raysegment.store.place import Place
 from raysegment.store.publish import read_rows
 from raysegment.store.schema import SCHEMAS
 
-INFERENCE_NAMES = frozenset({*SCHEMAS, RECORD_FILE, "summary.json", "figures", LOG_FILE, LOCK_FILE})
+INFERENCE_NAMES = frozenset({*SCHEMAS, RECORD_FILE, "summary.json", "figures", "trajectories", LOG_FILE, LOCK_FILE})
 """What `infer` and `evaluate` leave in their folder."""
 
 TRAINING_NAMES = frozenset(

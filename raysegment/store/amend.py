@@ -1,7 +1,7 @@
 """Columns of finished rows that follow from something else, brought up to date without segmenting anew.
 
-The day of a scan follows from the manifest, `needs_review` from the other numbers of its row and the rule. Parts in
-which something is out of date are replaced in one step under their own names, like all parts.
+The day and the patient of a scan follow from the manifest, `needs_review` from the other numbers of its row and the
+rule. Parts in which something is out of date are replaced in one step under their own names, like all parts.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ class Outdated:
 
     Attributes:
         dates: Scans that have another day than the manifest says, or none.
+        patients: Scans that have another patient than the manifest says.
         reviews: Rows of metrics of which the rule says otherwise than they do.
     """
 
     dates: int = 0
+    patients: int = 0
     reviews: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.dates or self.reviews)
+        return bool(self.dates or self.patients or self.reviews)
 
 
 def find_outdated(place: Place, manifest: pa.Table, rule: Mapping[str, Any] | None = None) -> Outdated:
@@ -44,24 +46,26 @@ def find_outdated(place: Place, manifest: pa.Table, rule: Mapping[str, Any] | No
 
     Args:
         place: The output folder.
-        manifest: With scan_id and scan_date. One that says no day at all is asked nothing: the tables keep theirs.
+        manifest: With scan_id, patient_id and scan_date. One that says no day at all is not asked for any: the tables
+            keep theirs.
         rule: Conditions as in `store/review_rule`; None where each row was judged by the one that holds.
 
     Raises:
         DamagedTablesError: A part cannot be read.
     """
     dates = reviews = 0
+    scans = read_rows(place, "scans", ["scan_id", "patient_id", "scan_date"])
+    patients = _count(_differs(scans["patient_id"], _as_in(manifest, "patient_id", scans)))
     if manifest["scan_date"].null_count < manifest.num_rows:
-        scans = read_rows(place, "scans", ["scan_id", "scan_date"])
-        dates = _count(_differs(scans["scan_date"], _dates_of(scans, manifest)))
+        dates = _count(_differs(scans["scan_date"], _as_in(manifest, "scan_date", scans)))
     if rule is not None:
         metrics = read_rows(place, "metrics", list(dict.fromkeys([*list_columns(rule), "needs_review"])))
         reviews = _count(_differs(metrics["needs_review"], judge_rows(metrics, rule)))
-    return Outdated(dates=dates, reviews=reviews)
+    return Outdated(dates=dates, patients=patients, reviews=reviews)
 
 
 def amend_tables(place: Place, manifest: pa.Table, rule: Mapping[str, Any] | None = None) -> Outdated:
-    """Give finished rows the day that the manifest says, and the judgement that the rule does.
+    """Give finished rows the day and patient that the manifest says, and the judgement that the rule does.
 
     Args:
         place: The output folder; its parts are whole and have today's columns.
@@ -73,7 +77,10 @@ def amend_tables(place: Place, manifest: pa.Table, rule: Mapping[str, Any] | Non
     """
     found = find_outdated(place, manifest, rule)
     if found.dates:
-        _amend(place, "scans", "scan_date", lambda scans: _dates_of(scans, manifest))
+        _amend(place, "scans", "scan_date", lambda rows: _as_in(manifest, "scan_date", rows))
+    # `scans` last: what is out of date is found by it, should this start die in between.
+    for table in ("metrics", "scans") if found.patients else ():
+        _amend(place, table, "patient_id", lambda rows: _as_in(manifest, "patient_id", rows))
     if found.reviews and rule is not None:
         _amend(place, "metrics", "needs_review", lambda metrics: judge_rows(metrics, rule))
     return found
@@ -94,10 +101,10 @@ def _amend(place: Place, table: str, column: str, wanted: Wanted) -> None:
     place.sync_folder(table)
 
 
-def _dates_of(scans: pa.Table, manifest: pa.Table) -> pa.ChunkedArray:
-    """What the manifest says; scans that it does not have keep theirs."""
-    position = pc.index_in(scans["scan_id"], value_set=manifest["scan_id"].combine_chunks())
-    return pc.if_else(pc.is_valid(position), pc.take(manifest["scan_date"], position), scans["scan_date"])
+def _as_in(manifest: pa.Table, column: str, rows: pa.Table) -> pa.ChunkedArray:
+    """What the manifest says of each row's scan; those that it does not have keep what they say."""
+    position = pc.index_in(rows["scan_id"], value_set=manifest["scan_id"].combine_chunks())
+    return pc.if_else(pc.is_valid(position), pc.take(manifest[column], position), rows[column])
 
 
 def _differs(stored: pa.ChunkedArray, wanted: pa.ChunkedArray | pa.Array) -> pa.ChunkedArray:

@@ -48,7 +48,7 @@ patient_scans = st.lists(
 
 
 @given(st.lists(patient_scans, min_size=1, max_size=5))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_growth_and_interval_are_those_of_scipy(patients: list[list[tuple[int, float]]]) -> None:
     found = build(*((f"p{number}", *scan) for number, scans in enumerate(patients) for scan in scans))
     followed = {f"p{n}": sorted(scans) for n, scans in enumerate(patients) if len({day for day, _ in scans}) > 1}

@@ -30,7 +30,10 @@ def place(tmp_path: Path, make_rows) -> Place:
 
 
 def manifest(**dates: date | None) -> pa.Table:
-    return pa.table({"scan_id": list(dates), "scan_date": pa.array(list(dates.values()), pa.date32())})
+    """Scans with their days, each of the patient that `make_rows` gives it."""
+    columns = {"scan_id": list(dates), "patient_id": ["p"] * len(dates)}
+    table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
+    return table.append_column("scan_date", pa.array(list(dates.values()), pa.date32()))
 
 
 def inodes(place: Place, table: str) -> dict[str, int]:
@@ -80,3 +83,29 @@ def test_rows_are_judged_by_the_rule(place: Place) -> None:
     assert find_outdated(place, manifest(), {}).reviews == 3
     amend_tables(place, manifest(), {})
     assert read_rows(place, "metrics")["needs_review"].to_pylist() == [None] * 3
+
+
+def test_a_scan_of_another_patient_has_that_one_in_all_tables(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    named = manifest(a=None, d=None)
+    named = named.set_column(1, "patient_id", pa.array(["new", "newer"]))
+    move, moved = Place.move, []
+
+    def die_at_the_second(place: Place, source: str, target: str) -> None:
+        if len(moved) == 1:
+            raise KeyboardInterrupt
+        moved.append(target)
+        move(place, source, target)
+
+    monkeypatch.setattr(Place, "move", die_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        amend_tables(place, named)
+    monkeypatch.undo()
+    assert amend_tables(place, named) == Outdated(patients=2), "a start that died is taken up"
+    assert not amend_tables(place, named)
+    for table in ("scans", "metrics"):
+        rows = read_rows(place, table).to_pylist()
+        assert {row["scan_id"]: row["patient_id"] for row in rows if row["scan_id"] in "ad"} == {
+            "a": "new",
+            "d": "newer",
+        }
+        assert {row["patient_id"] for row in rows if row["scan_id"] not in "ad"} == {"p"}

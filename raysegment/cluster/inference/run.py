@@ -169,7 +169,7 @@ def _run_in_folder(
         if not record.get("status"):
             identity.check_rows(place)
         if amended := amend_tables(place, manifest):
-            console.say(describe_amended(amended.dates, amended.reviews))
+            console.say(describe_amended(**vars(amended)))
         renamed = find_renamed(options.source, manifest, found, read_rows(place, "scans", RENAMED_COLUMNS))
         if len(renamed):
             console.say(describe_renamed(renamed.to_pylist()))
