@@ -30,7 +30,7 @@ cohorts of such scans, where independent features come to 5 %.
 
 **How much it finds.** Fewer than `MIN_PATIENTS` patients on either side are not tested, and the table says so. With 30
 new patients and 300 before, among 18 features, a shift by one standard deviation is found nine times of ten, one by 0.8
-seven times; with 300 new ones, a shift by 0.4 eight times of ten (`benchmarks/drift_rate.py`).
+seven times; with 300 new ones, a shift by 0.4 nine times of ten (`benchmarks/drift_rate.py`).
 
 **The stability index** stands beside it as a description: the sum of (b - a) ln(b / a) over tenths of the set before,
 a and b being the shares of both sets in them; half a patient is added to each tenth, so that none is empty. Above 0.25

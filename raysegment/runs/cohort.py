@@ -3,6 +3,7 @@
     current.json                            names one of the results; it moves in one step when a run has ended
     results/<model>-<options>/<run>/        tables as of `infer`; never written again once current.json named it
     changes/<run>/                          what changed from the result before
+    drift/<run>/                            how new scans differ from those before and those trained on
     members/members.parquet                 every scan that ever belonged, with when it was first and last seen
     runs/<run>.json                         what each run did
 
