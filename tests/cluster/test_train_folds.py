@@ -134,6 +134,11 @@ def test_the_ensemble_has_every_folds_network_and_patients_and_is_measured_on_th
     assert bundle.num_members == FOLDS
     overall = pq.read_table(undisturbed.folder / "manifest.parquet").to_pylist()
     assert all(bundle.has_seen(row["patient_id"]) == (row["split"] != "test") for row in overall)
+    assert {len(values) for values in bundle.training_features["shape"].values()} == {
+        sum(row["split"] != "test" for row in overall)
+    }
+    assert {*bundle.training_features} == {"intensity", "spacing", "shape"}
+    assert {*folds[0].training_features} == {"intensity", "spacing", "shape", "volume", "doubt"}
     assert bundle.threshold[0] == pytest.approx(sum(fold.threshold[0] for fold in folds) / FOLDS, abs=1e-3)
     found = evaluate(
         EvaluateOptions(
