@@ -100,6 +100,7 @@ def _draw_patient(panel: Any, patient: str, courses: Sequence[Course], colours: 
     panel.xaxis.set_major_locator(locator)
     panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
     panel.tick_params(labelsize=8.5)
+    panel.xaxis.get_offset_text().set_fontsize(8.5)
 
 
 def _draw_course(panel: Any, course: Course, colour: str) -> None:
@@ -116,8 +117,8 @@ def _draw_course(panel: Any, course: Course, colour: str) -> None:
 
 
 def _as_dates(days: Numbers) -> Any:
-    """Hours, so that a line of a few days is straight."""
-    return (days * 24).round().astype("datetime64[h]")
+    """Minutes, so that a line of a few days is straight."""
+    return (days * 24 * 60).round().astype("datetime64[m]")
 
 
 def _darken(colour: str) -> str:

@@ -31,6 +31,7 @@ MADE_FROM = b"raysegment.made_from"
 
 MAX_PANELS = 12
 LINE_POINTS = 40
+LEFT_OUT = ("scans_without_date", "scans_without_volume")
 
 
 def publish_trajectories(tables: Place, out: Place, made_from: str) -> Trajectories:
@@ -112,12 +113,11 @@ def describe_trajectories(counts: dict[str, int], where: str) -> list[str]:
         return []
     parts = [f"{counts['patients_growing']} grew beyond the interval, {counts['patients_shrinking']} shrank"]
     if counts["patients_without_interval"]:
-        parts.append(f"{counts['patients_without_interval']} have too few scans for one")
-    for name in ("date", "volume"):
-        if num_scans := counts[f"scans_without_{name}"]:
-            parts.append(f"{num_scans} scans without {name} are left out")
+        parts.append(f"{counts['patients_without_interval']} with too few scans for one")
     people = "1 patient has" if followed == 1 else f"{followed} patients have"
-    return [f"{'follow-up':<10}{people} scans of two days or more: {', '.join(parts)}; {where}"]
+    left_out = [f"{counts[name]} {name.replace('_', ' ')}" for name in LEFT_OUT if counts[name]]
+    without = f"; left out: {', '.join(left_out)}" if left_out else ""
+    return [f"{'follow-up':<10}{people} scans of two days or more: {', '.join(parts)}{without}; {where}"]
 
 
 def _make_course(rows: list[dict[str, Any]], measured: dict[str, Any]) -> Any:

@@ -133,8 +133,8 @@ def test_scans_without_date_or_volume_are_left_out_and_counted() -> None:
         "scans_without_volume": 1,
     }
     assert describe_trajectories(counts, "here") == [
-        "follow-up 1 patient has scans of two days or more: 0 grew beyond the interval, 0 shrank, 1 have too few scans "
-        "for one, 2 scans without date are left out, 1 scans without volume are left out; here"
+        "follow-up 1 patient has scans of two days or more: 0 grew beyond the interval, 0 shrank, 1 with too few scans "
+        "for one; left out: 2 scans without date, 1 scans without volume; here"
     ]
     assert build(("a", 0, 1.0), ("a", 9, 2.0), status="failed").growth.num_rows == 0
 
