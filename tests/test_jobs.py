@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -34,6 +35,24 @@ def crontab_lines(text: str) -> list[str]:
     return [match[2] for match in CRON.finditer(text)]
 
 
+WITHOUT_RAY = """
+import sys
+from pathlib import Path
+from raysegment import cli
+from raysegment.commands import infer, resegment
+sys.path.insert(0, {tests!r})
+from test_resegment import Cohort
+
+stand_in = Cohort.__new__(Cohort)
+stand_in.archive, stand_in.segmented, stand_in.fails = Path("archive").absolute(), [], set()
+stand_in.during = lambda count: None
+infer.run_inference = stand_in.infer
+resegment.resegment.__defaults__ = (stand_in.infer,)
+cli.main()
+"""
+"""raysegment, but for the network: what the tests of cohorts have in its place writes the tables."""
+
+
 class Machine:
     """A machine as `jobs/README.md` supposes it, below a folder.
 
@@ -45,7 +64,9 @@ class Machine:
         self.root, self.home, self.bin = folder, folder / "srv", folder / "bin"
         shutil.copytree(JOBS, self.home / "jobs")
         (self.root / "etc" / "systemd" / "system").mkdir(parents=True)
-        self.write_program(self.home / ".venv" / "bin" / "raysegment", f'exec {sys.executable} -m raysegment "$@"')
+        program = self.root / "without_ray.py"
+        program.write_text(WITHOUT_RAY.format(tests=str(ROOT / "tests" / "commands")))
+        self.write_program(self.home / ".venv" / "bin" / "raysegment", f'exec {sys.executable} {program} "$@"')
         self.write_program(self.bin / "sudo", 'exec "$@"')
         self.write_program(self.bin / "mail", f'echo "$2" "$3" > {self.root}/mail.txt; cat > {self.root}/mail.json')
 
@@ -62,6 +83,73 @@ class Machine:
         return subprocess.run(
             ["/bin/sh", "-c", line], cwd=self.root, env=environment, capture_output=True, text=True, timeout=300
         )
+
+    def current(self) -> dict[str, str]:
+        return dict(json.loads((self.home / "results" / "glioma" / "current.json").read_text()))
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    return Machine(tmp_path_factory.mktemp("machine"))
+
+
+@pytest.fixture(scope="module")
+def archive(machine: Machine) -> Path:
+    """Three scans and an untrained model where the examples look for them."""
+    import keras
+
+    from raysegment.imaging.phantom import write_archive
+    from raysegment.model.bundle import BundleDescription, save_bundle
+    from raysegment.model.unet import build_network
+    from raysegment.options import Postprocessing, Preprocessing
+
+    choices = {"network": "unet", "filters": 2, "depth": 1, "dropout": 0.0, "norm": "batch", "norm_momentum": 0.9}
+    keras.utils.set_random_seed(1)
+    description = BundleDescription(
+        preprocessing=Preprocessing(image_size=32),
+        postprocessing=Postprocessing(threshold=0.5),
+        num_channels=3,
+        network=choices,
+    )
+    save_bundle(machine.home / "runs" / "lgg", build_network(**choices, input_shape=(32, 32, 3)), description)
+    write_archive(machine.home / "archive", patients=3, seed=5, image_size=32, slices=3)
+    return machine.home / "archive"
+
+
+@pytest.mark.slow
+def test_the_commands_and_crontab_lines_run_as_printed(machine: Machine, archive: Path) -> None:
+    copy, check, night = [
+        line for line in blocks("bash").splitlines() if line and "||" not in line and "sudo" not in line
+    ]
+    nightly, infer, told = crontab_lines(blocks("crontab"))
+    assert machine.run(copy).returncode == 0
+    looked = machine.run(check)
+    assert looked.returncode == 0, looked.stderr
+    assert "cohort glioma: 3 new" in looked.stdout
+    assert not (machine.home / "results").exists()
+    done = machine.run(night)
+    assert done.returncode == 0, done.stderr
+    first = machine.current()
+
+    assert machine.run(nightly).returncode == 0
+    last = json.loads((machine.home / "cohort.log").read_text().splitlines()[-1])
+    assert (last["event"], last["scans"]["unchanged"], last["has_moved"]) == ("result", 3, False)
+    assert machine.current() == first
+    assert machine.run(told).returncode == 0
+    assert (machine.root / "mail.txt").read_text() == "glioma, last night group@example.org\n"
+    summary = json.loads((machine.root / "mail.json").read_text())
+    assert (summary["status"], summary["exit_code"], summary["cohort"]) == ("done", 0, "glioma")
+
+    assert machine.run(infer).returncode == 0
+    assert (machine.home / "masks" / "run.json").is_file()
+    for name in ("infer-nightly.yaml", "cohort-nightly.yaml"):
+        (line,) = crontab_lines((JOBS / name).read_text(encoding="utf-8"))
+        assert machine.run(line).returncode == 0, name
+    assert machine.current() == first
+    shutil.move(archive, machine.home / "unmounted")
+    assert machine.run(told).returncode == 2
+    summary = json.loads((machine.root / "mail.json").read_text())
+    assert (summary["status"], summary["exit_code"], summary["error_type"]) == ("failed", 2, "UsageError")
 
 
 def test_the_line_that_takes_3_for_success_does(tmp_path: Path) -> None:
