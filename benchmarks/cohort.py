@@ -106,8 +106,9 @@ def make_current(cohort_file: Path, finished: pa.Table) -> None:
     """The result of the night before: all of the manifest but the new scans."""
     from raysegment.cluster.inference.run import identify_inference, resolve_options
     from raysegment.model.bundle import load_bundle
-    from raysegment.runs.cohort import SHORT, CohortFolder, Current
+    from raysegment.runs.cohort import CohortFolder
     from raysegment.runs.cohort_file import read_cohort
+    from raysegment.runs.cohort_results import Current, name_group
     from raysegment.runs.members import MEMBERS_SCHEMA, update_members
     from raysegment.runs.record import write_record
     from raysegment.store.place import Place
@@ -121,15 +122,16 @@ def make_current(cohort_file: Path, finished: pa.Table) -> None:
         "options_id": identify_inference(options, bundle, "infer").options_id,
     }
     run = "000001-20260101T000000Z"
-    result = f"results/{marks['model_id'][:SHORT]}-{marks['options_id'][:SHORT]}/{run}"
+    result = f"results/{name_group(**marks)}/{run}"
     folder = CohortFolder(cohort.chosen.out)
     place = Place(folder.place.path(result))
     for start in range(0, finished.num_rows, PER_PART):
         write_part(place, finished.slice(start, PER_PART), marks, f"0001-{start:016x}.parquet")
     record = {"command": "infer", **marks, "status": "done", "schema_version": SCHEMA_VERSION}
     write_record(place, record | {"result_options": {"precision": options.precision}})
-    folder.write_members(update_members(MEMBERS_SCHEMA.empty_table(), finished, 1_767_225_600))
-    folder.move_current(Current(result, run, **marks))
+    with folder.hold():
+        folder.write_members(update_members(MEMBERS_SCHEMA.empty_table(), finished, 1_767_225_600))
+        folder.move_current(Current(result, run, **marks), None)
 
 
 def write_part(place: Any, scans: pa.Table, marks: dict[str, str], name: str) -> None:
