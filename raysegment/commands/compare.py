@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.commands.compared_tables import ROWS_AT_ONCE, Tables, iterate_sides, read_shared
+from raysegment.commands.compared_tables import Both, read_both
 from raysegment.commands.report import find_manifest
 from raysegment.commands.stored_tables import check_apart
 from raysegment.errors import EXIT_DONE, UsageError
@@ -34,6 +34,8 @@ from raysegment.store.parts import STAGING
 from raysegment.store.place import Place
 from raysegment.store.publish import read_rows
 from raysegment.store.schema import CHANGES_SCHEMA
+
+ROWS_AT_ONCE = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +70,14 @@ def compare(options: CompareOptions, manifest: pa.Table | None = None) -> Compar
         DamagedTablesError: Parts of a table are lost or damaged.
         RunError: Another run owns --out, or the disk is full.
     """
-    before, after = Tables(options.before), Tables(options.after)
+    both = read_both(options.before, options.after)
     place = Place(options.out)
-    for tables in (before, after):
+    for tables in (both.before, both.after):
         check_apart(options.out, tables.place)
-    if not (after.positions_of(before.scan_ids) >= 0).any():
+    if not both.have_a_scan_in_common:
         raise UsageError(f"{options.before} and {options.after} have no scan in common; nothing can be compared.")
     identity = identify(
-        "compare", options, key="result_options", tables_before=before.digest, tables_after=after.digest
+        "compare", options, key="result_options", tables_before=both.before.digest, tables_after=both.after.digest
     )
     record = identity.open(place)
     if record.get("status") == "done":
@@ -85,34 +87,34 @@ def compare(options: CompareOptions, manifest: pa.Table | None = None) -> Compar
     place.make_writable()
     record |= {"options_id": identity.options_id, **describe_choices(options), **describe_machine()}
     with RunLock(place), keep_record(place, record), Console(place, as_json=options.json) as console:
-        progress = ScanProgress(console, count_scans(before, after))
-        table = compare_tables(before, after, options, progress)
+        progress = ScanProgress(console, both.count_scans())
+        table = compare_tables(both, options, progress)
         publish_changes(place, table)
         summary = summarise_changes(table)
         place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())
-        figures = draw_figures(options, place, before, after, table, manifest)
+        figures = draw_figures(options, place, both, table, manifest)
         for line in describe_changes(summary, options.out):
             console.say(line)
     return CompareResult(out=options.out, summary=summary, figures=tuple(figures))
 
 
-def compare_tables(before: Tables, after: Tables, options: CompareOptions, progress: ScanProgress) -> pa.Table:
+def compare_tables(both: Both, options: CompareOptions, progress: ScanProgress) -> pa.Table:
     """The table `changes`, ordered by scan and label.
 
     Args:
-        before: The earlier side.
-        after: The later one.
+        both: What is compared.
         options: The rule and the number of threads.
         progress: Told of each scan.
     """
     rule = ChangeRule(percent=options.change_percent, dice=options.change_dice)
-    shared = read_shared(before, after)
-    progress.advance(len(shared.scan_ids), 0, 0)
     rows: list[dict[str, Any]] = []
-    tables = [shared.changes]
+    tables = [CHANGES_SCHEMA.empty_table()]
+    for table in both.iterate_shared():
+        tables.append(table)
+        progress.advance(pc.count_distinct(table["scan_id"]).as_py(), 0, 0)
     workers = options.workers or os.cpu_count() or 1
     for found in run_side_by_side(
-        lambda sides: [compare_sides(*pair, rule) for pair in sides], iterate_sides(before, after, shared), workers
+        lambda sides: [compare_sides(*pair, rule) for pair in sides], both.iterate_sides(), workers
     ):
         rows += chain.from_iterable(found)
         progress.advance(len(found), sum(scan[0]["newly_failed"] for scan in found), 0)
@@ -121,11 +123,6 @@ def compare_tables(before: Tables, after: Tables, options: CompareOptions, progr
             rows = []
     tables.append(pa.Table.from_pylist(rows, schema=CHANGES_SCHEMA))
     return pa.concat_tables(tables).sort_by([("scan_id", "ascending"), ("label", "ascending")])
-
-
-def count_scans(before: Tables, after: Tables) -> int:
-    """Scans of either side."""
-    return len(before.scan_ids) + int((before.positions_of(after.scan_ids) < 0).sum())
 
 
 def publish_changes(place: Place, table: pa.Table) -> None:
@@ -140,18 +137,18 @@ def publish_changes(place: Place, table: pa.Table) -> None:
 
 
 def draw_figures(
-    options: CompareOptions, place: Place, before: Tables, after: Tables, table: pa.Table, manifest: pa.Table | None
+    options: CompareOptions, place: Place, both: Both, table: pa.Table, manifest: pa.Table | None
 ) -> list[str]:
     """The distributions, and the scans that changed most as far as they can be read."""
     shown = [ChangedScan(*item) for item in choose_largest(table)]
     if shown and manifest is None:
-        chosen = dict(after.record.get("chosen") or {})
+        chosen = dict(both.after.record.get("chosen") or {})
         manifest, _ = find_manifest(chosen | ({"source": options.source} if options.source else {}))
-    axes = read_axes(after.place, [item.scan_id for item in shown])
+    axes = read_axes(both.after.place, [item.scan_id for item in shown])
     with nullcontext(place.root) if place.is_local else TemporaryDirectory() as made:
         folder = Path(made)
         drawn = draw_distributions(folder, table)
-        drawn += draw_largest(folder, shown, before.place, after.place, manifest, axes)
+        drawn += draw_largest(folder, shown, both.before.place, both.after.place, manifest, axes)
         names = [str(path.relative_to(folder)) for path in drawn]
         if not place.is_local:
             for name in names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 
@@ -18,13 +18,13 @@ from raysegment.pipeline.unchanged import unchanged_rows
 from raysegment.runs.record import read_record
 from raysegment.store.pairs import MaskPairs, Pair, Row, find_shared_parts
 from raysegment.store.place import Place
-from raysegment.store.publish import check_tables, read_rows
+from raysegment.store.publish import check_tables, list_parts, read_rows
 from raysegment.store.upgrade import read_version
 
 MADE_BY = ("infer", "evaluate")
-ROWS_AT_ONCE = 10_000
 SCAN_COLUMNS = ["scan_id", "patient_id", "status", "model_id", "options_id", "fingerprint", "attempt"]
 METRIC_COLUMNS = ["scan_id", "label", "voxels", "volume_ml"]
+PARTS_AT_ONCE = 64
 PAIRS_AT_ONCE = 32
 """Scans that a thread is given at a time."""
 
@@ -34,6 +34,7 @@ class Tables:
 
     Args:
         folder: What `infer` or `evaluate` wrote.
+        without: Parts whose rows are left out.
 
     Attributes:
         place: The folder.
@@ -46,16 +47,17 @@ class Tables:
         DamagedTablesError: Parts are lost or damaged.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, without: Collection[str] = ()) -> None:
         self.place = Place(folder)
         self.record = read_record(self.place)
         if self.record.get("command") not in MADE_BY:
             raise UsageError(f"{folder} is no folder that `raysegment infer` or `evaluate` wrote.")
         read_version(self.place, self.record)
         check_tables(self.place, "metrics", "masks")
-        self.scans = read_rows(self.place, "scans", SCAN_COLUMNS)
+        parts = set(list_parts(self.place, "scans")).difference(without)
+        self.scans = read_rows(self.place, "scans", SCAN_COLUMNS, parts)
         self.scan_ids: pa.Array = self.scans["scan_id"].combine_chunks()
-        metrics = read_rows(self.place, "metrics", METRIC_COLUMNS)
+        metrics = read_rows(self.place, "metrics", METRIC_COLUMNS, parts)
         owner = self.positions_of(metrics["scan_id"].combine_chunks())
         order = np.argsort(owner, kind="stable")
         self._metrics = metrics.take(order)
@@ -63,13 +65,12 @@ class Tables:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over what the rows were made of, so that a folder to which scans came is known as another one."""
-        order = self.scans.sort_by("scan_id")
+        """SHA-256 over what all rows were made of: a folder to which scans came is known as another one."""
         digest = hashlib.sha256()
-        for name in SCAN_COLUMNS:
-            for start in range(0, order.num_rows, ROWS_AT_ONCE):
-                texts = map(str, order[name].slice(start, ROWS_AT_ONCE).to_pylist())
-                digest.update("".join(f"{text}\0" for text in texts).encode("utf-8", "surrogateescape"))
+        for part in list_parts(self.place, "scans"):
+            rows = read_rows(self.place, "scans", SCAN_COLUMNS, [part])
+            for column in rows.columns:
+                digest.update("".join(f"{text}\0" for text in column.to_pylist()).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def positions_of(self, scan_ids: pa.Array) -> npt.NDArray[np.int64]:
@@ -103,50 +104,74 @@ class Tables:
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Scans whose parts are the very same files on both sides.
+class Both:
+    """Two sides.
 
     Attributes:
-        parts: The files' names.
-        changes: Their rows of `changes`.
-        scan_ids: The scans.
+        before: Rows of the earlier one that are not shared.
+        after: Those of the later one.
+        shared: Parts that are the very same files on both sides.
     """
 
-    parts: frozenset[str]
-    changes: pa.Table
-    scan_ids: pa.Array
+    before: Tables
+    after: Tables
+    shared: tuple[str, ...]
+
+    @property
+    def have_a_scan_in_common(self) -> bool:
+        """Whether anything can be compared."""
+        return bool(self.shared) or bool((self.after.positions_of(self.before.scan_ids) >= 0).any())
+
+    def count_scans(self) -> int:
+        """Scans of either side."""
+        shared = read_rows(self.before.place, "scans", ["scan_id"], self.shared).num_rows
+        return shared + len(self.before.scan_ids) + int((self.before.positions_of(self.after.scan_ids) < 0).sum())
+
+    def iterate_shared(self) -> Iterator[pa.Table]:
+        """Rows of `changes` of the scans that both share, without reading a mask; some parts at a time.
+
+        Raises:
+            DamagedTablesError: A part cannot be read.
+        """
+        place = self.before.place
+        for start in range(0, len(self.shared), PARTS_AT_ONCE):
+            parts = self.shared[start : start + PARTS_AT_ONCE]
+            scans = read_rows(place, "scans", SCAN_COLUMNS, parts)
+            metrics = read_rows(place, "metrics", METRIC_COLUMNS, parts)
+            yield unchanged_rows(scans, metrics, read_rows(place, "masks", ["scan_id", "spacing_mm"], parts))
+
+    def iterate_sides(self) -> Iterator[list[tuple[Side, Side]]]:
+        """Both sides of each scan that they do not share, those with a mask first; some scans at a time.
+
+        Raises:
+            DamagedTablesError: A part cannot be read.
+        """
+        before, after = self.before, self.after
+        pairs = MaskPairs(before.place, after.place, without=self.shared)
+        every = pc.unique(pa.chunked_array([before.scan_ids, after.scan_ids]))
+        others = every.filter(pc.invert(pc.is_in(every, value_set=pairs.scan_ids)))
+        scan_ids = pa.concat_arrays([pairs.scan_ids, others])
+        positions = before.positions_of(scan_ids), after.positions_of(scan_ids)
+        start = 0
+        for batch in chain(pairs.batches(), _without_masks(len(others))):
+            for first in range(0, len(batch), PAIRS_AT_ONCE):
+                masks = batch[first : first + PAIRS_AT_ONCE]
+                here = slice(start, start + len(masks))
+                earlier = before.sides(positions[0][here], [mask for mask, _ in masks])
+                later = after.sides(positions[1][here], [mask for _, mask in masks])
+                yield list(zip(earlier, later, strict=True))
+                start += len(masks)
 
 
-def read_shared(before: Tables, after: Tables) -> Shared:
-    """What both sides share, without reading a mask.
+def read_both(before: str, after: str) -> Both:
+    """The tables of two outputs.
 
     Raises:
-        DamagedTablesError: A part cannot be read.
+        UsageError: A folder is no output of `infer` or `evaluate`.
+        DamagedTablesError: Parts are lost or damaged.
     """
-    parts = find_shared_parts(before.place, after.place)
-    scans = read_rows(before.place, "scans", SCAN_COLUMNS, parts)
-    metrics = read_rows(before.place, "metrics", METRIC_COLUMNS, parts)
-    masks = read_rows(before.place, "masks", ["scan_id", "spacing_mm"], parts)
-    return Shared(parts, unchanged_rows(scans, metrics, masks), scans["scan_id"].combine_chunks())
-
-
-def iterate_sides(before: Tables, after: Tables, shared: Shared) -> Iterator[list[tuple[Side, Side]]]:
-    """Both sides of each scan that they do not share, those with a mask first; some scans at a time."""
-    pairs = MaskPairs(before.place, after.place, without=shared.parts)
-    seen = pa.concat_arrays([shared.scan_ids, pairs.scan_ids])
-    every = pc.unique(pa.chunked_array([before.scan_ids, after.scan_ids]))
-    others = every.filter(pc.invert(pc.is_in(every, value_set=seen)))
-    scan_ids = pa.concat_arrays([pairs.scan_ids, others])
-    positions = before.positions_of(scan_ids), after.positions_of(scan_ids)
-    start = 0
-    for batch in chain(pairs.batches(), _without_masks(len(others))):
-        for first in range(0, len(batch), PAIRS_AT_ONCE):
-            masks = batch[first : first + PAIRS_AT_ONCE]
-            here = slice(start, start + len(masks))
-            earlier = before.sides(positions[0][here], [mask for mask, _ in masks])
-            later = after.sides(positions[1][here], [mask for _, mask in masks])
-            yield list(zip(earlier, later, strict=True))
-            start += len(masks)
+    shared = find_shared_parts(Place(before), Place(after))
+    return Both(Tables(before, shared), Tables(after, shared), tuple(sorted(shared)))
 
 
 def _without_masks(count: int) -> Iterator[list[Pair]]:

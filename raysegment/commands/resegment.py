@@ -37,7 +37,7 @@ from raysegment.runs.record import read_record
 from raysegment.scan import Labels
 from raysegment.store.amend import Outdated, amend_tables, find_outdated
 from raysegment.store.place import Place
-from raysegment.store.publish import prepare_tables, read_finished, take_out
+from raysegment.store.publish import prepare_tables, read_finished, read_rows, take_out
 from raysegment.store.schema import SCANS_SCHEMA, STATUS_FAILED
 from raysegment.store.upgrade import bring_up_tables
 
@@ -324,7 +324,7 @@ class Night:
         if self.current is None:
             return None
         before, after = self._path(self.current), self.folder.locate(result)
-        ids = [read_finished(Place(place))["scan_id"] for place in (before, after)]
+        ids = [read_rows(Place(place), "scans", ["scan_id"])["scan_id"] for place in (before, after)]
         if not pc.any(pc.is_in(ids[0], value_set=ids[1].combine_chunks())).as_py():
             return None
         chosen, out = self.cohort.chosen, f"changes/{run}"
