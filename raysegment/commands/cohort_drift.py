@@ -31,6 +31,7 @@ from raysegment.store.schema import STATUS_OK
 NO_FEATURES = "the bundle keeps no numbers of its training scans, as those of earlier versions do not: no comparison"
 OTHER_CHOICES = "volume and doubt were not compared with the training set: the cohort's choices are not the bundle's"
 OTHER_MASKS = "volume and doubt were not compared with the cohort's past: its masks are of another model or choices"
+KEY_COLUMNS = ["scan_id", "fingerprint", "status"]
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,18 @@ def watch_drift(night: NightTables, rate: float) -> FoundDrift | None:
         DamagedTablesError: A part cannot be read.
     """
     after = _read_finished(night.after)
-    before = after.slice(0, 0) if night.before is None else _read_finished(night.before)
-    is_first_seen = ~_is_among(after, before)
-    segmented = after if night.is_new_model else after.filter(pa.array(is_first_seen))
+    known = after.slice(0, 0) if night.before is None else _read_finished(night.before, KEY_COLUMNS)
+    new = after.filter(pa.array(~_is_among(after, known)))
+    segmented = after if night.is_new_model else new
     if not segmented.num_rows:
         return None
-    metrics = read_rows(night.after, "metrics", METRIC_COLUMNS)
+    # A cohort may have a million scans of which a night segmented a few.
+    del after, known
+    metrics = _metrics_of(night.after, segmented)
     notes: list[str] = []
     comparisons = [
         *_compare_with_training(night, segmented, metrics, notes),
-        *_compare_with_past(night, before, after.filter(pa.array(is_first_seen)), metrics, notes),
+        *_compare_with_past(night, new, metrics, notes),
     ]
     table = find_drift(comparisons, rate)
     return FoundDrift(table, summarise_drift(table, comparisons, rate) | {"notes": notes})
@@ -134,10 +137,11 @@ def _compare_with_training(
     return [_compare("training", before, unseen, metrics, kinds)]
 
 
-def _compare_with_past(
-    night: NightTables, before: pa.Table, new: pa.Table, metrics: pa.Table, notes: list[str]
-) -> list[Comparison]:
-    if night.before is None or not before.num_rows or not new.num_rows:
+def _compare_with_past(night: NightTables, new: pa.Table, metrics: pa.Table, notes: list[str]) -> list[Comparison]:
+    if night.before is None or not new.num_rows:
+        return []
+    before = _read_finished(night.before)
+    if not before.num_rows:
         return []
     kinds = OF_SCANS if night.is_new_model else OF_SCANS + OF_MASKS
     if night.is_new_model:
@@ -151,8 +155,13 @@ def _compare(against: Any, before: Samples, new: pa.Table, metrics: pa.Table, ki
     return Comparison(against, keep_kinds(before, kinds), keep_kinds(sample_features(new, metrics), kinds), num_new)
 
 
-def _read_finished(place: Place) -> pa.Table:
-    rows = read_rows(place, "scans", SCAN_COLUMNS)
+def _metrics_of(place: Place, scans: pa.Table) -> pa.Table:
+    rows = read_rows(place, "metrics", METRIC_COLUMNS)
+    return rows.filter(pc.is_in(rows["scan_id"], value_set=scans["scan_id"].combine_chunks()))
+
+
+def _read_finished(place: Place, columns: list[str] = SCAN_COLUMNS) -> pa.Table:
+    rows = read_rows(place, "scans", columns)
     return rows.filter(pc.equal(rows["status"], STATUS_OK))
 
 

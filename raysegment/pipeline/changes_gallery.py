@@ -20,6 +20,8 @@ from raysegment.scan import Labels, ReadSettings, SliceAxis
 from raysegment.store.pairs import MaskRows
 from raysegment.store.place import Place
 
+DRAWN = ["label", "is_change", "voxels_before", "voxels_after", "volume_ml_before", "volume_ml_after", "dice"]
+
 
 @dataclass(frozen=True)
 class ChangedScan:
@@ -45,7 +47,7 @@ def draw_distributions(folder: Path, table: pa.Table) -> list[Path]:
     """
     from raysegment.pictures.changes import LabelChanges, draw_changes
 
-    rows = table.filter(pc.equal(table["state"], COMPARED))
+    rows = table.select(DRAWN).filter(pc.equal(table["state"], COMPARED))
     if not rows.num_rows:
         return []
     has_volumes = rows["volume_ml_before"].null_count + rows["volume_ml_after"].null_count == 0

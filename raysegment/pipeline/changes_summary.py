@@ -17,6 +17,8 @@ from raysegment.pipeline.changes import COMPARED, FAILED, NEWLY_FAILED, ONLY_AFT
 STATES = (COMPARED, ONLY_BEFORE, ONLY_AFTER, NEWLY_FAILED, RECOVERED, FAILED)
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 MOST_SHOWN = 10
+DESCRIBED = ("difference_ml", "difference_percent", "dice", "hd95_mm")
+SUMMARISED = ["state", "is_change", "appeared", "vanished", "volume_ml_before", "volume_ml_after", *DESCRIBED]
 
 
 def summarise_changes(table: pa.Table) -> dict[str, Any]:
@@ -31,12 +33,13 @@ def summarise_changes(table: pa.Table) -> dict[str, Any]:
     """
     counts = pc.value_counts(table.group_by(["scan_id", "state"]).aggregate([])["state"]).to_pylist()
     states = {item["values"]: item["counts"] for item in counts}
-    changed = table.filter(pc.fill_null(table["is_change"], False))
+    changed = table.select(["scan_id"]).filter(pc.fill_null(table["is_change"], False))
+    numbers = table.select(SUMMARISED)
     names = [name for name in table["label"].unique().to_pylist() if name is not None]
     return {
         "scans": {state: states.get(state, 0) for state in STATES},
         "changed_scans": pc.count_distinct(changed["scan_id"]).as_py(),
-        "labels": {name: _summarise_label(table.filter(pc.equal(table["label"], name))) for name in sorted(names)},
+        "labels": {name: _summarise_label(numbers.filter(pc.equal(table["label"], name))) for name in sorted(names)},
     }
 
 
@@ -49,7 +52,7 @@ def _summarise_label(rows: pa.Table) -> dict[str, Any]:
             for name, column in (("changed", "is_change"), ("appeared", "appeared"), ("vanished", "vanished"))
         },
         **{name: _sum(compared, name) for name in ("volume_ml_before", "volume_ml_after")},
-        **{name: _describe(compared[name]) for name in ("difference_ml", "difference_percent", "dice", "hd95_mm")},
+        **{name: _describe(compared[name]) for name in DESCRIBED},
     }
 
 
