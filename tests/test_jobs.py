@@ -35,24 +35,6 @@ def crontab_lines(text: str) -> list[str]:
     return [match[2] for match in CRON.finditer(text)]
 
 
-WITHOUT_RAY = """
-import sys
-from pathlib import Path
-from raysegment import cli
-from raysegment.commands import infer, resegment
-sys.path.insert(0, {tests!r})
-from test_resegment import Cohort
-
-stand_in = Cohort.__new__(Cohort)
-stand_in.archive, stand_in.segmented, stand_in.fails = Path("archive").absolute(), [], set()
-stand_in.during = lambda count: None
-infer.run_inference = stand_in.infer
-resegment.resegment.__defaults__ = (stand_in.infer,)
-cli.main()
-"""
-"""raysegment, but for the network: what the tests of cohorts have in its place writes the tables."""
-
-
 class Machine:
     """A machine as `jobs/README.md` supposes it, below a folder.
 
@@ -64,9 +46,7 @@ class Machine:
         self.root, self.home, self.bin = folder, folder / "srv", folder / "bin"
         shutil.copytree(JOBS, self.home / "jobs")
         (self.root / "etc" / "systemd" / "system").mkdir(parents=True)
-        program = self.root / "without_ray.py"
-        program.write_text(WITHOUT_RAY.format(tests=str(ROOT / "tests" / "commands")))
-        self.write_program(self.home / ".venv" / "bin" / "raysegment", f'exec {sys.executable} {program} "$@"')
+        self.write_program(self.home / ".venv" / "bin" / "raysegment", f'exec {sys.executable} -m raysegment "$@"')
         self.write_program(self.bin / "sudo", 'exec "$@"')
         self.write_program(self.bin / "mail", f'echo "$2" "$3" > {self.root}/mail.txt; cat > {self.root}/mail.json')
 
@@ -116,6 +96,7 @@ def archive(machine: Machine) -> Path:
     return machine.home / "archive"
 
 
+@pytest.mark.cluster
 @pytest.mark.slow
 def test_the_commands_and_crontab_lines_run_as_printed(machine: Machine, archive: Path) -> None:
     copy, check, night = [
