@@ -44,22 +44,16 @@ class ConditionalBucket:
         place: The folder.
 
     Raises:
-        UsageError: It is not in S3, or the location holds credentials.
+        UsageError: It is not in S3.
     """
 
     def __init__(self, place: Place) -> None:
         self.place = place
         parts = urlsplit(place.location)
         if parts.scheme != "s3":
-            shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
             raise UsageError(
-                f"{shown}: only over S3's protocol can files be put on a condition, without which two machines could "
-                "both move the current result; expected s3:// or a folder."
-            )
-        if "@" in parts.netloc:
-            raise UsageError(
-                f"s3://…@{parts.hostname}{parts.path} holds credentials, which would end up in tables. Give them "
-                "through the environment or the cloud's usual files."
+                f"{parts.scheme}://{parts.netloc}{parts.path}: only over S3's protocol are files put on a condition, "
+                "without which two machines could both move the current result; expected s3:// or a folder."
             )
         self._bucket = parts.netloc
         self._options = dict(parse_qsl(parts.query))

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -70,7 +71,7 @@ class Place:
         location: Path, or a URI such as `s3://bucket/folder`.
 
     Raises:
-        UsageError: The location cannot be opened.
+        UsageError: The location cannot be opened, or holds credentials.
     """
 
     def __init__(self, location: str) -> None:
@@ -83,6 +84,12 @@ class Place:
             # Absolute, because workers run in other folders.
             self.root = self.location = os.path.abspath(location)
             return
+        parts = urlsplit(location)
+        if "@" in parts.netloc:
+            raise UsageError(
+                f"{parts.scheme}://…@{parts.hostname}{parts.path} holds credentials, which would end up in run.json. "
+                "Give them through the environment or the cloud's usual files."
+            )
         try:
             self.filesystem, root = pafs.FileSystem.from_uri(location)
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from raysegment.errors import OutputError
+from raysegment.errors import OutputError, UsageError
 from raysegment.store.place import Place
 
 
@@ -41,3 +41,10 @@ def test_a_folder_that_takes_no_link_says_so(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(tmp_path / "disk")], check=False)
     with pytest.raises(OutputError, match=r"gone: No such file"):
         place.repeat("gone", "third")
+
+
+@pytest.mark.parametrize("location", ["s3://key:secret@lake/out", "gs://secret@lake/out?scheme=http"])
+def test_credentials_in_a_location_are_refused_and_not_repeated(location: str) -> None:
+    with pytest.raises(UsageError, match="lake/out holds credentials") as caught:
+        Place(location)
+    assert "secret" not in str(caught.value)
