@@ -108,7 +108,7 @@ class Sides:
         """Why it is not tested; None where it is."""
         for count, whose in ((len(self.new), "new patients"), (len(self.before), "patients before")):
             if count < MIN_PATIENTS:
-                return f"{count} {whose} have it; {MIN_PATIENTS} are needed"
+                return f"needs {MIN_PATIENTS} {whose} who have it, has {count}"
         return None
 
 
@@ -249,8 +249,8 @@ def describe_drift(summary: Mapping[str, Any], notes: Sequence[str], where: str)
             lines.append(f"no drift against {NAMES[against]} in {found['tested']} features")
         elif found["new_patients"] < MIN_PATIENTS:
             lines.append(
-                f"drift against {NAMES[against]} was not tested: {found['new_patients']} new patients, "
-                f"{MIN_PATIENTS} are needed"
+                f"drift against {NAMES[against]} was not tested: it needs {MIN_PATIENTS} new patients and has "
+                f"{found['new_patients']}"
             )
         else:
             lines.append(f"drift against {NAMES[against]} was not tested: too few patients in it; see {where}")

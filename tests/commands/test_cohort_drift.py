@@ -195,9 +195,9 @@ def test_scans_like_those_before_are_not_flagged_and_few_are_not_tested(make_coh
     cohort.brightness = 9.0
     few = cohort.run(fail_on_drift=True)
     assert (few.exit_code, few.drift["tested"]) == (0, 0)
-    assert "against the cohort's past was not tested: 3 new patients, 8 are needed" in capsys.readouterr().out
+    assert "against the cohort's past was not tested: it needs 8 new patients and has 3" in capsys.readouterr().out
     assert {row["why_not"] for row in cohort.read_drift(few).values() if row["against"] == "past"} == {
-        "3 new patients have it; 8 are needed"
+        "needs 8 new patients who have it, has 3"
     }
 
 

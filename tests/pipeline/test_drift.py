@@ -78,15 +78,15 @@ def test_a_feature_that_is_the_same_everywhere_does_not_cost_the_others_anything
 
 def test_too_few_and_missing_numbers_are_not_tested_and_the_table_says_so() -> None:
     rows, summary = compare({BRIGHT: range(50), EMPTY: range(7)}, {BRIGHT: range(7), EMPTY: range(40)}, num_new=7)
-    assert rows[BRIGHT.name]["why_not"] == "7 new patients have it; 8 are needed"
-    assert rows[EMPTY.name]["why_not"] == "7 patients before have it; 8 are needed"
+    assert rows[BRIGHT.name]["why_not"] == "needs 8 new patients who have it, has 7"
+    assert rows[EMPTY.name]["why_not"] == "needs 8 patients before who have it, has 7"
     assert {rows[BRIGHT.name][name] for name in ("p", "p_holm", "statistic", "is_drift")} == {None}
     assert rows[BRIGHT.name]["median_before"] == 24.5
     rows, _ = compare({BRIGHT: range(50)}, {})
     assert (rows[BRIGHT.name]["median_new"], rows[BRIGHT.name]["stability_index"]) == (None, None)
     assert (summary["is_drift"], summary["tested"]) == (False, 0)
     assert describe_drift(summary, [], "x") == [
-        "drift against the cohort's past was not tested: 7 new patients, 8 are needed"
+        "drift against the cohort's past was not tested: it needs 8 new patients and has 7"
     ]
     assert compare({}, {})[0] == {}
 
