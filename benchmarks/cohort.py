@@ -149,7 +149,7 @@ def write_part(place: Any, scans: pa.Table, marks: dict[str, str], name: str) ->
         "masks": {"scan_id": scans["scan_id"]}
         | {key: [value] * size for key, value in cell.items() if key != "scan_id"},
         "metrics": {"scan_id": scans["scan_id"], "patient_id": scans["patient_id"], "label": ["lesion"] * size}
-        | {"voxels": [voxels] * size, "volume_ml": [voxels * 5 / 1000] * size, "needs_review": [False] * size},
+        | {"voxels": [voxels] * size, "volume_ml": [voxels * 5 / 1000] * size},
         "scans": known | {key: [value] * size for key, value in constant.items()},
     }
     for table, schema in SCHEMAS.items():

@@ -110,7 +110,7 @@ class Both:
     Attributes:
         before: Rows of the earlier one that are not shared.
         after: Those of the later one.
-        shared: Parts that are the very same files on both sides.
+        shared: Parts whose masks are the very same files on both sides, and whose other rows are the same.
     """
 
     before: Tables
@@ -170,7 +170,8 @@ def read_both(before: str, after: str) -> Both:
         UsageError: A folder is no output of `infer` or `evaluate`.
         DamagedTablesError: Parts are lost or damaged.
     """
-    shared = find_shared_parts(Place(before), Place(after))
+    columns = {"scans": SCAN_COLUMNS, "metrics": METRIC_COLUMNS}
+    shared = find_shared_parts(Place(before), Place(after), columns)
     return Both(Tables(before, shared), Tables(after, shared), tuple(sorted(shared)))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -24,27 +25,56 @@ BATCH_BYTES = 4 * 2**20
 """Stored masks of one table that come at a time, about."""
 
 MAX_BATCH = 256
-SHARED_TABLES = ("scans", "metrics", "masks")
+PARTS_AT_ONCE = 4
+"""Of which it is looked whether both folders have the same."""
 
 Row = Mapping[str, Any]
 Pair = tuple[Row | None, Row | None]
 
 
-def find_shared_parts(before: Place, after: Place) -> frozenset[str]:
-    """Parts that are one and the same file in both folders, in all tables: the later was begun from links to them."""
+def find_shared_parts(before: Place, after: Place, columns: Mapping[str, Sequence[str]]) -> frozenset[str]:
+    """Parts whose masks are one and the same file in both folders: the later was begun from links to them.
+
+    Args:
+        before: The earlier folder.
+        after: The later one.
+        columns: Of the other tables those that must be the same too; a part that got new columns has another file.
+
+    Raises:
+        DamagedTablesError: A part cannot be read.
+    """
     if not (before.is_local and after.is_local):
         return frozenset()
     common = set(list_parts(before, "scans")) & set(list_parts(after, "scans"))
-    return frozenset(part for part in common if _is_shared(before, after, part))
+    with ThreadPoolExecutor(PARTS_AT_ONCE) as pool:
+        same = pool.map(lambda part: _is_shared(before, after, part, columns), sorted(common))
+        return frozenset(part for part, is_shared in zip(sorted(common), same, strict=True) if is_shared)
 
 
-def _is_shared(before: Place, after: Place, part: str) -> bool:
+def _is_shared(before: Place, after: Place, part: str, columns: Mapping[str, Sequence[str]]) -> bool:
+    return _is_one_file(before, after, f"masks/{part}") and all(
+        _is_one_file(before, after, f"{table}/{part}")
+        or _read_known(before, f"{table}/{part}", names).equals(_read_known(after, f"{table}/{part}", names))
+        for table, names in columns.items()
+    )
+
+
+def _is_one_file(before: Place, after: Place, name: str) -> bool:
     try:
-        return all(
-            os.path.samefile(before.path(f"{table}/{part}"), after.path(f"{table}/{part}")) for table in SHARED_TABLES
-        )
+        return os.path.samefile(before.path(name), after.path(name))
     except OSError:
         return False
+
+
+def _read_known(place: Place, name: str, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a part, with null for NaN, which is never its own equal."""
+    with report_damage(place, name):
+        rows = pq.read_table(place.path(name), columns=list(columns), filesystem=place.filesystem, partitioning=None)
+    values = [
+        pc.if_else(pc.is_nan(column), None, column) if pa.types.is_floating(column.type) else column
+        for column in rows.columns
+    ]
+    return pa.table(values, names=rows.column_names).combine_chunks()
 
 
 class MaskPairs:
