@@ -99,7 +99,7 @@ def test_a_header_alone_is_read_from_the_first_bytes():
         ("a.nrrd", b"NRRD0004\n" + bytes(600), "NRRD"),
         ("a.mha", b"ObjectType = Image\n" + bytes(600), "MetaImage"),
         ("a.mhd", b"Comment = x\n" + bytes(600), "MetaImage"),
-        ("a.mgz", gzip.compress(struct.pack(">4i", 1, 4, 4, 4) + bytes(600)), "FreeSurfer"),
+        ("a.mgz", gzip.compress(struct.pack(">4i", 1, 4, 4, 4) + bytes(600), mtime=0), "FreeSurfer"),
         ("a.img", bytes(600), "half of a pair"),
     ],
 )
