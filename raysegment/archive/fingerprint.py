@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
@@ -22,7 +23,10 @@ from raysegment.scan import ScanEntry
 FIRST_ROWS = 1000
 ROWS_AT_ONCE = 1000
 CONCURRENT_LOOKS = 16
-"""Batches whose files are looked at side by side: over a network each look waits for an answer."""
+"""Batches whose files are looked at side by side where each look waits for an answer over a network."""
+
+SLOW_LOOK_SECONDS = 2e-4
+"""For one scan. Files of this machine take a tenth of it, and threads, which wait for each other, twice as long."""
 
 COLUMNS = ["source", "reader", "files", "reference_files", "channel_names"]
 
@@ -103,8 +107,15 @@ def _renew_stat(table: pa.Table, given: list[str]) -> list[str]:
 
 def _fingerprints_of_present(table: pa.Table) -> Iterator[str | None]:
     """Of each scan's local files by size and time; None where one of them is out of reach."""
-    batches = table.select(COLUMNS).to_batches(max_chunksize=ROWS_AT_ONCE)
-    with ThreadPoolExecutor(min(CONCURRENT_LOOKS, max(1, len(batches)))) as pool:
+    batches = iter(table.select(COLUMNS).to_batches(max_chunksize=ROWS_AT_ONCE))
+    started, num_seen = time.perf_counter(), 0
+    for batch in batches:
+        yield from _fingerprint_batch(batch)
+        num_seen += batch.num_rows
+        # Over several batches, because any one of them may have waited for something else.
+        if num_seen > FIRST_ROWS and time.perf_counter() - started > SLOW_LOOK_SECONDS * num_seen:
+            break
+    with ThreadPoolExecutor(CONCURRENT_LOOKS) as pool:
         for found in pool.map(_fingerprint_batch, batches):
             yield from found
 
