@@ -36,9 +36,17 @@ from raysegment.store.review_rule import RELATIONS, needs_review, override_rule,
 MIN_RANGE_SCANS = 10
 """References below which their smallest and largest volume tell too little."""
 
+MIN_LIMIT_SCANS = 10
+"""Validation scans below which the doubt of their masks tells no limit."""
+
+SHARE_TO_REVIEW = 0.1
+"""Of scans like those validated on so many pass the limit that is taken from them."""
+
+NEAR_CONDITION = "share_near_threshold_above"
+
 DEFAULT_RULE: dict[str, Any] = {
     "volume_in_training_range_is": False,
-    "share_near_threshold_above": 0.125,
+    NEAR_CONDITION: 0.125,
     "mirror_dice_below": 0.9,
     "member_dice_below": 0.8,
 }
@@ -46,7 +54,9 @@ DEFAULT_RULE: dict[str, Any] = {
 
 On 16 validation patients of LGG (mean Dice 0.80, columns mirrored) the limits of voxels near the threshold and of
 mirrored passes met the four worst masks (Dice 0.42 to 0.73) and no other; on 40 volumes of the hippocampus, not
-mirrored (Dice 0.76 to 0.93), none. They were chosen by these scans. The limit of members is a guess.
+mirrored (Dice 0.76 to 0.93), none. They were chosen by these scans. The limit of members is a guess. How many voxels
+lie near the threshold is a trait of the network rather than of the scan (the same recipe, trained for longer, passed
+0.125 on 48 of 50 scans), so a training with enough validation scans takes that limit from them (`take_limits`).
 """
 
 ROUNDING = 1e-9
@@ -214,6 +224,33 @@ def describe_doubt(labels: Labels, sizes: Iterable[ReferenceSize]) -> dict[str, 
     return {**nothing, **found, "regression": None, "rule": DEFAULT_RULE}
 
 
+def take_limits(
+    doubt: Mapping[str, Any], labels: Labels, training_features: Mapping[str, Mapping[str, Sequence[float]]] | None
+) -> dict[str, Any]:
+    """What a bundle brings, with limits from the masks that it makes of the scans it was validated on.
+
+    Args:
+        doubt: From `describe_doubt`.
+        labels: What is segmented.
+        training_features: The bundle's, see `pipeline/training_features`.
+
+    Returns:
+        Of each label with `MIN_LIMIT_SCANS` masks the share near the threshold that about a tenth of them pass; of
+        others the default.
+    """
+    kept = dict((training_features or {}).get("doubt") or {})
+    samples = {label: kept.get(f"share_near_threshold_{label}", ()) for label in labels.names}
+    limits = {
+        label: float(np.quantile(shares, 1 - SHARE_TO_REVIEW, method="lower"))
+        for label, shares in samples.items()
+        if len(shares) >= MIN_LIMIT_SCANS
+    }
+    if not limits:
+        return dict(doubt)
+    default = dict.fromkeys(labels.names, DEFAULT_RULE[NEAR_CONDITION])
+    return {**doubt, "rule": {**doubt["rule"], NEAR_CONDITION: {**default, **limits}}}
+
+
 def join_doubt(doubts: Sequence[Mapping[str, Any]], regression: Mapping[str, Any]) -> dict[str, Any]:
     """What the bundle of an ensemble brings: the ranges of all its trainings, and a regression.
 
@@ -232,7 +269,11 @@ def join_doubt(doubts: Sequence[Mapping[str, Any]], regression: Mapping[str, Any
         "slice_shape": shapes[0] if is_same_grid else None,
         "volume_scans": max(doubt["volume_scans"] for doubt in doubts),
         "regression": dict(regression) or None,
-        "rule": {**({"predicted_dice_below": limits} if limits else {}), **doubts[0]["rule"]},
+        "rule": {
+            **({"predicted_dice_below": limits} if limits else {}),
+            **doubts[0]["rule"],
+            NEAR_CONDITION: _join_limits([doubt["rule"].get(NEAR_CONDITION) for doubt in doubts]),
+        },
     }
 
 
@@ -254,6 +295,13 @@ def count_review(metrics: pa.Table) -> dict[str, int]:
 def _find_ranges(labels: Labels, volumes: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     columns = zip(*volumes, strict=True)
     return {name: [min(column), max(column)] for name, column in zip(labels.names, columns, strict=True)}
+
+
+def _join_limits(limits: Sequence[Any]) -> Any:
+    """The mean of what the trainings found for each label; the default where one had too few scans for any."""
+    if not all(isinstance(limit, Mapping) for limit in limits):
+        return DEFAULT_RULE[NEAR_CONDITION]
+    return {label: float(np.mean([limit[label] for limit in limits])) for label in limits[0]}
 
 
 def _join_ranges(ranges: Sequence[Mapping[str, Sequence[float]] | None]) -> dict[str, list[float]] | None:

@@ -13,7 +13,7 @@ import numpy as np
 from raysegment.choices import changed_result, pick
 from raysegment.imaging.threshold import describe_thresholds
 from raysegment.options import ENCODER_DEPTH, Postprocessing, Preprocessing, TrainOptions
-from raysegment.pipeline.doubt import describe_doubt
+from raysegment.pipeline.doubt import describe_doubt, take_limits
 from raysegment.pipeline.learn import Progress, load_best
 from raysegment.pipeline.passes import PredictEach, Values, run_passes, smooth_over_slices
 from raysegment.pipeline.samples import KeptScan, iterate_batches
@@ -83,7 +83,9 @@ def write_bundle(
         facts.get("traits", TrainingTraits()),
     )
     description = describe_bundle(options, labels, progress, scores, facts)
-    save_bundle(folder / "model", model, replace(description, training_features=features))
+    doubt = describe_doubt(labels, facts.get("reference_sizes", ()))
+    description = replace(description, doubt=take_limits(doubt, labels, features), training_features=features)
+    save_bundle(folder / "model", model, description)
     return scores
 
 
@@ -145,7 +147,6 @@ def describe_bundle(
             "epochs": progress.epoch,
             "options": changed_result(options),
         },
-        doubt=describe_doubt(labels, facts.get("reference_sizes", ())),
     )
 
 

@@ -20,6 +20,7 @@ from raysegment.options import Postprocessing, Preprocessing
 from raysegment.pipeline.blocks import ReadScan
 from raysegment.pipeline.doubt import (
     DEFAULT_RULE,
+    MIN_LIMIT_SCANS,
     MIN_RANGE_SCANS,
     ReferenceSize,
     check_rule,
@@ -29,6 +30,7 @@ from raysegment.pipeline.doubt import (
     judge_doubt,
     measure_border_entropy,
     needs_review,
+    take_limits,
 )
 from raysegment.pipeline.segment import ScanSegmenter
 from raysegment.pipeline.settings import SegmentSettings
@@ -217,6 +219,28 @@ def test_one_condition_is_enough_and_what_is_unknown_counts_for_nothing(data):
         or known.get("member_dice", 1) < 0.8
     )
     assert needs_review({"label": "lesion", **row}, DEFAULT_RULE) is (expected if known else None)
+
+
+def test_the_limit_of_voxels_near_the_threshold_comes_from_the_scans_validated_on():
+    labels = Labels(names=("core", "rim"), regions=((1,), (2,)))
+    doubt = describe_doubt(labels, [])
+    assert take_limits(doubt, labels, None)["rule"] == DEFAULT_RULE
+    shares = [number / 100 for number in range(20)]
+    found = take_limits(doubt, labels, {"doubt": {"share_near_threshold_core": shares, "share_near_threshold_rim": []}})
+    assert found["rule"] == {**DEFAULT_RULE, "share_near_threshold_above": {"core": 0.17, "rim": 0.125}}
+    asked = [needs_review({"label": "core", "share_near_threshold": share}, found["rule"]) for share in shares]
+    assert asked == [False] * 18 + [True] * 2
+    assert needs_review({"label": "rim", "share_near_threshold": 0.13}, found["rule"]) is True
+    few = take_limits(doubt, labels, {"doubt": {"share_near_threshold_core": shares[: MIN_LIMIT_SCANS - 1]}})
+    assert few["rule"] == DEFAULT_RULE
+    assert "0.17 for core, 0.125 for rim" in show_doubt(found)
+
+
+def test_an_ensemble_takes_the_mean_of_the_limits_of_its_members():
+    doubt = describe_doubt(Labels(), SIZES)
+    members = [{**doubt, "rule": {**DEFAULT_RULE, "share_near_threshold_above": {"lesion": x}}} for x in (0.2, 0.4)]
+    assert join_doubt(members, {})["rule"]["share_near_threshold_above"] == {"lesion": pytest.approx(0.3)}
+    assert join_doubt([members[0], doubt], {})["rule"]["share_near_threshold_above"] == 0.125
 
 
 def test_an_ensemble_has_the_ranges_of_all_its_trainings_and_a_limit_for_each_label():
