@@ -35,6 +35,10 @@ DATE_PATTERN_HELP = (
     "2024-01-31 or 20240131, or `(?P<year>…)`, `(?P<month>…)` and `(?P<day>…)`; as a manifest's column scan_date says "
     "if not given"
 )
+KEY_FILE_HELP = (
+    "file with the secret key of all pseudonyms, 32 bytes or 64 hex digits; made in the user's configuration folder "
+    "if not given"
+)
 SCAN_PATTERN_HELP = (
     "regular expression whose first group, found in an image's path below SOURCE, is the scan_id: images with one "
     "scan_id are its slices; by folders and numbered names if not given"
@@ -170,7 +174,37 @@ class CommandOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding(Checked):
+class Identifiers(Checked):
+    """What becomes of names, numbers and dates of patients."""
+
+    key_file: str | None = choice(None, KEY_FILE_HELP, added="0.6.0")
+    keep_patient_ids: bool = choice(
+        False, "take DICOM's PatientID as the patient_id as it is; a keyed hash of it if not given", added="0.6.0"
+    )
+    keep_dates: bool = choice(
+        False,
+        "take the dates of DICOM headers as scan_date; if not given, only the days since the patient's first scan in "
+        "the archive, as scan_day",
+        added="0.6.0",
+    )
+    pseudonymise: bool = choice(
+        False,
+        "put keyed hashes also in the place of scan_ids, patient_ids and paths below SOURCE, in tables, messages and "
+        "names of exported files; a table beside the key file says which is whose",
+        added="0.6.0",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pseudonymise and self.keep_patient_ids:
+            raise UsageError(
+                "--pseudonymise puts hashes in the place of all patient_ids, and --keep-patient-ids keeps them; leave "
+                "one of them out."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding(Identifiers):
     """How the scans of a source are found, and how a change of one is noticed."""
 
     channel: tuple[str, ...] | None = choice(None, CHANNEL_HELP)
@@ -194,7 +228,7 @@ class IndexOptions(Finding):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(Preprocessing, CommandOptions):
+class TrainOptions(Preprocessing, Identifiers, CommandOptions):
     """`raysegment train SOURCE --out RUN`."""
 
     source: str = choice(MISSING, "folder, manifest or bucket with scans and references", positional=True)

@@ -63,6 +63,8 @@ class ScanEntry:
     """What already looks wrong in the header or the folder; None where nothing does."""
     scan_date: date | None = None
     """The day on which it was made; None where nobody says."""
+    scan_day: int | None = None
+    """Days since the patient's first scan in the archive; None where nobody says, and where `scan_date` is known."""
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,21 @@ def find_date(scan_id: str, pattern: re.Pattern[str]) -> date | None:
         return None
 
 
+def count_days(patients: Sequence[str], dates: Sequence[date | None]) -> list[int | None]:
+    """Days since the first scan of the same patient, of each scan; None where its day is not known.
+
+    Args:
+        patients: Of each scan.
+        dates: Of each scan.
+    """
+    first: dict[str, date] = {}
+    for patient, day in zip(patients, dates, strict=True):
+        if day is not None:
+            first[patient] = min(day, first.get(patient, day))
+    pairs = zip(patients, dates, strict=True)
+    return [None if day is None else (day - first[patient]).days for patient, day in pairs]
+
+
 def read_dates(column: pa.ChunkedArray, scan_ids: pa.ChunkedArray) -> pa.ChunkedArray:
     """The column `scan_date` of a manifest as days, whatever it is written as; null where it is empty.
 

@@ -165,7 +165,7 @@ class Decoder:
         request = {
             "what": what,
             # JSON knows no dates, and reading needs none.
-            "entry": asdict(replace(entry, scan_date=None)),
+            "entry": asdict(replace(entry, scan_date=None, scan_day=None)),
             "settings": asdict(self.settings),
             "grid": scan and scan.grid,
             "affine": None if scan is None or scan.affine is None else scan.affine.tolist(),

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.dataset_json import channels_of_dataset, read_dataset
-from raysegment.archive.dates import match_dates
+from raysegment.archive.dates import count_days, match_dates
 from raysegment.archive.filesystem import absolute_source, open_source
 from raysegment.archive.fingerprint import fingerprint_files, pair_channels, renew_fingerprints
 from raysegment.archive.formats import readers_by_extension
@@ -69,6 +69,7 @@ class IndexSummary:
         files_left_alone: Files that belong to no scan.
         files_unread: Files in formats that are not read, by extension.
         with_date: Scans of which the day is known.
+        with_day: Scans of which the days since the patient's first one are known.
     """
 
     scans: int
@@ -90,6 +91,7 @@ class IndexSummary:
     files_left_alone: int
     files_unread: dict[str, int]
     with_date: int = 0
+    with_day: int = 0
 
 
 def find_scans(source: str, how: Finding | None = None) -> pa.Table:
@@ -108,7 +110,7 @@ def find_scans(source: str, how: Finding | None = None) -> pa.Table:
         UsageError: The source is missing or holds no scan, or a pattern or glob does not fit.
     """
     how = how or Finding()
-    naming = parse_naming(how.scan_pattern, how.channel, how.reference, how.patient_pattern, how.date_pattern)
+    naming = parse_naming(how)
     if not is_manifest(source):
         return _find_in_archive(source, naming, how.fingerprint)
     given = {"--scan-pattern": how.scan_pattern, "--channel": how.channel, "--reference": how.reference}
@@ -175,6 +177,7 @@ def summarise(table: pa.Table) -> IndexSummary:
         files_left_alone=int(metadata.get(LEFT_ALONE, b"0")),
         files_unread=json.loads(metadata.get(UNREAD, b"{}")),
         with_date=table.num_rows - table["scan_date"].null_count,
+        with_day=table.num_rows - table["scan_day"].null_count,
     )
 
 
@@ -228,12 +231,14 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
     examined = examine_drafts(source, drafts)
     spacings = count_spacings(examined)
     patients, num_own = assign_patients([item.draft for item in examined], naming.patients)
+    days = count_days(patients, [None if naming.keep_dates else item.draft.scan_date for item in examined])
     rows = [
         item.row
         | {
             "patient_id": patient,
             "source": source,
-            "scan_date": None,
+            "scan_date": item.draft.scan_date if naming.keep_dates else None,
+            "scan_day": day,
             "fingerprint": fingerprint_files(
                 source,
                 item.draft.located,
@@ -241,7 +246,7 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
                 pair_channels(item.reader, item.draft.channel_names, item.draft.file_names),
             ),
         }
-        for item, patient in zip(examined, patients, strict=True)
+        for item, patient, day in zip(examined, patients, days, strict=True)
     ]
     metadata = {
         OWN_PATIENTS: str(num_own),

@@ -41,10 +41,12 @@ MANIFEST_SCHEMA = pa.schema(
         pa.field("channel_names", pa.list_(pa.string()), nullable=False),
         pa.field("problem", pa.string()),
         pa.field("scan_date", pa.date32()),
+        pa.field("scan_day", pa.int32()),
     ]
 )
 """Columns of the manifest. A manifest may carry more columns; they are kept. `scan_date` is the day on which the scan
-was made, null where nobody says; `archive/dates` has what it may be written as."""
+was made, null where nobody says; `archive/dates` has what it may be written as. `scan_day` are the days since the
+patient's first scan in the archive, where the days themselves are not to be known."""
 
 FINGERPRINT_MODE = b"raysegment.fingerprint"
 """Key of a manifest's metadata: how its fingerprints were made, `stat` or `content`."""

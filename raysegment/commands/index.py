@@ -111,6 +111,7 @@ def _count_rows(found: IndexResult) -> dict[str, object]:
         "scans with reference": summary.with_reference,
         "scans with some references": summary.with_partial_reference,
         **({"scans with date": summary.with_date} if summary.with_date else {}),
+        **({"scans with day": summary.with_day} if summary.with_day else {}),
         "labels": _describe_labels(found),
         "values in references": _describe_references(summary, references),
         **({"values that no label names": unnamed} if unnamed else {}),

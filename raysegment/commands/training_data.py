@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
@@ -81,12 +81,8 @@ def find_training_data(options: TrainOptions, record: Mapping[str, Any], origin:
     Raises:
         UsageError: Nothing to train on, or choices that do not fit it.
     """
-    how = Finding(
-        channel=options.channel,
-        reference=options.reference,
-        scan_pattern=options.scan_pattern,
-        patient_pattern=options.patient_pattern,
-    )
+    known = {item.name for item in fields(options)}
+    how = Finding(**{item.name: getattr(options, item.name) for item in fields(Finding) if item.name in known})
     found = find_scans(options.source, how)
     labels = find_labels(options.source, options.labels, options.label, found)
     found = order_channels(found, most_common_names(found))

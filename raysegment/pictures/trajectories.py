@@ -31,7 +31,8 @@ class Course:
 
     Attributes:
         label: Its name.
-        days: Of each scan, days since 1970.
+        days: Of each scan, days since 1970; since the patient's first scan where it has no dates.
+        is_dated: Which of the two they are.
         volumes_ml: Of each scan.
         needs_review: Whether a person should look at the mask; False where nobody knows.
         line_days: Where the line is drawn.
@@ -42,6 +43,7 @@ class Course:
 
     label: str
     days: Numbers
+    is_dated: bool = True
     volumes_ml: Numbers
     needs_review: npt.NDArray[np.bool_]
     line_days: Numbers
@@ -95,16 +97,21 @@ def _draw_patient(panel: Any, patient: str, courses: Sequence[Course], colours: 
     first, last = (edge(course.days[place] for course in courses) for edge, place in ((min, 0), (max, -1)))
     # At least a day on each side, so that ticks are days.
     margin = max(1.0, 0.05 * (last - first))
-    panel.set_xlim(*_as_dates(np.array([first - margin, last + margin])))
+    is_dated = courses[0].is_dated
+    panel.set_xlim(*_as_shown(np.array([first - margin, last + margin]), is_dated))
+    panel.tick_params(labelsize=8.5)
+    if not is_dated:
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.set_xlabel("days since the first scan", fontsize=8.5)
+        return
     locator = AutoDateLocator(minticks=2, maxticks=5)
     panel.xaxis.set_major_locator(locator)
     panel.xaxis.set_major_formatter(ConciseDateFormatter(locator))
-    panel.tick_params(labelsize=8.5)
     panel.xaxis.get_offset_text().set_fontsize(8.5)
 
 
 def _draw_course(panel: Any, course: Course, colour: str) -> None:
-    line_days, days = _as_dates(course.line_days), _as_dates(course.days)
+    line_days, days = (_as_shown(side, course.is_dated) for side in (course.line_days, course.days))
     panel.plot(line_days, course.line_ml, color=colour, linewidth=1.5)
     if np.isfinite(course.half_ml).all():
         low, high = course.line_ml - course.half_ml, course.line_ml + course.half_ml
@@ -116,8 +123,10 @@ def _draw_course(panel: Any, course: Course, colour: str) -> None:
         panel.scatter(days[asked], course.volumes_ml[asked], 60, label="needs review", **ring)
 
 
-def _as_dates(days: Numbers) -> Any:
-    """Minutes, so that a line of a few days is straight."""
+def _as_shown(days: Numbers, is_dated: bool) -> Any:
+    """Dates in minutes, so that a line of a few days is straight; days since the first scan as they are."""
+    if not is_dated:
+        return days
     return (days * 24 * 60).round().astype("datetime64[m]")
 
 

@@ -30,6 +30,7 @@ BLOCK_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("fingerprint", pa.string()),
         ("scan_date", pa.date32()),
+        ("scan_day", pa.int32()),
         ("shape", pa.list_(pa.int32())),
         ("dtype", pa.string()),
         ("pixels", pa.large_binary()),
@@ -46,7 +47,7 @@ BLOCK_SCHEMA = pa.schema(
 """`reference` holds eight voxels a byte where `reference_dtype` is null, because no value is above 1. A failed scan has
 `error_type` and no pixels."""
 
-IDENTITY = ("scan_id", "patient_id", "source", "fingerprint", "scan_date")
+IDENTITY = ("scan_id", "patient_id", "source", "fingerprint", "scan_date", "scan_day")
 """Columns that come from the manifest as they are."""
 
 BUFFERS = ("pixels", "reference")
@@ -73,6 +74,7 @@ class ReadScan:
     error: tuple[str, str] | None = None
     seconds_read: float = 0.0
     scan_date: date | None = None
+    scan_day: int | None = None
 
 
 def read_entry(decoder: Decoder, entry: ScanEntry) -> dict[str, Any]:

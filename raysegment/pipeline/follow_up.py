@@ -124,8 +124,9 @@ def _make_course(rows: list[dict[str, Any]], measured: dict[str, Any]) -> Any:
     """What is drawn of one patient and label."""
     from raysegment.pictures.trajectories import Course
 
-    days = np.array([row["scan_date"].toordinal() for row in rows], np.float64)
-    days -= np.datetime64(0, "D").astype(object).toordinal()
+    is_dated = rows[0]["scan_date"] is not None
+    days = np.array([row["scan_date"].toordinal() if is_dated else row["scan_day"] for row in rows], np.float64)
+    days -= np.datetime64(0, "D").astype(object).toordinal() if is_dated else 0
     volumes = np.array([row["volume_ml"] for row in rows])
     line_days = np.linspace(days[0], days[-1], LINE_POINTS)
     centred = (line_days - days.mean()) / DAYS_A_YEAR
@@ -135,6 +136,7 @@ def _make_course(rows: list[dict[str, Any]], measured: dict[str, Any]) -> Any:
     return Course(
         label=measured["label"],
         days=days,
+        is_dated=is_dated,
         volumes_ml=volumes,
         needs_review=np.array([bool(row["needs_review"]) for row in rows]),
         line_days=line_days,

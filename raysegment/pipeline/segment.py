@@ -323,6 +323,7 @@ def _build_row(
         "source": read.source,
         "fingerprint": read.fingerprint,
         "scan_date": read.scan_date,
+        "scan_day": read.scan_day,
         "status": STATUS_OK,
         "reference_error": read.reference_error,
         "num_slices": grid[0],

@@ -23,7 +23,8 @@ from raysegment.store.schema import GROWTH_SCHEMA, STATUS_OK, TRAJECTORIES_SCHEM
 DAYS_A_YEAR = 365.25
 CONFIDENCE = 0.95
 
-SCAN_COLUMNS = ["scan_id", "patient_id", "scan_date", "status"]
+SCAN_COLUMNS = ["scan_id", "patient_id", "scan_date", "scan_day", "status"]
+DAYS = ("scan_date", "scan_day")
 METRIC_COLUMNS = ["scan_id", "label", "volume_ml", "needs_review"]
 
 Numbers = npt.NDArray[np.float64]
@@ -88,16 +89,16 @@ def build_trajectories(scans: pa.Table, metrics: pa.Table) -> Trajectories:
         scans: Rows of `scans` with SCAN_COLUMNS.
         metrics: Rows of `metrics` with METRIC_COLUMNS.
     """
-    scans = scans.filter(pc.equal(scans["status"], STATUS_OK))
+    scans = _keep_one_count(scans.filter(pc.equal(scans["status"], STATUS_OK)))
     position = pc.index_in(metrics["scan_id"], value_set=scans["scan_id"].combine_chunks())
     table = metrics.select(METRIC_COLUMNS)
-    for name in ("patient_id", "scan_date"):
+    for name in ("patient_id", *DAYS):
         table = table.append_column(name, pc.take(scans[name], position))
-    has_date = pc.is_valid(table["scan_date"])
+    has_date = pc.is_valid(count_days(table))
     has_volume = pc.is_valid(pc.if_else(pc.is_nan(table["volume_ml"]), None, table["volume_ml"]))
     lacks_volume = pc.and_(has_date, pc.invert(has_volume))
     rows = table.filter(pc.and_(has_date, has_volume)).select(TRAJECTORIES_SCHEMA.names).cast(TRAJECTORIES_SCHEMA)
-    rows = rows.sort_by([(name, "ascending") for name in ("patient_id", "label", "scan_date", "scan_id")])
+    rows = rows.sort_by([(name, "ascending") for name in ("patient_id", "label", *DAYS, "scan_id")])
     left_out = {
         "scans_without_date": table.filter(pc.invert(has_date)),
         "scans_without_volume": table.filter(lacks_volume),
@@ -118,7 +119,7 @@ def measure_growth(rows: pa.Table) -> pa.Table:
     Returns:
         A table of `GROWTH_SCHEMA`; what was left out is not counted yet.
     """
-    days = rows["scan_date"].cast(pa.int32()).to_numpy().astype(np.float64)
+    days = count_days(rows).to_numpy().astype(np.float64)
     volumes = rows["volume_ml"].to_numpy()
     starts = _find_starts(rows)
     counts = np.diff(np.append(starts, len(days)))
@@ -135,13 +136,14 @@ def measure_growth(rows: pa.Table) -> pa.Table:
     with np.errstate(invalid="ignore"):
         grows, shrinks = lines.low > 0, lines.high < 0
     has_interval = np.isfinite(lines.half)
+    has_no_date = rows["scan_date"].take(pa.array(starts)).is_null().to_numpy()
     columns: dict[str, Any] = {
         "patient_id": rows["patient_id"].take(pa.array(starts)),
         "label": rows["label"].take(pa.array(starts)),
         "num_scans": counts,
         "num_dates": np.add.reduceat(_is_new(days, starts), starts),
-        "first_date": pa.array(first.astype(np.int32), pa.int32()).cast(pa.date32()),
-        "last_date": pa.array(last.astype(np.int32), pa.int32()).cast(pa.date32()),
+        "first_date": pa.array(first.astype(np.int32), pa.int32(), mask=has_no_date).cast(pa.date32()),
+        "last_date": pa.array(last.astype(np.int32), pa.int32(), mask=has_no_date).cast(pa.date32()),
         "days": (last - first).astype(np.int64),
         "first_volume_ml": _mean_where(volumes, days == np.repeat(first, counts), starts),
         "last_volume_ml": _mean_where(volumes, days == np.repeat(last, counts), starts),
@@ -155,6 +157,11 @@ def measure_growth(rows: pa.Table) -> pa.Table:
         "scans_without_volume": np.zeros(len(starts), np.int64),
     }
     return pa.table({name: columns[name] for name in GROWTH_SCHEMA.names}, schema=GROWTH_SCHEMA)
+
+
+def count_days(rows: pa.Table) -> pa.ChunkedArray:
+    """Days since 1970 where a scan has a date, else since the patient's first scan; null where neither is known."""
+    return pc.coalesce(rows["scan_date"].cast(pa.int32()), rows["scan_day"])
 
 
 def fit_lines(x: Numbers, y: Numbers, starts: Positions) -> Lines:
@@ -175,6 +182,13 @@ def fit_lines(x: Numbers, y: Numbers, starts: Positions) -> Lines:
     left = np.add.reduceat((dy - np.repeat(slope, counts) * dx) ** 2, starts)
     freedom = np.where(counts > 2, counts - 2, np.nan)
     return Lines(slope, stdtrit(freedom, 0.5 + CONFIDENCE / 2) * np.sqrt(left / freedom / spread))
+
+
+def _keep_one_count(scans: pa.Table) -> pa.Table:
+    """Days since the first scan only of patients of whom no date is known: the two cannot be put on one line."""
+    dated = scans.filter(pc.is_valid(scans["scan_date"]))["patient_id"].unique()
+    days = pc.if_else(pc.is_in(scans["patient_id"], value_set=dated), None, scans["scan_day"])
+    return scans.set_column(scans.schema.get_field_index("scan_day"), "scan_day", days)
 
 
 def _measure_relative(years: Numbers, volumes: Numbers, starts: Positions, counts: Positions) -> dict[str, pa.Array]:

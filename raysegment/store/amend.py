@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,9 @@ from raysegment.store.parts import STAGING
 from raysegment.store.place import Place
 from raysegment.store.publish import list_parts, read_rows
 from raysegment.store.review_rule import judge_rows, list_columns
+
+DAYS = ("scan_date", "scan_day")
+"""What says when a scan was made."""
 
 Wanted = Callable[[pa.Table], pa.ChunkedArray | pa.Array]
 """What a column should hold, by the other columns of its rows."""
@@ -46,18 +50,19 @@ def find_outdated(place: Place, manifest: pa.Table, rule: Mapping[str, Any] | No
 
     Args:
         place: The output folder.
-        manifest: With scan_id, patient_id and scan_date. One that says no day at all is not asked for any: the tables
-            keep theirs.
+        manifest: With scan_id, patient_id, scan_date and scan_day. One that says no day at all is not asked for any:
+            the tables keep theirs.
         rule: Conditions as in `store/review_rule`; None where each row was judged by the one that holds.
 
     Raises:
         DamagedTablesError: A part cannot be read.
     """
     dates = reviews = 0
-    scans = read_rows(place, "scans", ["scan_id", "patient_id", "scan_date"])
+    scans = read_rows(place, "scans", ["scan_id", "patient_id", *DAYS])
     patients = _count(_differs(scans["patient_id"], _as_in(manifest, "patient_id", scans)))
-    if manifest["scan_date"].null_count < manifest.num_rows:
-        dates = _count(_differs(scans["scan_date"], _as_in(manifest, "scan_date", scans)))
+    if any(manifest[name].null_count < manifest.num_rows for name in DAYS):
+        date_differs, day_differs = (_differs(scans[name], _as_in(manifest, name, scans)) for name in DAYS)
+        dates = _count(pc.or_(date_differs, day_differs))
     if rule is not None:
         metrics = read_rows(place, "metrics", list(dict.fromkeys([*list_columns(rule), "needs_review"])))
         reviews = _count(_differs(metrics["needs_review"], judge_rows(metrics, rule)))
@@ -76,11 +81,11 @@ def amend_tables(place: Place, manifest: pa.Table, rule: Mapping[str, Any] | Non
         What was out of date.
     """
     found = find_outdated(place, manifest, rule)
-    if found.dates:
-        _amend(place, "scans", "scan_date", lambda rows: _as_in(manifest, "scan_date", rows))
+    for name in DAYS if found.dates else ():
+        _amend(place, "scans", name, partial(_as_in, manifest, name))
     # `scans` last: what is out of date is found by it, should this start die in between.
     for table in ("metrics", "scans") if found.patients else ():
-        _amend(place, table, "patient_id", lambda rows: _as_in(manifest, "patient_id", rows))
+        _amend(place, table, "patient_id", partial(_as_in, manifest, "patient_id"))
     if found.reviews and rule is not None:
         _amend(place, "metrics", "needs_review", lambda metrics: judge_rows(metrics, rule))
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of the tables' columns, in run.json, where version 1 was not written yet; `ADDED_COLUMNS` has what each one added."""
 
 STATUS_OK = "ok"
@@ -18,6 +18,7 @@ SCANS_SCHEMA = pa.schema(
         ("source", pa.string()),
         ("fingerprint", pa.string()),
         ("scan_date", pa.date32()),
+        ("scan_day", pa.int32()),
         ("status", pa.string()),
         ("error_type", pa.string()),
         ("error_message", pa.string()),
@@ -41,7 +42,8 @@ SCANS_SCHEMA = pa.schema(
 `slice_axis` is how a volume was cut, null for files of slices. `intensity_quantiles` are the quantiles 0.05, 0.5 and
 0.95 of what is not background, raw, of the first channel that the model sees, then of the second, and so on; null in
 rows of older versions. `scan_date` is the day on which the scan was made, as the manifest says it, null where it does
-not; a later manifest may give an older row its date."""
+not; a later manifest may give an older row its date. `scan_day` are the days since the patient's first scan in
+the archive, where a header says the day and `--keep-dates` was not given."""
 
 METRICS_SCHEMA = pa.schema(
     [
@@ -150,6 +152,7 @@ ADDED_COLUMNS: dict[int, dict[str, tuple[str, ...]]] = {
         ),
     },
     4: {"scans": ("intensity_quantiles", "scan_date")},
+    5: {"scans": ("scan_day",)},
 }
 """Columns by the version that added them, and by table."""
 
@@ -220,11 +223,13 @@ TRAJECTORIES_SCHEMA = pa.schema(
         ("label", pa.string()),
         ("scan_id", pa.string()),
         ("scan_date", pa.date32()),
+        ("scan_day", pa.int32()),
         ("volume_ml", pa.float64()),
         ("needs_review", pa.bool_()),
     ]
 )
-"""The table `trajectories`: one row per label of each scan that has a date and a volume, by patient, label and day."""
+"""The table `trajectories`: one row per label of each scan that has a date and a volume, by patient, label and day.
+Where of a patient no date is known, days since the first scan take its place."""
 
 GROWTH_SCHEMA = pa.schema(
     [
@@ -254,6 +259,7 @@ GROWTH_SCHEMA = pa.schema(
 )
 """The table `growth`: one row per patient and label with volumes of two days or more.
 
+`first_date` and `last_date` are null where only days since the first scan are known, and `num_dates` counts these.
 `first_volume_ml` and `last_volume_ml` are means over the scans of that day. `ml_per_year` is the slope of a straight
 line through all scans, `percent_per_year` and `doubling_days` that of one through the logarithms of their volumes, null
 where a volume is 0; a negative `doubling_days` is the time in which half is left. `_low` and `_high` are 95 % intervals

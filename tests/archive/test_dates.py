@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.archive.dates import compile_date_pattern, match_dates, parse_date
+from raysegment.archive.dates import compile_date_pattern, count_days, match_dates, parse_date
 from raysegment.archive.index import find_scans, warn_of_dates
 from raysegment.archive.manifest import entries, read_manifest, write_manifest
 from raysegment.archive.selection import parse_condition, select_scans
@@ -159,3 +159,15 @@ def test_a_manifest_of_an_older_version_has_no_dates(tmp_path: Path) -> None:
     assert older["scan_date"].to_pylist() == [None]
     write_manifest(older, str(tmp_path / "m.csv"))
     assert read_manifest(str(tmp_path / "m.csv"))["scan_date"].to_pylist() == [None]
+
+
+def test_days_are_counted_from_the_first_scan_of_each_patient() -> None:
+    dates = [date(2020, 3, 1), None, date(2020, 2, 1), date(1999, 1, 1), None]
+    assert count_days(["a", "a", "a", "b", "c"], dates) == [29, None, 0, 0, None]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.dates())))
+def test_a_day_and_the_first_date_give_the_date_back(scans: list[tuple[str, date]]) -> None:
+    days = count_days([patient for patient, _ in scans], [day for _, day in scans])
+    for (patient, day), after in zip(scans, days, strict=True):
+        assert min(other for who, other in scans if who == patient) + timedelta(days=after) == day

@@ -99,7 +99,7 @@ def test_values_and_thresholds_can_be_named_and_others_are_refused(tmp_path, arc
     record = json.loads((out / "run.json").read_text())
     assert record["result_options"]["threshold"] == "whole=0.5,core=0.9"
     assert record["result_options"]["labels"] == ["whole=1+7+300", "core=300"]
-    assert (record["schema_version"], [label["name"] for label in record["labels"]]) == (4, ["whole", "core"])
+    assert (record["schema_version"], [label["name"] for label in record["labels"]]) == (5, ["whole", "core"])
     assert infer(InferOptions(**choices, **named)).scans_now == 0
     with pytest.raises(UsageError, match=r"threshold was whole=0\.5,core=0\.9, is whole=0\.5,core=0\.8"):
         infer(InferOptions(**choices, **named | {"threshold": "core=0.8"}))

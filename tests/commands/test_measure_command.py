@@ -232,7 +232,7 @@ def test_tables_of_version_2_have_no_doubt_and_measurements_of_it_go_on(segmente
     assert {row[name] for row in rows.values() for name in ADDED_COLUMNS[3]["metrics"]} == {None}
     make_version_2(tmp_path / "eval")
     assert measure(options).scans_now == 0
-    assert json.loads((tmp_path / "eval" / "run.json").read_text())["schema_version"] == 4
+    assert json.loads((tmp_path / "eval" / "run.json").read_text())["schema_version"] == 5
     assert len(pd.read_parquet(tmp_path / "eval" / "metrics")["needs_review"]) == 6
 
 

@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from raysegment.pipeline.follow_up import MAX_PANELS, choose_shown, describe_trajectories, publish_trajectories
+from raysegment.pipeline.follow_up import (
+    MAX_PANELS,
+    choose_shown,
+    describe_trajectories,
+    draw_followed,
+    publish_trajectories,
+)
 from raysegment.pipeline.trajectories import METRIC_COLUMNS, SCAN_COLUMNS, Trajectories, build_trajectories
 from raysegment.store.place import Place
 from raysegment.store.schema import GROWTH_SCHEMA, METRICS_SCHEMA, SCANS_SCHEMA, TRAJECTORIES_SCHEMA
@@ -179,3 +185,30 @@ def test_the_picture_shows_those_who_grow_most_then_those_with_most_scans() -> N
     shown = choose_shown(build(*scans).growth)
     assert shown == [f"grows{rate:02d}" for rate in range(8, 0, -1)] + [f"stays{count:02d}" for count in (11, 10, 9, 8)]
     assert len(shown) == MAX_PANELS
+
+
+def test_days_since_the_first_scan_take_the_place_of_dates_that_nobody_may_know(tmp_path: Path) -> None:
+    scans, metrics = tables(
+        [("dated", day, 1.0 + day) for day in (0, 100)] + [("p", day, 2.0 + day) for day in (7, 373)]
+    )
+    days = pa.array([None, 5, 0, 366], pa.int32())
+    dates = pa.array([*scans["scan_date"].to_pylist()[:2], None, None], pa.date32())
+    scans = scans.set_column(scans.schema.get_field_index("scan_day"), "scan_day", days)
+    scans = scans.set_column(scans.schema.get_field_index("scan_date"), "scan_date", dates)
+    found = build_trajectories(scans, metrics)
+    dated, followed = found.growth.to_pylist()
+    assert (dated["first_date"], dated["days"]) == (START, 100)
+    assert (followed["first_date"], followed["last_date"]) == (None, None)
+    assert (followed["days"], followed["num_dates"]) == (366, 2)
+    assert followed["ml_per_year"] == pytest.approx(365.25)
+    assert found.rows["scan_day"].to_pylist() == [None, None, 0, 366]
+    assert draw_followed(found).startswith(b"\x89PNG")
+
+
+def test_a_scan_with_a_day_among_dated_ones_of_its_patient_is_left_out() -> None:
+    scans, metrics = tables([("p", 0, 1.0), ("p", 10, 2.0), ("p", None, 3.0)])
+    scans = scans.set_column(
+        scans.schema.get_field_index("scan_day"), "scan_day", pa.array([None, None, 4], pa.int32())
+    )
+    found = build_trajectories(scans, metrics)
+    assert (found.rows.num_rows, found.scans_without_date) == (2, 1)

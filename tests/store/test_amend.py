@@ -33,7 +33,8 @@ def manifest(**dates: date | None) -> pa.Table:
     """Scans with their days, each of the patient that `make_rows` gives it."""
     columns = {"scan_id": list(dates), "patient_id": ["p"] * len(dates)}
     table = pa.table({name: pa.array(values, pa.string()) for name, values in columns.items()})
-    return table.append_column("scan_date", pa.array(list(dates.values()), pa.date32()))
+    table = table.append_column("scan_date", pa.array(list(dates.values()), pa.date32()))
+    return table.append_column("scan_day", pa.nulls(len(dates), pa.int32()))
 
 
 def inodes(place: Place, table: str) -> dict[str, int]:

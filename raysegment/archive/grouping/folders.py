@@ -21,6 +21,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import date
 
 from raysegment.archive.names import natural_key, show_name, stem_of
 from raysegment.archive.walk import Folder, FoundFile, LocatedFile
@@ -61,6 +62,7 @@ class Draft:
         patient: Whom the layout names; None where `place` tells.
         is_own_patient: Whether that patient is the scan itself, because the layout names none.
         layout: Of which dataset's form it is; empty where folders and names alone tell.
+        scan_date: The day on which its header says that it was made.
     """
 
     scan_id: str
@@ -78,6 +80,7 @@ class Draft:
     patient: str | None = None
     is_own_patient: bool = False
     layout: str = ""
+    scan_date: date | None = None
 
     @property
     def located(self) -> list[LocatedFile]:

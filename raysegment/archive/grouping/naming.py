@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from raysegment.archive.dates import compile_date_pattern
 from raysegment.archive.names import show_name
 from raysegment.errors import UsageError
+from raysegment.options import Finding
 
 PLACEHOLDER = "{scan}"
 
@@ -31,6 +32,9 @@ class Naming:
         references: Globs of references; those of a layout then do not count.
         patients: Names the patient of each scan by its first group.
         dates: Names the day of each scan by its named groups.
+        key_file: With the key of pseudonyms; None for the user's own.
+        keep_patient_ids: Take patients as headers call them.
+        keep_dates: Take the days that headers say; without it only what lies between them.
 
     Raises:
         UsageError: Both a pattern and globs say what a scan is.
@@ -41,31 +45,31 @@ class Naming:
     references: Globs = ()
     patients: re.Pattern[str] | None = None
     dates: re.Pattern[str] | None = None
+    key_file: str | None = None
+    keep_patient_ids: bool = False
+    keep_dates: bool = False
 
     def __post_init__(self) -> None:
         if self.scan_pattern is not None and self.channels:
             raise UsageError("--scan-pattern and --channel both say what a scan is; leave one of them out.")
 
 
-def parse_naming(
-    scan_pattern: str | None,
-    channels: Sequence[str] | None,
-    references: Sequence[str] | None,
-    patient_pattern: str | None,
-    date_pattern: str | None = None,
-) -> Naming:
-    """What `--scan-pattern`, `--channel`, `--reference`, `--patient-pattern` and `--date-pattern` say.
+def parse_naming(how: Finding) -> Naming:
+    """What `--scan-pattern`, `--channel`, `--reference`, `--patient-pattern` and their like say.
 
     Raises:
         UsageError: A pattern is no regular expression with the groups it needs, a glob has no `{scan}`, or both tell
             the scans.
     """
     return Naming(
-        _compile_pattern("--scan-pattern", scan_pattern, "scan"),
-        parse_channels(channels),
-        parse_references(references),
-        _compile_pattern("--patient-pattern", patient_pattern, "patient"),
-        compile_date_pattern(date_pattern),
+        _compile_pattern("--scan-pattern", how.scan_pattern, "scan"),
+        parse_channels(how.channel),
+        parse_references(how.reference),
+        _compile_pattern("--patient-pattern", how.patient_pattern, "patient"),
+        compile_date_pattern(how.date_pattern),
+        key_file=how.key_file,
+        keep_patient_ids=how.keep_patient_ids,
+        keep_dates=how.keep_dates,
     )
 
 
