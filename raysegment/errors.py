@@ -18,7 +18,7 @@ RaysegmentError                 exit 1: the run failed
 └── ScanError                   one scan is bad; the run goes on
     ├── content: UnknownFormatError, TruncatedFileError, EmptyFileError, OversizedScanError,
     │   NonFinitePixelsError, ChannelMismatchError, MissingChannelError, AffineError, SliceMismatchError,
-    │   UnknownSpacingError, UnreadableFileError,
+    │   MissingSliceError, DuplicateSliceError, UnknownSpacingError, UnreadableFileError,
     │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, ReaderCrashedError, WorkerCrashedError
     ├── reference: GridMismatchError, ReferenceValuesError, UnreadableReferenceError
     ├── export: SourceChangedError, UnknownGridError
@@ -143,6 +143,14 @@ class AffineError(ScanError):
 
 class SliceMismatchError(ScanError):
     """The slices of one scan differ in shape or type."""
+
+
+class MissingSliceError(ScanError):
+    """Between the slices of a series there is a gap."""
+
+
+class DuplicateSliceError(ScanError):
+    """Several slices of a series lie at one place: phases, echoes, or copies."""
 
 
 class UnreadableFileError(ScanError):
