@@ -778,18 +778,21 @@ class ExportOptions(Checked):
 
     tables: str = choice(MISSING, "folder that `infer` or `evaluate` wrote", positional=True)
     out: str = choice(MISSING, "folder for the files")
-    to: Literal["tiff", "nifti"] = choice(
+    to: Literal["tiff", "nifti", "bids"] = choice(
         "tiff",
         "format of the masks: pages of a TIFF, or a NIfTI volume on the grid of the scan's own file, one for each "
-        "label where labels overlap",
+        "label where labels overlap; with bids in a dataset of derivatives with sidecars",
     )
     source: str | None = choice(
         None,
         "folder, manifest or bucket where the scans lie now; where they were segmented if not given",
-        only_with=("to", ("nifti",)),
+        only_with=("to", ("nifti", "bids")),
     )
     workers: int | None = choice(
-        None, "files written at the same time; one for each CPU if not given", minimum=1, only_with=("to", ("nifti",))
+        None,
+        "files written at the same time; one for each CPU if not given",
+        minimum=1,
+        only_with=("to", ("nifti", "bids")),
     )
     json: bool = choice(False, "print one JSON object a line, for programs")
 

@@ -10,6 +10,10 @@ EXPORT_FILE = ".raysegment-export.json"
 EXPORT_PROGRESS_FILE = ".raysegment-export-done.jsonl"
 """What an export of volumes has written so far, so that the same command goes on where it was stopped."""
 
+OWN_DESCRIPTION = "raysegment"
+"""What `desc-` says in the names of masks that are exported as BIDS: they are never taken for references, wherever they
+lie."""
+
 RECORD_FILE = "run.json"
 """What every run leaves in its output folder."""
 

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from raysegment.archive.filesystem import is_uri
 from raysegment.archive.names import show_name
+from raysegment.commands.export_bids import OWN_FOLDER, write_bids
 from raysegment.commands.export_volumes import write_volumes
 from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, UsageError
 from raysegment.options import ExportOptions
@@ -25,7 +26,7 @@ from raysegment.store.publish import check_tables, list_parts, read_rows
 from raysegment.store.schema import STATUS_OK
 from raysegment.store.writers.tiff import write_mask
 
-COLUMNS = ["scan_id", "source", "status", "fingerprint", "model_id", "options_id", "slice_axis"]
+COLUMNS = ["scan_id", "patient_id", "source", "status", "fingerprint", "model_id", "options_id", "slice_axis"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +71,11 @@ def export_masks(options: ExportOptions) -> ExportResult:
         raise UsageError(f"{options.tables} has no masks: none of its {scans.num_rows} scans is ok.")
     folder = ExportFolder(options.out, place)
     sources = [*scans["source"].drop_null().unique().to_pylist(), read_chosen_source(place), options.source or ""]
-    folder.check_apart(sources)
+    folder.check_apart(sources, allowed=OWN_FOLDER if options.to == "bids" else "")
     if options.to == "tiff":
         return ExportResult(out=options.out, num_files=_write_pages(place, folder, done))
-    written = write_volumes(options, place, folder, done)
+    write = write_bids if options.to == "bids" else write_volumes
+    written = write(options, place, folder, done)
     failed = EXIT_SOME_SCANS_FAILED if written.num_written else EXIT_FAILED
     return ExportResult(
         out=options.out,

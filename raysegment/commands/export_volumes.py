@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask, iterate_masks
 from raysegment.store.parts import Failure
 from raysegment.store.place import Place
+from raysegment.store.writers.bids import write_text
 from raysegment.store.writers.nifti import write_volume
 
 
@@ -39,6 +41,7 @@ class VolumeTask:
         scan: Of the table `scans`.
         entry: The scan as its archive has it now; None where it has not, or where nobody needs it.
         names: A file for each volume.
+        texts: Files that are written beside them, by name.
     """
 
     part: str
@@ -46,12 +49,18 @@ class VolumeTask:
     scan: Mapping[str, Any]
     entry: ScanEntry | None
     names: tuple[str, ...]
+    texts: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All names."""
+        return (*self.names, *self.texts)
 
     @property
     def key(self) -> str:
         """Of all that the files are made of."""
-        parts = [str(self.scan[name]) for name in ("fingerprint", "model_id", "options_id")]
-        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+        parts = [str(self.scan[name]).encode() for name in ("fingerprint", "model_id", "options_id")]
+        return hashlib.sha256(b"\0".join((*parts, *self.texts.values()))).hexdigest()[:32]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,37 +97,54 @@ def write_volumes(options: ExportOptions, place: Place, folder: ExportFolder, sc
         DiskFullError: No space left.
         OutputError: The system refuses a file.
     """
-    endings = _choose_endings(place)
+    _, first = next(iterate_masks(place, ["labels", "shape"]))
+    labels = [name for name, _ in first["labels"]]
+    endings = name_endings(labels) if len(first["shape"]) == 4 else [SUFFIX + NIFTI]
     names = _name_volumes(scans["scan_id"].to_pylist(), endings, folder)
-    entries = _find_entries(options, place, scans)
-    tasks = _plan(place, scans, entries, names)
+    tasks = plan_volumes(place, scans, find_entries(options, place, scans), names)
+    with folder.writing([name for each in names.values() for name in each]):
+        return write_tasks(tasks, place, folder, options.workers)
+
+
+def write_tasks(tasks: Iterable[VolumeTask], place: Place, folder: ExportFolder, workers: int | None) -> WrittenVolumes:
+    """Write what an earlier start did not finish, several masks at a time, in a folder that is claimed for the files.
+
+    Args:
+        tasks: One for each scan; they are asked for as they are needed.
+        place: The tables.
+        folder: Where files go.
+        workers: Masks that are written at the same time; one for each CPU if not given.
+
+    Raises:
+        RaysegmentError: As `write_volumes`.
+    """
     failures: list[Failure] = []
-    num_new = 0
-    all_names = [name for each in names.values() for name in each]
-    with folder.writing(all_names), keep_progress(folder) as progress:
-        for task, failure in _write_all(tasks, place, folder, progress, options.workers or os.cpu_count() or 1):
+    counts: Counter[str] = Counter()
+    with keep_progress(folder) as progress:
+        counted = _count(tasks, counts)
+        for task, failure in _write_all(counted, place, folder, progress, workers or os.cpu_count() or 1):
             if failure is None:
-                num_new += len(task.names)
-                for name in task.names:
+                counts["new"] += len(task.names)
+                for name in task.files:
                     progress.note(name, task.key)
                 continue
             failures.append(failure)
-            for name in task.names:
+            counts["files"] -= len(task.names)
+            for name in task.files:
                 folder.path(name).unlink(missing_ok=True)
-    num_written = scans.num_rows - len(failures)
     return WrittenVolumes(
-        num_files=num_written * len(endings),
-        num_new=num_new,
-        num_written=num_written,
+        num_files=counts["files"],
+        num_new=counts["new"],
+        num_written=counts["scans"] - len(failures),
         failures=tuple(sorted(failures, key=lambda failure: failure.scan_id)),
     )
 
 
-def _choose_endings(place: Place) -> list[str]:
-    """One file for a scan, or where labels overlap one for each of them, by the first mask."""
-    _, first = next(iterate_masks(place, ["labels", "shape"]))
-    labels = [name for name, _ in first["labels"]]
-    return name_endings(labels) if len(first["shape"]) == 4 else [SUFFIX + NIFTI]
+def _count(tasks: Iterable[VolumeTask], counts: Counter[str]) -> Iterator[VolumeTask]:
+    for task in tasks:
+        counts["scans"] += 1
+        counts["files"] += len(task.names)
+        yield task
 
 
 def _name_volumes(scan_ids: list[str], endings: Sequence[str], folder: ExportFolder) -> dict[str, tuple[str, ...]]:
@@ -127,8 +153,12 @@ def _name_volumes(scan_ids: list[str], endings: Sequence[str], folder: ExportFol
     return {scan_id: tuple(names[scan_id] for names in named) for scan_id in scan_ids}
 
 
-def _find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Table | None:
-    """The manifest of the archive as it is now; None where no scan is a volume."""
+def find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Table | None:
+    """The manifest of the archive as it is now; None where no scan is a volume.
+
+    Raises:
+        UsageError: It is not there, or nobody says where.
+    """
     if not pc.any(pc.is_valid(scans["slice_axis"])).as_py():
         return None
     chosen = dict(read_record(place).get("chosen") or {})
@@ -147,10 +177,17 @@ def _find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.T
         raise UsageError(f"{error} If the scans lie elsewhere now, say where with --source.") from error
 
 
-def _plan(
+def plan_volumes(
     place: Place, scans: pa.Table, entries: pa.Table | None, names: Mapping[str, tuple[str, ...]]
 ) -> Iterator[VolumeTask]:
-    """What there is to do, mask by mask, a few rows in memory at a time."""
+    """What there is to do, mask by mask, a few rows in memory at a time.
+
+    Args:
+        place: The tables.
+        scans: Rows of `scans` that are wanted.
+        entries: As `find_entries` gives them.
+        names: Files of each scan.
+    """
     places = {scan_id: index for index, scan_id in enumerate(scans["scan_id"].to_pylist())}
     found = {} if entries is None else {scan_id: index for index, scan_id in enumerate(entries["scan_id"].to_pylist())}
     for part, row in iterate_masks(place):
@@ -167,7 +204,7 @@ def _write_all(
     tasks: Iterable[VolumeTask], place: Place, folder: ExportFolder, progress: ExportProgress, workers: int
 ) -> Iterator[tuple[VolumeTask, Failure | None]]:
     """Write several at a time in threads, which spend their time in zlib and NumPy; yield each as it ends."""
-    waiting = (task for task in tasks if not all(progress.is_done(name, task.key) for name in task.names))
+    waiting = (task for task in tasks if not all(progress.is_done(name, task.key) for name in task.files))
 
     def write(task: VolumeTask) -> tuple[VolumeTask, Failure | None]:
         return task, _write_one(task, place, folder)
@@ -188,4 +225,6 @@ def _write_one(task: VolumeTask, place: Place, folder: ExportFolder) -> Failure 
         return Failure(task.row["scan_id"], type(error).__name__, str(error))
     for name, plane in zip(task.names, volume.planes, strict=True):
         write_volume(folder.path(name), plane, volume.header)
+    for name, text in task.texts.items():
+        write_text(folder.path(name), text)
     return None

@@ -40,13 +40,14 @@ class ExportFolder:
         """Where a file of that name, as in tables, goes."""
         return Path(self.root) / decode_name(name)
 
-    def check_apart(self, sources: Iterable[str]) -> None:
+    def check_apart(self, sources: Iterable[str], *, allowed: str = "") -> None:
         """Refuse a folder from which scans, references or tables come, that lies in one, or that one lies in.
 
         What is exported must never stand among what is read; and `index` leaves out an export with all below it.
 
         Args:
             sources: Folders and URIs; manifests and empty names are left out.
+            allowed: The one folder below a source that may be written, such as `derivatives/raysegment`; none if empty.
 
         Raises:
             UsageError: Names both folders.
@@ -56,10 +57,10 @@ class ExportFolder:
             there = _local_folder(source)
             if there is None:
                 continue
-            if _lies_in(here, there):
+            if _lies_in(here, there) and not (allowed and here == there / allowed):
                 raise UsageError(
                     f"--out {self.root} lies in {show_name(source)}, where the scans of these tables come from. Choose "
-                    "a folder apart from it."
+                    f"a folder apart from it{', or ' + str(there / allowed) if allowed else ''}."
                 )
             if _lies_in(there, here):
                 raise UsageError(

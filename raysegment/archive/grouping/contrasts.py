@@ -13,7 +13,8 @@ BIDS, `sub-01/[ses-1/]anat/sub-01[_ses-1]_…_T1w.nii.gz`:
   file is a scan of its own; `--channel` names others.
 - The reference is the one mask of the same sub and ses: a name that ends in mask, msk, dseg, seg or roi or has a
   `label-`, in the same folder or in `derivatives`; where files are scans, the one that begins as theirs. Masks of the
-  brain (`desc-brain`) and probabilities are none, other derivatives are left alone.
+  brain (`desc-brain`), probabilities and what raysegment exported (`desc-raysegment`) are none, other derivatives are
+  left alone.
 - The patient is sub.
 """
 
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from raysegment.archive.grouping.folders import Draft
 from raysegment.archive.grouping.volumes import Taken, add_reference, draft_channels, place_of
 from raysegment.archive.names import stem_of
+from raysegment.archive.own_folders import OWN_DESCRIPTION
 from raysegment.archive.walk import LocatedFile
 
 BRATS = "BraTS"
@@ -80,6 +82,8 @@ def take_bids(volumes: Sequence[LocatedFile]) -> Taken:
         owner, contrast = "_".join(parts[:num_owner]), parts[num_owner:]
         start = next((i for i, part in enumerate(folders) if part == DERIVATIVES or part.startswith("sub-")), 0)
         archive = archives["/".join(folders[:start])]
+        if any(part.startswith(f"desc-{OWN_DESCRIPTION}") for part in contrast):
+            continue
         if _is_mask(contrast):
             archive.masks[owner].append(item)
         elif not is_derived and contrast and not contrast[-1].endswith(NO_IMAGE_ENDS):
