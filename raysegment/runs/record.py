@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from raysegment import __version__
 from raysegment.archive.own_folders import RECORD_FILE
 from raysegment.choices import as_plain, hide_credentials
 from raysegment.errors import DiskFullError, InterruptedRunError, LockedError, UsageError
@@ -20,7 +21,6 @@ from raysegment.store.place import Place
 NOTIFY = "--notify"
 
 REPORTED_PACKAGES = (
-    "raysegment",
     "ray",
     "keras",
     "tensorflow",
@@ -96,7 +96,10 @@ def describe_machine() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     hardware = {"cpus": os.cpu_count(), "machine": platform.machine(), "system": platform.system()}
-    return {"versions": {"python": platform.python_version(), **versions}, "hardware": hardware}
+    return {
+        "versions": {"python": platform.python_version(), "raysegment": __version__, **versions},
+        "hardware": hardware,
+    }
 
 
 def describe_choices(options: Any) -> dict[str, Any]:
