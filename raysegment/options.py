@@ -54,8 +54,10 @@ RESAMPLE_CHANNELS_HELP = (
 SURFACE_TOLERANCE_HELP = "distance between the surfaces of mask and reference that surface Dice takes for agreement"
 CHANNEL_HELP = (
     "files of one channel, NAME=GLOB below SOURCE with {scan} for what the files of a scan share, such as "
-    "`flair={scan}/*_flair.nii.gz`, once for each; as the layout tells if not given"
+    "`flair={scan}/*_flair.nii.gz`, once for each; of DICOM, without {scan}, a glob over SeriesDescription, such as "
+    "`flair=*FLAIR*`; as the layout tells if not given"
 )
+MODALITY_HELP = "take only DICOM series of this modality, such as MR; may stand several times; all if not given"
 REFERENCE_HELP = (
     "files of references, GLOB below SOURCE with {scan}, such as `{scan}/*_seg.nii.gz`; several are alternatives; "
     "as the layout tells if not given"
@@ -208,6 +210,7 @@ class Finding(Identifiers):
     """How the scans of a source are found, and how a change of one is noticed."""
 
     channel: tuple[str, ...] | None = choice(None, CHANNEL_HELP)
+    modality: tuple[str, ...] | None = choice(None, MODALITY_HELP, added="0.6.0")
     reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP)
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP)
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP)
@@ -251,6 +254,7 @@ class TrainOptions(Preprocessing, Identifiers, CommandOptions):
         only_with=("split_file", (None,)),
     )
     channel: tuple[str, ...] | None = choice(None, CHANNEL_HELP, affects_result=True, added="0.3.0")
+    modality: tuple[str, ...] | None = choice(None, MODALITY_HELP, affects_result=True, added="0.6.0")
     reference: tuple[str, ...] | None = choice(None, REFERENCE_HELP, affects_result=True, added="0.3.0")
     scan_pattern: str | None = choice(None, SCAN_PATTERN_HELP, affects_result=True, added="0.2.0")
     patient_pattern: str | None = choice(None, PATIENT_PATTERN_HELP, affects_result=True)

@@ -11,10 +11,8 @@ import json
 import math
 import os
 import select
-import signal
 import struct
 import subprocess
-import sys
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
@@ -24,6 +22,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.archive.children import describe_death, end_child, start_child
 from raysegment.archive.names import show_name
 from raysegment.archive.reference import Values
 from raysegment.errors import (
@@ -38,13 +37,6 @@ from raysegment.scan import READ_AS_STORED, LabelMap, Pixels, ReadSettings, Scan
 CHILD_MODULE = "raysegment.archive.decoder_child"
 START_TIMEOUT_SECONDS = 60.0
 MAX_ANSWER_BYTES = 2**20
-PIPE_BYTES = 2**20
-SET_PIPE_SIZE = 1031
-"""Linux's F_SETPIPE_SZ."""
-
-REUSE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**27)}
-"""glibc keeps freed buffers instead of asking the kernel for fresh pages per scan: a fifth less time."""
-
 LENGTH = struct.Struct("<Q")
 
 
@@ -154,11 +146,7 @@ class Decoder:
         child, self._child = getattr(self, "_child", None), None
         if child is None:
             return
-        for stream in (child.stdin, child.stdout):
-            if stream is not None:
-                stream.close()
-        child.kill()
-        child.wait()
+        end_child(child)
 
     def _ask(self, what: str, entry: ScanEntry, scan: Scan | None) -> tuple[Pixels, dict[str, Any]]:
         """Ask the child for pixels; for the reference of a scan that was read."""
@@ -202,7 +190,7 @@ class Decoder:
         if self._child is not None and self._child.poll() is None:
             return self._child
         self.close()
-        self._child = start_child(self.memory_mb, self.timeout_seconds)
+        self._child = start_child(CHILD_MODULE, str(self.memory_mb), str(self.timeout_seconds))
         try:
             self._receive_answer(self._child, time.monotonic() + START_TIMEOUT_SECONDS)
         except TimeoutError:
@@ -215,7 +203,7 @@ class Decoder:
             child.stdin.write(LENGTH.pack(len(message)) + message)
             child.stdin.flush()
         except OSError:
-            raise _ChildDiedError(_cause_of_death(child)) from None
+            raise _ChildDiedError(describe_death(child)) from None
 
     def _receive_answer(self, child: subprocess.Popen[bytes], deadline: float) -> dict[str, Any]:
         (length,) = LENGTH.unpack(self._receive(child, LENGTH.size, deadline))
@@ -250,51 +238,8 @@ class Decoder:
                 raise TimeoutError
             count = os.readv(descriptor, [target[position:]])
             if not count:
-                raise _ChildDiedError(_cause_of_death(child))
+                raise _ChildDiedError(describe_death(child))
             position += count
-
-
-def start_child(memory_mb: int, timeout_seconds: float) -> subprocess.Popen[bytes]:
-    """Spawn a decoder that sees this process's modules, with one thread of arithmetic."""
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
-        "OPENBLAS_NUM_THREADS": "1",
-        "OMP_NUM_THREADS": "1",
-        "TIFFFILE_NUM_THREADS": "1",
-        **REUSE_MEMORY,
-        "PYTHONDONTWRITEBYTECODE": "1",
-    }
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-m", CHILD_MODULE, str(memory_mb), str(timeout_seconds)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-        start_new_session=True,
-    )
-    _widen_pipe(child)
-    return child
-
-
-def _widen_pipe(child: subprocess.Popen[bytes]) -> None:
-    """Fewer switches between the processes; a system that refuses is only slower."""
-    import fcntl
-
-    try:
-        assert child.stdout is not None
-        fcntl.fcntl(child.stdout.fileno(), SET_PIPE_SIZE, PIPE_BYTES)
-    except OSError:
-        pass
-
-
-def _cause_of_death(child: subprocess.Popen[bytes]) -> str:
-    try:
-        code = child.wait(timeout=5)
-    except subprocess.TimeoutExpired:
-        return "closed its pipe"
-    if code >= 0:
-        return f"exit code {code}"
-    return f"signal {signal.Signals(-code).name}" if -code in {*signal.Signals} else f"signal {-code}"
 
 
 def _first_file(what: str, entry: ScanEntry) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from raysegment.archive.children import limit_memory
 from raysegment.archive.decoder import LENGTH
 from raysegment.archive.formats import readers
 from raysegment.archive.read import read_scan
@@ -34,7 +34,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     readers()
-    _limit_memory(memory_mb)
+    limit_memory(memory_mb)
     _send(answers, {"ready": True})
     while True:
         head = sys.stdin.buffer.read(LENGTH.size)
@@ -114,19 +114,6 @@ def _send_all(answers: BinaryIO, data: memoryview) -> None:
     position = 0
     while position < len(data):
         position += answers.write(data[position:]) or 0
-
-
-def _limit_memory(memory_mb: int) -> None:
-    """Cap what the child may take on top of what it has; systems without such limits go without."""
-    with contextlib.suppress(OSError, ValueError):
-        limit = _taken_bytes() + memory_mb * 2**20
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-
-
-def _taken_bytes() -> int:
-    """Private writable memory of this process, which RLIMIT_DATA counts."""
-    with open("/proc/self/status", encoding="ascii") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData"))
 
 
 if __name__ == "__main__":

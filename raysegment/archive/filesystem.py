@@ -18,13 +18,16 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from raysegment.archive.names import ESCAPE_BASE, TO_ESCAPE, show_name
-from raysegment.errors import AccessError, UsageError
+from raysegment.archive.names import ESCAPE_BASE, TO_ESCAPE, extension_of, show_name
+from raysegment.archive.zipped import EXTENSION as ZIP
+from raysegment.archive.zipped import MARK, OpenZip
+from raysegment.errors import AccessError, ScanError, UnreadableFileError, UsageError
 
 REMOTE_SCHEMES = ("s3", "gs", "gcs", "file")
 LOCAL_PAUSES_SECONDS = (0.05, 0.1, 0.2)
 REMOTE_PAUSES_SECONDS = (0.2, 0.8, 2.0)
 HASH_BYTES = 4 * 2**20
+MAX_OPEN_ZIPS = 2
 
 _ESCAPED = re.compile("[\U0010fe80-\U0010feff]+")
 
@@ -106,16 +109,61 @@ def join_source(source: str, name: str) -> str:
     return f"{root.rstrip('/')}/{name if is_uri(source) else decode_name(name)}"
 
 
+def split_zip(source: str, name: str) -> tuple[str, str] | None:
+    """The zip that a path goes through, and the path in it; None where it goes through none.
+
+    Raises:
+        OSError: The storage does not answer.
+    """
+    start = 0
+    while (start := name.lower().find(MARK, start) + len(MARK)) >= len(MARK):
+        path = name[: start - 1]
+        if stat_file(source, path) is not None:
+            return path, name[start:]
+    return None
+
+
+def stat_file(source: str, name: str) -> tuple[int, int] | None:
+    """Size and time of change of a file, in bytes and nanoseconds; None where no file has that name.
+
+    Raises:
+        OSError: The storage does not answer.
+    """
+    filesystem, _ = open_source(source)
+    try:
+        info = filesystem.get_file_info(join_source(source, name))
+    except pa.ArrowException as error:
+        raise OSError(describe(error)) from error
+    return (info.size or 0, info.mtime_ns or 0) if info.type == pafs.FileType.File else None
+
+
+def open_zip(source: str, name: str) -> OpenZip:
+    """A zip of a source; the last ones stay open for the next file of theirs.
+
+    Raises:
+        ScanError: It is no zip, or cannot be read.
+        OSError: The storage refuses it.
+    """
+    stamp = stat_file(source, name)
+    if stamp is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    return _open_zip(source, name, stamp)
+
+
 def read_bytes(source: str, name: str) -> bytes:
     """All bytes of one file; what the storage refuses is tried three times more.
 
     Args:
         source: Folder or bucket, as in the manifest.
-        name: The file's path below it, with forward slashes; an absolute path of this machine stands for itself.
+        name: The file's path below it, with forward slashes, through a zip as through a folder; an absolute path of
+            this machine stands for itself.
 
     Raises:
         AccessError: The file is missing, is no regular file, or the storage refuses it.
+        ScanError: It is a zip, or damaged in one.
     """
+    if extension_of(name) == ZIP:
+        raise _refuse_zip(source, name)
     return _try_again(source, name, lambda stream: bytes(stream.read() or b""))
 
 
@@ -150,12 +198,17 @@ def hash_bytes(source: str, name: str) -> str:
 
 @contextmanager
 def open_file(source: str, name: str, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE) -> Iterator[BinaryIO]:
-    """Open a file for reading. Pipes, devices, sockets and links to them are never opened.
+    """Open a file for reading, in a zip too. Pipes, devices, sockets and links to them are never opened.
 
     Raises:
         AccessError: No regular file.
+        ScanError: It cannot be read out of its zip.
         OSError: The storage refuses it.
     """
+    if MARK in name.lower() and (parts := split_zip(source, name)) is not None:
+        with open_zip(source, parts[0]).open(decode_name(parts[1]), name, buffer_bytes) as stream:
+            yield stream
+        return
     filesystem, _ = open_source(source)
     path = join_source(source, name)
     if isinstance(filesystem, pafs.LocalFileSystem):
@@ -189,6 +242,36 @@ def describe(error: BaseException) -> str:
         return os.strerror(error.errno)
     text = show_name(" ".join(str(error).split()))
     return text[:300] or type(error).__name__
+
+
+@lru_cache(maxsize=MAX_OPEN_ZIPS)
+def _open_zip(source: str, name: str, stamp: tuple[int, int]) -> OpenZip:
+    """A zip as it was at a time: one that has changed is opened again."""
+    filesystem, _ = open_source(source)
+    path = join_source(source, name)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        stream = _open_regular(path, name, io.DEFAULT_BUFFER_SIZE)
+    else:
+        try:
+            stream = cast(BinaryIO, io.BufferedReader(filesystem.open_input_file(path), io.DEFAULT_BUFFER_SIZE))
+        except pa.ArrowException as error:
+            raise OSError(describe(error)) from error
+    try:
+        return OpenZip(stream, name)
+    except ScanError:
+        stream.close()
+        raise
+
+
+def _refuse_zip(source: str, name: str) -> ScanError:
+    """Why a zip itself is no scan: what is wrong with its files, where something is."""
+    try:
+        fault = open_zip(source, name).describe_faults(lambda _: True)
+    except OSError as error:
+        return AccessError(f"{show_name(name)} cannot be read: {describe(error)}.")
+    except ScanError as error:
+        return error
+    return fault or UnreadableFileError(f"{show_name(name)} is a zip: its files may be scans, it itself is none.")
 
 
 def _open_regular(path: str, name: str, buffer_bytes: int) -> BinaryIO:

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.filesystem import decode_name, hash_bytes, is_uri, join_source, open_source
+from raysegment.archive.filesystem import decode_name, hash_bytes, is_uri, join_source, open_source, split_zip
 from raysegment.archive.formats import is_volume
 from raysegment.archive.manifest import FINGERPRINT_MODE, entries
 from raysegment.archive.walk import FoundFile
+from raysegment.archive.zipped import MARK
 from raysegment.errors import ScanError
 from raysegment.scan import ScanEntry
 
@@ -45,7 +46,7 @@ def fingerprint_files(
     if mode == "content":
         lines = sorted(f"{path}\0{_hash_bytes(source, path)}" for path, _ in files)
     else:
-        lines = sorted(f"{path}\0{file.size}\0{file.changed_ns}" for path, file in files)
+        lines = sorted(f"{path}\0{file.zip_size or file.size}\0{file.changed_ns}" for path, file in files)
     lines += [f"{name}\0{path}" for name, path in channels]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
@@ -159,7 +160,9 @@ def _look_up(entry: ScanEntry) -> list[tuple[str, FoundFile]]:
 def _look_up_in_bucket(source: str, paths: list[str]) -> list[tuple[str, FoundFile]]:
     filesystem, _ = open_source(source)
     try:
-        infos = filesystem.get_file_info([join_source(source, path) for path in paths])
+        zips = {path: split_zip(source, path) for path in paths if MARK in path.lower()}
+        holders = [parts[0] if (parts := zips.get(path)) else path for path in paths]
+        infos = filesystem.get_file_info([join_source(source, holder) for holder in holders])
     except (pa.ArrowException, OSError, ValueError):
         return [(path, FoundFile(path, 0, 0)) for path in paths]
     return [
@@ -169,7 +172,14 @@ def _look_up_in_bucket(source: str, paths: list[str]) -> list[tuple[str, FoundFi
 
 def _stat(source: str, path: str) -> FoundFile:
     # As `join_source`, which takes as long as the look itself: a manifest may name a million files.
-    status = os.stat(os.path.join(open_source(source)[1], decode_name(path)))
+    root = open_source(source)[1]
+    try:
+        status = os.stat(os.path.join(root, decode_name(path)))
+    except NotADirectoryError:
+        parts = split_zip(source, path)
+        if parts is None:
+            raise
+        status = os.stat(os.path.join(root, decode_name(parts[0])))
     return FoundFile(path, status.st_size, status.st_mtime_ns)
 
 

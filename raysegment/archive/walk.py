@@ -24,6 +24,10 @@ MAX_WAYS = 64
 
 Extensions = frozenset[str]
 
+UNTOLD = ""
+"""Among extensions: names that tell no format, because they have none or only digits behind their last dot, as
+`IM000012` and `1.2.840.113619.2.55`. DICOM is often called so."""
+
 
 @dataclass(slots=True)
 class FoundFile:
@@ -37,6 +41,7 @@ class FoundFile:
         identity: The same for all ways to the file; 0 where the storage has no links.
         num_links: Symbolic links on the way to it.
         num_names: Hard links to it.
+        zip_size: In bytes, of the zip that it lies in, of which `changed_ns` then is too; 0 where it lies in none.
     """
 
     name: str
@@ -46,6 +51,7 @@ class FoundFile:
     identity: int = 0
     num_links: int = 0
     num_names: int = 1
+    zip_size: int = 0
 
     @property
     def extension(self) -> str:
@@ -56,6 +62,18 @@ class FoundFile:
     def stem(self) -> str:
         """The name without its extension."""
         return self.name[: len(self.name) - len(self.extension)]
+
+
+    @property
+    def kind(self) -> str:
+        """The extension, `UNTOLD` where it tells no format."""
+        return kind_of(self.name)
+
+
+def kind_of(name: str) -> str:
+    """The extension of a name, `UNTOLD` where it tells no format."""
+    extension = extension_of(name)
+    return UNTOLD if extension[1:].isdigit() else extension
 
 
 LocatedFile = tuple[str, FoundFile]
@@ -93,7 +111,7 @@ def walk_source(source: str, opened: tuple[pafs.FileSystem, str], extensions: Ex
     Args:
         source: Folder or bucket.
         opened: From `open_source`.
-        extensions: In lower case, with their dots.
+        extensions: In lower case, with their dots; `UNTOLD` among them stands for names that tell no format.
 
     Raises:
         UsageError: The source does not exist, or raysegment wrote it.
@@ -172,7 +190,7 @@ def _list_folder(way: _Way, extensions: Extensions) -> tuple[Folder, list[_Way],
             continue
         try:
             if not item.is_dir():
-                if extension_of(name) in extensions or (item.is_symlink() and "." not in name):
+                if kind_of(name) in extensions or (item.is_symlink() and "." not in name):
                     _add_file(folder, item, name, extensions, way.num_links)
                 continue
             links = way.num_links + item.is_symlink()
@@ -219,7 +237,8 @@ def _add_file(folder: Folder, item: os.DirEntry[str], name: str, extensions: Ext
         cause = "is a link to nowhere" if item.is_symlink() else f"cannot be opened: {describe(error)}"
         folder.files.append(FoundFile(name, 0, 0, f"{shown} {cause}"))
         return
-    if extension_of(name) not in extensions:
+    kind = kind_of(name)
+    if kind not in extensions or (kind == UNTOLD and not stat.S_ISREG(status.st_mode)):
         return
     problem = None if stat.S_ISREG(status.st_mode) else f"{shown} is no regular file"
     found = FoundFile(name, status.st_size, status.st_mtime_ns, problem, _identity(status))
@@ -239,7 +258,7 @@ def _walk_bucket(source: str, filesystem: pafs.FileSystem, root: str, extensions
     for item in listed:
         relative = item.path[len(root) :].lstrip("/")
         parent, _, name = relative.rpartition("/")
-        if item.type != pafs.FileType.File or extension_of(name) not in extensions:
+        if item.type != pafs.FileType.File or kind_of(name) not in extensions:
             continue
         if any(part.startswith(".") for part in relative.split("/")):
             continue

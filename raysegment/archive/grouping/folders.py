@@ -23,6 +23,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 
+from raysegment.archive.formats import Header
 from raysegment.archive.names import natural_key, show_name, stem_of
 from raysegment.archive.walk import Folder, FoundFile, LocatedFile
 from raysegment.errors import UsageError
@@ -62,7 +63,10 @@ class Draft:
         patient: Whom the layout names; None where `place` tells.
         is_own_patient: Whether that patient is the scan itself, because the layout names none.
         layout: Of which dataset's form it is; empty where folders and names alone tell.
-        scan_date: The day on which its header says that it was made.
+        scan_date: The day on which its header says that it was made; of DICOM moved by some days, the same for all
+            scans of a patient, unless dates are kept.
+        reader: What reads it, where all its files have been looked into; empty where one has yet to be.
+        header: What these say of the scan; None where they cannot be one.
     """
 
     scan_id: str
@@ -81,6 +85,8 @@ class Draft:
     is_own_patient: bool = False
     layout: str = ""
     scan_date: date | None = None
+    reader: str = ""
+    header: Header | None = None
 
     @property
     def located(self) -> list[LocatedFile]:
@@ -89,10 +95,11 @@ class Draft:
 
     @property
     def file_names(self) -> list[str]:
-        """Paths of the files, with an empty one for each channel that has none."""
+        """Paths of the files, with empty ones for each channel that has none: as many as the others have."""
         names = [path for path, _ in self.files]
+        num_each = max(1, len(names) // max(1, len(self.channel_names) - len(self.missing)))
         for position in self.missing:
-            names.insert(position, "")
+            names[position * num_each : position * num_each] = [""] * num_each
         return names
 
 

@@ -29,6 +29,8 @@ class Naming:
     Attributes:
         scan_pattern: Names the scan of each image by its first group; layouts then tell nothing.
         channels: Globs of channels; layouts then tell nothing.
+        series: Globs over descriptions of DICOM series by the name of their channel.
+        modalities: Of DICOM series that are wanted, such as `MR`; empty for all.
         references: Globs of references; those of a layout then do not count.
         patients: Names the patient of each scan by its first group.
         dates: Names the day of each scan by its named groups.
@@ -37,11 +39,13 @@ class Naming:
         keep_dates: Take the days that headers say; without it only what lies between them.
 
     Raises:
-        UsageError: Both a pattern and globs say what a scan is.
+        UsageError: Both a pattern and globs say what a scan is, or globs of files and of series.
     """
 
     scan_pattern: re.Pattern[str] | None = None
     channels: Channels = field(default_factory=dict)
+    series: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    modalities: tuple[str, ...] = ()
     references: Globs = ()
     patients: re.Pattern[str] | None = None
     dates: re.Pattern[str] | None = None
@@ -52,6 +56,11 @@ class Naming:
     def __post_init__(self) -> None:
         if self.scan_pattern is not None and self.channels:
             raise UsageError("--scan-pattern and --channel both say what a scan is; leave one of them out.")
+        if self.channels and self.series:
+            raise UsageError(
+                f"--channel {show_name(next(iter(self.channels)))} is a glob of files, as it has {PLACEHOLDER} in it, "
+                f"and {show_name(next(iter(self.series)))} one of descriptions of DICOM series; expected one kind."
+            )
 
 
 def parse_naming(how: Finding) -> Naming:
@@ -61,9 +70,12 @@ def parse_naming(how: Finding) -> Naming:
         UsageError: A pattern is no regular expression with the groups it needs, a glob has no `{scan}`, or both tell
             the scans.
     """
+    series = [text for text in how.channel or () if "=" in text and PLACEHOLDER not in text]
     return Naming(
         _compile_pattern("--scan-pattern", how.scan_pattern, "scan"),
-        parse_channels(how.channel),
+        parse_channels([text for text in how.channel or () if text not in series]),
+        parse_series(series),
+        tuple(modality.strip().upper() for modality in how.modality or ()),
         parse_references(how.reference),
         _compile_pattern("--patient-pattern", how.patient_pattern, "patient"),
         compile_date_pattern(how.date_pattern),
@@ -87,6 +99,24 @@ def parse_channels(given: Sequence[str] | None) -> Channels:
                 f"--channel {show_name(text)!r} is no channel; expected NAME=GLOB, {example_glob('flair=')}."
             )
         found[name.strip()] = (*found.get(name.strip(), ()), _compile_glob("--channel", glob))
+    return found
+
+
+def parse_series(given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Globs over descriptions of DICOM series, as `--channel` says them without `{scan}`.
+
+    Raises:
+        UsageError: A name or a glob is missing.
+    """
+    found: dict[str, tuple[str, ...]] = {}
+    for text in given:
+        name, _, glob = text.partition("=")
+        if not name.strip() or not glob.strip():
+            raise UsageError(
+                f"--channel {show_name(text)!r} is no channel; expected NAME=GLOB, {example_glob('flair=')}, or of "
+                "DICOM the description of a series, such as flair='*FLAIR*'."
+            )
+        found[name.strip()] = (*found.get(name.strip(), ()), glob.strip())
     return found
 
 

@@ -1,0 +1,399 @@
+"""Scans among DICOM files, from what their headers say; names of files and folders tell nothing.
+
+- Each series is a scan, its files in order along the normal of its slices. Images without a position are scans of
+  their own: several views of one series are no volume.
+- With `--channel NAME=GLOB`, series whose SeriesDescription fits are channels: those of one study, frame of reference
+  and grid are one scan. A series that fits no channel is left alone. Of two that fit one channel none is taken, and a
+  channel whose series has a gap has none.
+- A scan_id is the deepest folder that holds all files of the scan, then 12 digits of a keyed hash of the series; of a
+  scan with channels, of study, frame of reference and the size of its grid; of a single image without position, of the
+  image. So other scans never change it.
+- A patient is a keyed hash of PatientID, or of the study where there is none.
+- A segmentation (SEG) is the reference of the scan whose series it names, wherever it lies. Of several for one scan
+  none is taken. Those that raysegment wrote are left alone.
+- Localizers, secondary captures, presentation states, reports, structure sets and DICOMDIR are counted, no scans.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+
+import numpy as np
+
+from raysegment.archive.dicom.geometry import SliceOrder, order_slices
+from raysegment.archive.dicom.survey import SharedHeader, Surveyed
+from raysegment.archive.formats import Header
+from raysegment.archive.grouping.folders import Draft, naming_parts
+from raysegment.archive.grouping.naming import Naming
+from raysegment.archive.grouping.volumes import add_reference
+from raysegment.archive.names import natural_key, show_name
+from raysegment.archive.orientation import corner_distance, spacing_of
+from raysegment.archive.pseudonyms import Pseudonyms
+from raysegment.archive.volumes import turn_header
+from raysegment.archive.walk import FoundFile, LocatedFile
+from raysegment.errors import MissingChannelError, ScanError, SliceMismatchError
+
+LAYOUT = "DICOM series"
+READER = "dicom"
+DIGITS = 12
+DIRECTORY = "DICOMDIR"
+STRUCTURE_SET = "rtstruct"
+OWN_SEGMENTATION = "segmentation by raysegment"
+OTHER_MODALITY = "image of another modality"
+UNNAMED = "image of a series that no channel names"
+UNNAMED_SEGMENTATION = "segmentation that --reference does not name"
+SAME_PLACE_MM = 1e-3
+SAME_PLACE_SHARE = 0.01
+SAME_SPACING = 1e-3
+
+
+@dataclass
+class FoundSeries:
+    """What a survey of an archive's DICOM files gives.
+
+    Attributes:
+        drafts: Scans, and files that cannot be read, in no order.
+        left_alone: Files that are no scans, by kind.
+        lone_masks: Segmentations of series that are not there.
+    """
+
+    drafts: list[Draft] = field(default_factory=list)
+    left_alone: Counter[str] = field(default_factory=Counter)
+    lone_masks: int = 0
+
+
+@dataclass(eq=False)
+class _Series:
+    """The images of one series, or one that is a scan of its own.
+
+    Attributes:
+        name: As a scan: its folder and hash.
+        files: In order along the normal where that is known, else of their names.
+        header: As it is read; None where slices cannot be stacked.
+        problem: `ErrorType: message` then.
+        note: What else is odd.
+    """
+
+    name: str
+    files: list[Surveyed]
+    header: Header | None = None
+    problem: str | None = None
+    note: str | None = None
+
+    @property
+    def shared(self) -> SharedHeader:
+        """What the first file shares with the others."""
+        return _shared(self.files[0])
+
+    @property
+    def day(self) -> int | None:
+        """The first on which one of its images was made."""
+        return min((day for day in map(lambda file: _shared(file).day, self.files) if day is not None), default=None)
+
+
+_Channels = dict[str, list[_Series]]
+"""The series of a scan by the name of their channel, which is empty where nobody named any."""
+
+
+def find_series(
+    surveyed: Iterable[Surveyed], files: Mapping[str, FoundFile], naming: Naming, pseudonyms: Pseudonyms
+) -> FoundSeries:
+    """Join DICOM files to scans.
+
+    Args:
+        surveyed: What their headers say.
+        files: Size and time of each by its path.
+        naming: What the user says of channels and references.
+        pseudonyms: The key that the headers were hashed with.
+    """
+    found = FoundSeries()
+    images, segmentations = _sort_by_kind(surveyed, files, naming, found)
+    series = [_stack(group) for group in _group_images(images)]
+    scans = _join_channels(series) if naming.series else [{"": [each]} for each in series]
+    by_series: dict[str, list[Draft]] = defaultdict(list)
+    by_instance: dict[str, Draft] = {}
+    taken: set[str] = set()
+    for scan in scans:
+        draft = _draft_scan(scan, tuple(naming.series), files, pseudonyms, taken)
+        found.drafts.append(draft)
+        for each in {id(one): one for ones in scan.values() for one in ones}.values():
+            by_series[each.shared.series].append(draft)
+            by_instance.update((file.instance, draft) for file in each.files if segmentations)
+    found.lone_masks = _give_segmentations(segmentations, by_series, by_instance, files)
+    return found
+
+
+def _sort_by_kind(
+    surveyed: Iterable[Surveyed], files: Mapping[str, FoundFile], naming: Naming, found: FoundSeries
+) -> tuple[list[Surveyed], list[Surveyed]]:
+    """Images and segmentations; all others are counted, and what cannot be read is a row of its own."""
+    images, segmentations = [], []
+    for file in surveyed:
+        if file.header is None:
+            found.drafts.append(_draft_unread(file, files))
+        elif (reason := _leave_alone(file, naming)) is not None:
+            found.left_alone[reason] += 1
+        elif file.header.kind == "segmentation":
+            segmentations.append(file)
+        else:
+            images.append(file)
+    return images, segmentations
+
+
+def _leave_alone(file: Surveyed, naming: Naming) -> str | None:
+    """What a file is that is neither a scan nor a reference; None where it is one of them."""
+    shared = _shared(file)
+    if file.path.rpartition("/")[2].upper() == DIRECTORY:
+        return DIRECTORY
+    if shared.kind == "segmentation":
+        is_named = not naming.references or any(glob.fullmatch(file.path) for glob in naming.references)
+        return OWN_SEGMENTATION if shared.is_own else None if is_named else UNNAMED_SEGMENTATION
+    if shared.kind != "image":
+        return shared.kind
+    if not shared.is_wanted:
+        return OTHER_MODALITY
+    return UNNAMED if naming.series and not shared.channels else None
+
+
+def _draft_unread(file: Surveyed, files: Mapping[str, FoundFile]) -> Draft:
+    names, split = naming_parts(file.path.rpartition("/")[0])
+    draft = Draft(file.path, (*names, file.path), [(file.path, files[file.path])], split=split, problem=file.problem)
+    draft.reader, draft.layout = READER, LAYOUT
+    return draft
+
+
+def _group_images(images: Iterable[Surveyed]) -> Iterator[list[Surveyed]]:
+    """The images of each series in order of their names; those without a position alone."""
+    groups: dict[tuple[str, str, str], list[Surveyed]] = defaultdict(list)
+    for file in images:
+        shared = _shared(file)
+        groups[shared.patient, shared.study, shared.series].append(file)
+    for key in sorted(groups):
+        group = sorted(groups[key], key=lambda file: natural_key(file.path))
+        if any(file.places for file in group):
+            yield group
+        else:
+            yield from ([file] for file in group)
+
+
+def _stack(group: list[Surveyed]) -> _Series:
+    """A series with its files in order."""
+    shared = _shared(group[0])
+    digits = shared.series if group[0].places else group[0].instance
+    series = _Series(_join(_common_folder(group), digits[:DIGITS]), group)
+    try:
+        _check_alike(series)
+        order = _order_frames(series)
+    except ScanError as error:
+        series.problem = f"{type(error).__name__}: {error}{_describe_copies(group)}"
+        return series
+    owners = np.repeat(np.arange(len(group)), [_shared(file).frames for file in group])
+    series.files = [group[index] for index in dict.fromkeys(owners[list(order.order)].tolist())]
+    series.note = None if order.note is None else f"{show_name(series.name)}: {order.note}"
+    header = Header(
+        len(owners),
+        shared.rows,
+        shared.columns,
+        shared.colours,
+        np.result_type(*{_shared(file).dtype for file in group}),
+        order.spacing_mm,
+        any(_shared(file).was_lossy for file in group),
+        order.affine,
+    )
+    series.header = header if order.affine is None else turn_header(header, "auto")
+    return series
+
+
+def _check_alike(series: _Series) -> None:
+    """Refuse slices of different sizes, and those of which only some say where they lie."""
+    sizes = Counter((_shared(file).rows, _shared(file).columns, _shared(file).colours) for file in series.files)
+    if len(sizes) > 1:
+        shown = ", ".join(f"{count} of {rows} x {columns} x {colours}" for (rows, columns, colours), count in sizes.items())
+        raise SliceMismatchError(f"{show_name(series.name)} has slices of different sizes: {shown}.")
+    spacings = {_shared(file).pixel_spacing for file in series.files}
+    known = np.array([spacing for spacing in spacings if spacing is not None])
+    if len(spacings) > 1 and (None in spacings or np.ptp(known, axis=0).max() > SAME_SPACING * known.min()):
+        raise SliceMismatchError(f"{show_name(series.name)} has slices with pixels of different sizes in millimetres.")
+    num_placed = sum(bool(file.places) and bool(_shared(file).orientations) for file in series.files)
+    if 0 < num_placed < len(series.files):
+        raise SliceMismatchError(
+            f"{show_name(series.name)}: {len(series.files) - num_placed} of its {len(series.files)} files do not say "
+            "where they lie."
+        )
+
+
+def _order_frames(series: _Series) -> SliceOrder:
+    shared = series.shared
+    positions = [file.positions for file in series.files if file.positions is not None]
+    orientations = [file.orientations for file in series.files if file.orientations is not None]
+    return order_slices(
+        np.concatenate(positions) if positions else None,
+        np.concatenate(orientations) if orientations else None,
+        shared.pixel_spacing,
+        shared.thickness,
+        series.name,
+        sum(_shared(file).frames for file in series.files),
+    )
+
+
+def _describe_copies(group: Sequence[Surveyed]) -> str:
+    num_copies = len(group) - len({file.instance for file in group})
+    return f" {num_copies} of its {len(group)} files are copies of others (one SOPInstanceUID)." if num_copies else ""
+
+
+def _join_channels(series: Iterable[_Series]) -> list[_Channels]:
+    """Series of one study, frame of reference and grid as one scan."""
+    scans: list[_Channels] = []
+    places: dict[tuple[str, str, str], list[_Channels]] = defaultdict(list)
+    # What cannot be stacked has no grid: it comes last, to the one scan that it can be a channel of.
+    for each in sorted(series, key=lambda each: each.header is None):
+        shared = each.shared
+        near = places[shared.patient, shared.study, shared.frame]
+        meant = near if each.header is None else [scan for scan in near if _lies_on(each.header, scan)]
+        if len(meant) != 1:
+            meant = [{}]
+            near += meant
+            scans += meant
+        for name in shared.channels:
+            meant[0].setdefault(name, []).append(each)
+    return scans
+
+
+def _lies_on(header: Header, scan: _Channels) -> bool:
+    """Whether a series has the grid of a scan's first one."""
+    first = next(each.header for ones in scan.values() for each in ones)
+    if first is None:
+        return False
+    grid = (header.slices, header.rows, header.columns)
+    if grid != (first.slices, first.rows, first.columns) or (header.affine is None) != (first.affine is None):
+        return False
+    if header.affine is None or first.affine is None:
+        return True
+    tolerance_mm = max(SAME_PLACE_MM, SAME_PLACE_SHARE * min(spacing_of(first.affine)))
+    return corner_distance(header.affine, first.affine, grid) <= tolerance_mm
+
+
+def _draft_scan(
+    scan: _Channels, names: tuple[str, ...], files: Mapping[str, FoundFile], pseudonyms: Pseudonyms, taken: set[str]
+) -> Draft:
+    """The draft of a scan; one of channels has the files of the first, then those of the second."""
+    all_series = [each for ones in scan.values() for each in ones]
+    chosen, problems = _choose_channels(scan, names or ("",))
+    first = next(iter(chosen.values()), all_series[0])
+    scan_id = _name_scan(all_series, pseudonyms, taken) if names else first.name
+    while scan_id in taken:
+        scan_id += "+"
+    taken.add(scan_id)
+    folders, split = naming_parts(scan_id.rpartition("/")[0])
+    draft = Draft(scan_id, (*folders, scan_id.rpartition("/")[2]), split=split, is_series=True)
+    draft.files = [(file.path, files[file.path]) for each in chosen.values() for file in each.files]
+    draft.channel_names = names
+    draft.missing = tuple(index for index, name in enumerate(names) if name not in chosen)
+    draft.problem = f"{MissingChannelError.__name__}: {'; '.join(problems)}" if problems else None
+    if not names:
+        draft.problem = first.problem
+    draft.note = "; ".join(each.note for each in chosen.values() if each.note) or None
+    draft.patient = first.shared.patient
+    days = [each.day for each in all_series if each.day is not None]
+    draft.scan_date = date.fromordinal(min(days)) if days else None
+    draft.reader, draft.layout, draft.header = READER, LAYOUT, first.header
+    return draft
+
+
+def _choose_channels(scan: _Channels, names: tuple[str, ...]) -> tuple[dict[str, _Series], list[str]]:
+    """The one series of each channel, in order, and why channels have none."""
+    if names == ("",):
+        return {"": scan[""][0]}, []
+    owners = Counter(id(each) for ones in scan.values() for each in ones)
+    chosen: dict[str, _Series] = {}
+    problems = []
+    for name in names:
+        found = scan.get(name, [])
+        problem = _find_fault(name, found, next(iter(chosen.values()), None))
+        if problem is None and owners[id(found[0])] > 1:
+            fitting = " and ".join(show_name(other) for other, ones in scan.items() if found[0] in ones)
+            problem = f"{show_name(found[0].name)} fits the channels {fitting}"
+        if problem is None:
+            chosen[name] = found[0]
+        else:
+            problems.append(problem)
+    return chosen, problems
+
+
+def _find_fault(name: str, found: Sequence[_Series], first: _Series | None) -> str | None:
+    """Why series are not the one of a channel; None where there is one that is."""
+    if not found:
+        return f"there is no series for channel {show_name(name)}"
+    if len(found) > 1:
+        shown = " and ".join(show_name(each.name) for each in found[:2])
+        return f"{len(found)} series fit channel {show_name(name)}, {shown}"
+    if found[0].problem is not None:
+        return f"the series of channel {show_name(name)} cannot be used ({found[0].problem.rstrip('.')})"
+    if first is not None and len(found[0].files) != len(first.files):
+        return (
+            f"channel {show_name(name)} has {len(found[0].files)} files, another one {len(first.files)}; expected as "
+            "many of each"
+        )
+    return None
+
+
+def _name_scan(series: Sequence[_Series], pseudonyms: Pseudonyms, taken: set[str]) -> str:
+    """Common folder, and a hash of what makes series one scan; of two with grids of one size the place tells."""
+    shared, header = series[0].shared, series[0].header
+    folder = _common_folder([file for each in series for file in each.files])
+    size = "" if header is None else f"{header.slices} {header.rows} {header.columns}"
+    text = f"{shared.study}\0{shared.frame}\0{size}"
+    scan_id = _join(folder, pseudonyms.hash("scan", text, DIGITS))
+    if scan_id in taken and header is not None and header.affine is not None:
+        place = " ".join(f"{number:.0f}" for number in header.affine[:3].ravel())
+        scan_id = _join(folder, pseudonyms.hash("scan", f"{text}\0{place}", DIGITS))
+    return scan_id
+
+
+def _give_segmentations(
+    segmentations: Iterable[Surveyed],
+    by_series: Mapping[str, list[Draft]],
+    by_instance: Mapping[str, Draft],
+    files: Mapping[str, FoundFile],
+) -> int:
+    """Give scans the segmentations that were drawn on them; returns how many have no scan."""
+    num_lone = 0
+    given: dict[int, tuple[Draft, list[LocatedFile]]] = {}
+    for file in sorted(segmentations, key=lambda file: natural_key(file.path)):
+        drafts = _find_drawn_on(_shared(file), by_series, by_instance)
+        num_lone += not drafts
+        for draft in drafts:
+            given.setdefault(id(draft), (draft, []))[1].append((file.path, files[file.path]))
+    for draft, matches in given.values():
+        add_reference(draft, matches)
+    return num_lone
+
+
+def _find_drawn_on(
+    segmentation: SharedHeader, by_series: Mapping[str, list[Draft]], by_instance: Mapping[str, Draft]
+) -> list[Draft]:
+    """The scans whose series a segmentation names; those of single images by these."""
+    series = [by_series[name] for name in segmentation.referenced if name in by_series]
+    images = [by_instance[name] for name in segmentation.referenced_instances if name in by_instance]
+    is_told = all(len(drafts) == 1 for drafts in series)
+    drafts = [draft for drafts in series for draft in drafts] if series and is_told else images
+    return list({id(draft): draft for draft in drafts}.values())
+
+
+def _shared(file: Surveyed) -> SharedHeader:
+    assert file.header is not None
+    return file.header
+
+
+def _common_folder(files: Iterable[Surveyed]) -> str:
+    """The deepest folder that all files lie in."""
+    folders = {file.path.rpartition("/")[0] for file in files}
+    return os.path.commonpath(folders) if len(folders) > 1 else folders.pop()
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
