@@ -14,7 +14,7 @@ from raysegment.archive.names import extension_of, show_name
 from raysegment.archive.neighbours import describe_unknown
 from raysegment.archive.read import MAX_SCAN_BYTES, describe_fourth_axis
 from raysegment.archive.volumes import turn_header
-from raysegment.errors import ScanError, UnknownFormatError
+from raysegment.errors import OversizedScanError, ScanError, UnknownFormatError
 
 CONCURRENT_HEADERS = 16
 BUFFER_BYTES = 16 * 1024
@@ -89,6 +89,8 @@ def count_spacings(examined: list[Examined]) -> dict[str, int]:
 
 
 def _examine(source: str, draft: Draft) -> list[Examined]:
+    if draft.reader:
+        return [_examine_looked_into(draft, draft.header)]
     problem = draft.problem or _file_problem(draft)
     good = next((path for path, file in draft.files if file.size and not file.problem), None)
     if good is None:
@@ -111,6 +113,16 @@ def _examine(source: str, draft: Draft) -> list[Examined]:
     if header is not None:
         cause = cause or _header_problem(header, reader, draft, good)
     return [Examined(draft, reader, header, problem or cause or draft.note)]
+
+
+def _examine_looked_into(draft: Draft, header: Header | None) -> Examined:
+    """A scan of which all files have been looked into."""
+    problem = draft.problem
+    if header is not None and not _is_believable(header, max(1, len(draft.channel_names))):
+        size_mb = header.num_bytes * max(1, len(draft.channel_names)) / 2**20
+        header = None
+        problem = problem or f"{OversizedScanError.__name__}: {show_name(draft.scan_id)} has {size_mb:.0f} MB"
+    return Examined(draft, draft.reader, header, problem or draft.note)
 
 
 def _header_problem(header: Header, reader: str, draft: Draft, path: str) -> str | None:

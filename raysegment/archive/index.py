@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -14,10 +14,12 @@ import pyarrow.compute as pc
 
 from raysegment.archive.dataset_json import channels_of_dataset, read_dataset
 from raysegment.archive.dates import count_days, match_dates
+from raysegment.archive.dicom.find import KINDS as DICOM_KINDS
+from raysegment.archive.dicom.find import FoundDicom, take_dicom
 from raysegment.archive.filesystem import absolute_source, open_source
 from raysegment.archive.fingerprint import fingerprint_files, pair_channels, renew_fingerprints
 from raysegment.archive.formats import readers_by_extension
-from raysegment.archive.grouping.folders import name_of_source
+from raysegment.archive.grouping.folders import name_of_source, put_in_order
 from raysegment.archive.grouping.layouts import group_files
 from raysegment.archive.grouping.naming import Naming, parse_naming
 from raysegment.archive.grouping.patients import assign_patients, match_patients
@@ -41,6 +43,10 @@ SPACINGS = b"raysegment.spacings_mm"
 REFERENCES_FIT_NOTHING = b"raysegment.references_fit_nothing"
 LEFT_ALONE = b"raysegment.files_left_alone"
 UNREAD = b"raysegment.files_unread"
+DICOM_LEFT_ALONE = b"raysegment.dicom_left_alone"
+PSEUDONYM_KEY = b"raysegment.pseudonym_key"
+"""Fingerprint of the key that the manifest's hashes were made with."""
+
 WITHOUT_DATE = b"raysegment.scans_without_date"
 """Where a pattern was to find dates: scan_ids in which it found none, the first of them and how many."""
 
@@ -68,6 +74,7 @@ class IndexSummary:
         spacings: Scans by `slices x rows x columns` in millimetres, the most frequent ones.
         files_left_alone: Files that belong to no scan.
         files_unread: Files in formats that are not read, by extension.
+        dicom_left_alone: DICOM files that are neither scans nor references, by kind.
         with_date: Scans of which the day is known.
         with_day: Scans of which the days since the patient's first one are known.
     """
@@ -90,6 +97,7 @@ class IndexSummary:
     spacings: dict[str, int]
     files_left_alone: int
     files_unread: dict[str, int]
+    dicom_left_alone: dict[str, int]
     with_date: int = 0
     with_day: int = 0
 
@@ -176,6 +184,7 @@ def summarise(table: pa.Table) -> IndexSummary:
         spacings=json.loads(metadata.get(SPACINGS, b"{}")),
         files_left_alone=int(metadata.get(LEFT_ALONE, b"0")),
         files_unread=json.loads(metadata.get(UNREAD, b"{}")),
+        dicom_left_alone=json.loads(metadata.get(DICOM_LEFT_ALONE, b"{}")),
         with_date=table.num_rows - table["scan_date"].null_count,
         with_day=table.num_rows - table["scan_day"].null_count,
     )
@@ -216,8 +225,9 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
     source = absolute_source(source)
     opened = open_source(source)
     known = frozenset(readers_by_extension())
-    walked = walk_source(source, opened, known | BY_EXTENSION.keys())
+    walked = walk_source(source, opened, known | BY_EXTENSION.keys() | DICOM_KINDS)
     folders, unread = set_aside(walked, known)
+    folders, dicom = take_dicom(source, folders, naming)
     drafts, lone_masks = group_files(
         [folder for folder in folders if not folder.is_own],
         name_of_source(source),
@@ -225,9 +235,11 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         naming,
     )
     num_used = sum(len(draft.located) for draft in drafts) + lone_masks
-    drafts = join_ways(drafts)
+    drafts = join_ways(put_in_order(drafts + dicom.drafts + dicom.zips))
+    lone_masks += dicom.lone_masks
     if not any(draft.files for draft in drafts):
-        raise UsageError(f"no scans found in {show_name(source)}: {_describe_nothing(known, lone_masks, unread)}")
+        cause = _describe_nothing(known, lone_masks, unread, dicom)
+        raise UsageError(f"no scans found in {show_name(source)}: {cause}")
     examined = examine_drafts(source, drafts)
     spacings = count_spacings(examined)
     patients, num_own = assign_patients([item.draft for item in examined], naming.patients)
@@ -258,20 +270,29 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         **({REFERENCES_FIT_NOTHING: b"1"} if naming.references and not any(d.references for d in drafts) else {}),
         LEFT_ALONE: str(max(0, sum(len(folder.files) for folder in folders) - num_used)),
         UNREAD: json.dumps(unread),
+        DICOM_LEFT_ALONE: json.dumps(dict(dicom.left_alone.most_common())),
+        **({PSEUDONYM_KEY: dicom.pseudonyms.fingerprint} if dicom.pseudonyms is not None else {}),
     }
     columns = {name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names}
     table = pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)
     return table if naming.dates is None else _set_dates(table, naming.dates)
 
 
-def _describe_nothing(known: Iterable[str], lone_masks: int, unread: Mapping[str, int]) -> str:
-    looked_for = ", ".join(f"*{extension}" for extension in sorted(known))
+def _describe_nothing(known: frozenset[str], lone_masks: int, unread: Mapping[str, int], dicom: FoundDicom) -> str:
+    looked_for = ", ".join(f"*{extension}" for extension in sorted(known | DICOM_KINDS) if extension)
     masks = ""
     if lone_masks:
         look = "1 file looks like a mask" if lone_masks == 1 else f"{lone_masks} files look like masks"
         masks = f" {look} of images that are not there; `measure --reference` compares them."
     others = f" {describe_unread(unread)}" if unread else ""
+    if dicom.left_alone:
+        others += f" Of DICOM there are: {describe_counts(dicom.left_alone)}."
     return f"looked for {looked_for} in it and all folders below.{masks}{others}"
+
+
+def describe_counts(counts: Mapping[str, int]) -> str:
+    """Kinds and how many there are of each, the most frequent first."""
+    return ", ".join(f"{kind}: {count}" for kind, count in sorted(counts.items(), key=lambda item: -item[1]))
 
 
 def _counts(column: pa.ChunkedArray) -> dict[str, int]:

@@ -23,9 +23,11 @@ from raysegment.errors import (
     MissingChannelError,
     NonFinitePixelsError,
     OversizedScanError,
+    ScanError,
     SliceMismatchError,
     UnknownFormatError,
     UnreadableReferenceError,
+    parse_scan_error,
 )
 from raysegment.scan import READ_AS_STORED, Pixels, ReadSettings, Scan, ScanEntry
 
@@ -51,8 +53,7 @@ def read_scan(entry: ScanEntry, settings: ReadSettings = READ_AS_STORED, *, max_
         ScanError: The scan cannot be read; the message names the file and the cause.
     """
     if not entry.files:
-        cause = entry.problem or "there is no file to read"
-        raise AccessError(f"{show_name(entry.scan_id)}: {cause}.")
+        raise _describe_no_file(entry)
     _check_channels_there(entry)
     scan, _ = read_volume(
         entry.source, entry.reader, entry.files, max_bytes, settings, channel_names=entry.channel_names
@@ -177,13 +178,23 @@ def describe_fourth_axis(name: str, num_volumes: int) -> str:
     )
 
 
+def _describe_no_file(entry: ScanEntry) -> ScanError:
+    """The error of a scan without files: the one that its problem names, or that none can be opened."""
+    kind, _, _ = (entry.problem or "").partition(": ")
+    if kind.isidentifier() and kind.endswith("Error") and entry.problem is not None:
+        return parse_scan_error(entry.problem)
+    return AccessError(f"{show_name(entry.scan_id)}: {entry.problem or 'there is no file to read'}.")
+
+
 def _check_channels_there(entry: ScanEntry) -> None:
     missing = [index for index, name in enumerate(entry.files) if not name]
     if missing:
-        named = len(entry.channel_names) == len(entry.files)
-        words = [entry.channel_names[index] if named else str(index) for index in missing]
+        # A series has as many files for each channel; a volume has one.
+        num_each, rest = divmod(len(entry.files), max(1, len(entry.channel_names)))
+        named = entry.channel_names and not rest
+        words = [entry.channel_names[index // num_each] if named else str(index) for index in missing]
         raise MissingChannelError(
-            f"{show_name(entry.scan_id)} has no file of channel {', '.join(map(show_name, words))}."
+            f"{show_name(entry.scan_id)} has no file of channel {', '.join(map(show_name, dict.fromkeys(words)))}."
         )
 
 

@@ -63,7 +63,6 @@ class FoundFile:
         """The name without its extension."""
         return self.name[: len(self.name) - len(self.extension)]
 
-
     @property
     def kind(self) -> str:
         """The extension, `UNTOLD` where it tells no format."""

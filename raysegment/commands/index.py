@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from raysegment.archive.filesystem import is_uri
+from raysegment.archive.grouping.dicom_series import STRUCTURE_SET
 from raysegment.archive.index import IndexSummary, find_scans, summarise, warn_of_dates, warn_of_references
 from raysegment.archive.labels import locate_labels
 from raysegment.archive.manifest import write_manifest
@@ -84,6 +85,11 @@ def describe_index(found: IndexResult) -> list[str]:
     lines = [f"{name:<28}{value}" for name, value in _count_rows(found).items()]
     if summary.files_unread:
         lines.append(describe_unread(summary.files_unread))
+    if STRUCTURE_SET in summary.dicom_left_alone:
+        lines.append(
+            f"{summary.dicom_left_alone[STRUCTURE_SET]} RTSTRUCT: raysegment does not read structure sets; convert "
+            "them to DICOM SEG."
+        )
     lines += warn_of_references(found.table) + warn_of_dates(found.table)
     if summary.own_folders:
         lines.append(f"{summary.own_folders} folders are left out, because raysegment wrote them (a run or an export).")
@@ -123,6 +129,7 @@ def _count_rows(found: IndexResult) -> dict[str, object]:
         "splits": _list_counts(summary.splits) or "none given",
         "masks without image": summary.masks_without_image,
         **({"files left alone": summary.files_left_alone} if summary.files_left_alone else {}),
+        **({"DICOM left alone": _list_counts(summary.dicom_left_alone)} if summary.dicom_left_alone else {}),
         "scans with problems": len(summary.problems),
     }
 

@@ -154,9 +154,7 @@ class ZipContents:
     problem: str | None = None
 
 
-def survey_files(
-    source: str, paths: Sequence[str], settings: SurveySettings, pseudonyms: Pseudonyms
-) -> list[Surveyed]:
+def survey_files(source: str, paths: Sequence[str], settings: SurveySettings, pseudonyms: Pseudonyms) -> list[Surveyed]:
     """Read the headers of files.
 
     Args:
@@ -211,7 +209,7 @@ def _row(path: str, answer: dict[str, Any], shared: dict[str, SharedHeader]) -> 
     header = shared.get(text)
     if header is None:
         values = [tuple(value) if isinstance(value, list) else value for value in json.loads(text)]
-        header = shared[text] = SharedHeader(*values)
+        header = shared[text] = SharedHeader._make(values)
     return Surveyed(path, header, answer["instance"], tuple(answer["places"]))
 
 

@@ -25,11 +25,10 @@ from raysegment.archive.children import limit_memory
 from raysegment.archive.dicom.elements import is_dicom
 from raysegment.archive.dicom.header import Instance, parse_instance
 from raysegment.archive.dicom.survey import CANDIDATES, SharedHeader
-from raysegment.archive.filesystem import decode_name, describe, encode_name, is_uri, open_file, open_zip
+from raysegment.archive.filesystem import describe, encode_name, is_uri, open_file, open_zip
 from raysegment.archive.names import show_name
 from raysegment.archive.pseudonyms import Pseudonyms
 from raysegment.archive.walk import UNTOLD, kind_of
-from raysegment.archive.zipped import MARK
 from raysegment.errors import AccessError, DecoderMemoryError, EmptyFileError, ScanError, UnreadableFileError
 
 CONCURRENT_READS = 16
@@ -153,6 +152,8 @@ def _list_zip(survey: _Survey, path: str) -> dict[str, Any]:
         found = open_zip(survey.source, path)
         members = [(encode_name(member.name), member.size) for member in found.list_members(_may_be_dicom)]
         fault = found.describe_faults(_may_be_dicom)
+        if not any(_claims_dicom(name) or _begins_so(survey, f"{path}/{name}") for name, _ in members):
+            members = []
     except ScanError as error:
         members, fault = [], error
     except OSError as error:
@@ -164,6 +165,18 @@ def _list_zip(survey: _Survey, path: str) -> dict[str, Any]:
 
 def _may_be_dicom(member: str) -> bool:
     return kind_of(member.rpartition("/")[2]) in CANDIDATES
+
+
+def _claims_dicom(member: str) -> bool:
+    return kind_of(member.rpartition("/")[2]) != UNTOLD
+
+
+def _begins_so(survey: _Survey, path: str) -> bool:
+    try:
+        with open_file(survey.source, path, BUFFER_BYTES) as stream:
+            return is_dicom(stream.read(MAGIC_END))
+    except (OSError, ScanError):
+        return False
 
 
 def _problem(error: ScanError) -> dict[str, Any]:

@@ -16,30 +16,33 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
-import numpy as np
-
-from raysegment.archive.dicom.geometry import SliceOrder, order_slices
 from raysegment.archive.dicom.survey import SharedHeader, Surveyed
 from raysegment.archive.formats import Header
+from raysegment.archive.grouping.dicom_stack import (
+    DIGITS,
+    Series,
+    common_folder,
+    group_images,
+    join_path,
+    shared_header,
+    stack_series,
+)
 from raysegment.archive.grouping.folders import Draft, naming_parts
 from raysegment.archive.grouping.naming import Naming
 from raysegment.archive.grouping.volumes import add_reference
 from raysegment.archive.names import natural_key, show_name
 from raysegment.archive.orientation import corner_distance, spacing_of
 from raysegment.archive.pseudonyms import Pseudonyms
-from raysegment.archive.volumes import turn_header
 from raysegment.archive.walk import FoundFile, LocatedFile
-from raysegment.errors import MissingChannelError, ScanError, SliceMismatchError
+from raysegment.errors import MissingChannelError
 
 LAYOUT = "DICOM series"
 READER = "dicom"
-DIGITS = 12
 DIRECTORY = "DICOMDIR"
 STRUCTURE_SET = "rtstruct"
 OWN_SEGMENTATION = "segmentation by raysegment"
@@ -48,7 +51,6 @@ UNNAMED = "image of a series that no channel names"
 UNNAMED_SEGMENTATION = "segmentation that --reference does not name"
 SAME_PLACE_MM = 1e-3
 SAME_PLACE_SHARE = 0.01
-SAME_SPACING = 1e-3
 
 
 @dataclass
@@ -66,36 +68,7 @@ class FoundSeries:
     lone_masks: int = 0
 
 
-@dataclass(eq=False)
-class _Series:
-    """The images of one series, or one that is a scan of its own.
-
-    Attributes:
-        name: As a scan: its folder and hash.
-        files: In order along the normal where that is known, else of their names.
-        header: As it is read; None where slices cannot be stacked.
-        problem: `ErrorType: message` then.
-        note: What else is odd.
-    """
-
-    name: str
-    files: list[Surveyed]
-    header: Header | None = None
-    problem: str | None = None
-    note: str | None = None
-
-    @property
-    def shared(self) -> SharedHeader:
-        """What the first file shares with the others."""
-        return _shared(self.files[0])
-
-    @property
-    def day(self) -> int | None:
-        """The first on which one of its images was made."""
-        return min((day for day in map(lambda file: _shared(file).day, self.files) if day is not None), default=None)
-
-
-_Channels = dict[str, list[_Series]]
+_Channels = dict[str, list[Series]]
 """The series of a scan by the name of their channel, which is empty where nobody named any."""
 
 
@@ -112,7 +85,7 @@ def find_series(
     """
     found = FoundSeries()
     images, segmentations = _sort_by_kind(surveyed, files, naming, found)
-    series = [_stack(group) for group in _group_images(images)]
+    series = [stack_series(group) for group in group_images(images)]
     scans = _join_channels(series) if naming.series else [{"": [each]} for each in series]
     by_series: dict[str, list[Draft]] = defaultdict(list)
     by_instance: dict[str, Draft] = {}
@@ -146,7 +119,7 @@ def _sort_by_kind(
 
 def _leave_alone(file: Surveyed, naming: Naming) -> str | None:
     """What a file is that is neither a scan nor a reference; None where it is one of them."""
-    shared = _shared(file)
+    shared = shared_header(file)
     if file.path.rpartition("/")[2].upper() == DIRECTORY:
         return DIRECTORY
     if shared.kind == "segmentation":
@@ -166,86 +139,7 @@ def _draft_unread(file: Surveyed, files: Mapping[str, FoundFile]) -> Draft:
     return draft
 
 
-def _group_images(images: Iterable[Surveyed]) -> Iterator[list[Surveyed]]:
-    """The images of each series in order of their names; those without a position alone."""
-    groups: dict[tuple[str, str, str], list[Surveyed]] = defaultdict(list)
-    for file in images:
-        shared = _shared(file)
-        groups[shared.patient, shared.study, shared.series].append(file)
-    for key in sorted(groups):
-        group = sorted(groups[key], key=lambda file: natural_key(file.path))
-        if any(file.places for file in group):
-            yield group
-        else:
-            yield from ([file] for file in group)
-
-
-def _stack(group: list[Surveyed]) -> _Series:
-    """A series with its files in order."""
-    shared = _shared(group[0])
-    digits = shared.series if group[0].places else group[0].instance
-    series = _Series(_join(_common_folder(group), digits[:DIGITS]), group)
-    try:
-        _check_alike(series)
-        order = _order_frames(series)
-    except ScanError as error:
-        series.problem = f"{type(error).__name__}: {error}{_describe_copies(group)}"
-        return series
-    owners = np.repeat(np.arange(len(group)), [_shared(file).frames for file in group])
-    series.files = [group[index] for index in dict.fromkeys(owners[list(order.order)].tolist())]
-    series.note = None if order.note is None else f"{show_name(series.name)}: {order.note}"
-    header = Header(
-        len(owners),
-        shared.rows,
-        shared.columns,
-        shared.colours,
-        np.result_type(*{_shared(file).dtype for file in group}),
-        order.spacing_mm,
-        any(_shared(file).was_lossy for file in group),
-        order.affine,
-    )
-    series.header = header if order.affine is None else turn_header(header, "auto")
-    return series
-
-
-def _check_alike(series: _Series) -> None:
-    """Refuse slices of different sizes, and those of which only some say where they lie."""
-    sizes = Counter((_shared(file).rows, _shared(file).columns, _shared(file).colours) for file in series.files)
-    if len(sizes) > 1:
-        shown = ", ".join(f"{count} of {rows} x {columns} x {colours}" for (rows, columns, colours), count in sizes.items())
-        raise SliceMismatchError(f"{show_name(series.name)} has slices of different sizes: {shown}.")
-    spacings = {_shared(file).pixel_spacing for file in series.files}
-    known = np.array([spacing for spacing in spacings if spacing is not None])
-    if len(spacings) > 1 and (None in spacings or np.ptp(known, axis=0).max() > SAME_SPACING * known.min()):
-        raise SliceMismatchError(f"{show_name(series.name)} has slices with pixels of different sizes in millimetres.")
-    num_placed = sum(bool(file.places) and bool(_shared(file).orientations) for file in series.files)
-    if 0 < num_placed < len(series.files):
-        raise SliceMismatchError(
-            f"{show_name(series.name)}: {len(series.files) - num_placed} of its {len(series.files)} files do not say "
-            "where they lie."
-        )
-
-
-def _order_frames(series: _Series) -> SliceOrder:
-    shared = series.shared
-    positions = [file.positions for file in series.files if file.positions is not None]
-    orientations = [file.orientations for file in series.files if file.orientations is not None]
-    return order_slices(
-        np.concatenate(positions) if positions else None,
-        np.concatenate(orientations) if orientations else None,
-        shared.pixel_spacing,
-        shared.thickness,
-        series.name,
-        sum(_shared(file).frames for file in series.files),
-    )
-
-
-def _describe_copies(group: Sequence[Surveyed]) -> str:
-    num_copies = len(group) - len({file.instance for file in group})
-    return f" {num_copies} of its {len(group)} files are copies of others (one SOPInstanceUID)." if num_copies else ""
-
-
-def _join_channels(series: Iterable[_Series]) -> list[_Channels]:
+def _join_channels(series: Iterable[Series]) -> list[_Channels]:
     """Series of one study, frame of reference and grid as one scan."""
     scans: list[_Channels] = []
     places: dict[tuple[str, str, str], list[_Channels]] = defaultdict(list)
@@ -304,12 +198,12 @@ def _draft_scan(
     return draft
 
 
-def _choose_channels(scan: _Channels, names: tuple[str, ...]) -> tuple[dict[str, _Series], list[str]]:
+def _choose_channels(scan: _Channels, names: tuple[str, ...]) -> tuple[dict[str, Series], list[str]]:
     """The one series of each channel, in order, and why channels have none."""
     if names == ("",):
         return {"": scan[""][0]}, []
     owners = Counter(id(each) for ones in scan.values() for each in ones)
-    chosen: dict[str, _Series] = {}
+    chosen: dict[str, Series] = {}
     problems = []
     for name in names:
         found = scan.get(name, [])
@@ -324,7 +218,7 @@ def _choose_channels(scan: _Channels, names: tuple[str, ...]) -> tuple[dict[str,
     return chosen, problems
 
 
-def _find_fault(name: str, found: Sequence[_Series], first: _Series | None) -> str | None:
+def _find_fault(name: str, found: Sequence[Series], first: Series | None) -> str | None:
     """Why series are not the one of a channel; None where there is one that is."""
     if not found:
         return f"there is no series for channel {show_name(name)}"
@@ -341,16 +235,16 @@ def _find_fault(name: str, found: Sequence[_Series], first: _Series | None) -> s
     return None
 
 
-def _name_scan(series: Sequence[_Series], pseudonyms: Pseudonyms, taken: set[str]) -> str:
+def _name_scan(series: Sequence[Series], pseudonyms: Pseudonyms, taken: set[str]) -> str:
     """Common folder, and a hash of what makes series one scan; of two with grids of one size the place tells."""
     shared, header = series[0].shared, series[0].header
-    folder = _common_folder([file for each in series for file in each.files])
+    folder = common_folder([file for each in series for file in each.files])
     size = "" if header is None else f"{header.slices} {header.rows} {header.columns}"
     text = f"{shared.study}\0{shared.frame}\0{size}"
-    scan_id = _join(folder, pseudonyms.hash("scan", text, DIGITS))
+    scan_id = join_path(folder, pseudonyms.hash("scan", text, DIGITS))
     if scan_id in taken and header is not None and header.affine is not None:
         place = " ".join(f"{number:.0f}" for number in header.affine[:3].ravel())
-        scan_id = _join(folder, pseudonyms.hash("scan", f"{text}\0{place}", DIGITS))
+        scan_id = join_path(folder, pseudonyms.hash("scan", f"{text}\0{place}", DIGITS))
     return scan_id
 
 
@@ -364,7 +258,7 @@ def _give_segmentations(
     num_lone = 0
     given: dict[int, tuple[Draft, list[LocatedFile]]] = {}
     for file in sorted(segmentations, key=lambda file: natural_key(file.path)):
-        drafts = _find_drawn_on(_shared(file), by_series, by_instance)
+        drafts = _find_drawn_on(shared_header(file), by_series, by_instance)
         num_lone += not drafts
         for draft in drafts:
             given.setdefault(id(draft), (draft, []))[1].append((file.path, files[file.path]))
@@ -382,18 +276,3 @@ def _find_drawn_on(
     is_told = all(len(drafts) == 1 for drafts in series)
     drafts = [draft for drafts in series for draft in drafts] if series and is_told else images
     return list({id(draft): draft for draft in drafts}.values())
-
-
-def _shared(file: Surveyed) -> SharedHeader:
-    assert file.header is not None
-    return file.header
-
-
-def _common_folder(files: Iterable[Surveyed]) -> str:
-    """The deepest folder that all files lie in."""
-    folders = {file.path.rpartition("/")[0] for file in files}
-    return os.path.commonpath(folders) if len(folders) > 1 else folders.pop()
-
-
-def _join(folder: str, name: str) -> str:
-    return f"{folder}/{name}" if folder else name

@@ -1,0 +1,158 @@
+"""The slices of a DICOM series, put in order by where they lie."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from raysegment.archive.dicom.geometry import SliceOrder, order_slices
+from raysegment.archive.dicom.survey import SharedHeader, Surveyed
+from raysegment.archive.formats import Header
+from raysegment.archive.names import natural_key, show_name
+from raysegment.archive.volumes import turn_header
+from raysegment.errors import ScanError, SliceMismatchError
+
+DIGITS = 12
+"""Of the hash in a scan_id."""
+
+SAME_SPACING = 1e-3
+"""Share by which the size of pixels may differ from slice to slice."""
+
+
+@dataclass(eq=False)
+class Series:
+    """The images of one series, or one that is a scan of its own.
+
+    Attributes:
+        name: As a scan: its folder and hash.
+        files: In order along the normal where that is known, else of their names.
+        header: As it is read; None where slices cannot be stacked.
+        problem: `ErrorType: message` then.
+        note: What else is odd.
+    """
+
+    name: str
+    files: list[Surveyed]
+    header: Header | None = None
+    problem: str | None = None
+    note: str | None = None
+
+    @property
+    def shared(self) -> SharedHeader:
+        """What the first file shares with the others."""
+        return shared_header(self.files[0])
+
+    @property
+    def day(self) -> int | None:
+        """The first on which one of its images was made."""
+        return min(
+            (day for day in map(lambda file: shared_header(file).day, self.files) if day is not None), default=None
+        )
+
+
+def group_images(images: Iterable[Surveyed]) -> Iterator[list[Surveyed]]:
+    """The images of each series in order of their names; those without a position alone."""
+    groups: dict[tuple[str, str, str], list[Surveyed]] = defaultdict(list)
+    for file in images:
+        shared = shared_header(file)
+        groups[shared.patient, shared.study, shared.series].append(file)
+    for key in sorted(groups):
+        group = sorted(groups[key], key=lambda file: natural_key(file.path))
+        if any(file.places for file in group):
+            yield group
+        else:
+            yield from ([file] for file in group)
+
+
+def stack_series(group: list[Surveyed]) -> Series:
+    """A series with its files in order along the normal of its slices, or why they cannot be stacked.
+
+    Args:
+        group: From `group_images`.
+    """
+    shared = shared_header(group[0])
+    digits = shared.series if any(file.places for file in group) else group[0].instance
+    series = Series(join_path(common_folder(group), digits[:DIGITS]), group)
+    try:
+        _check_alike(series)
+        order = _order_frames(series)
+    except ScanError as error:
+        series.problem = f"{type(error).__name__}: {error}{_describe_copies(group)}"
+        return series
+    owners = np.repeat(np.arange(len(group)), [shared_header(file).frames for file in group])
+    series.files = [group[index] for index in dict.fromkeys(owners[list(order.order)].tolist())]
+    series.note = None if order.note is None else f"{show_name(series.name)}: {order.note}"
+    header = Header(
+        len(owners),
+        shared.rows,
+        shared.columns,
+        shared.colours,
+        np.result_type(*{shared_header(file).dtype for file in group}),
+        order.spacing_mm,
+        any(shared_header(file).was_lossy for file in group),
+        order.affine,
+    )
+    series.header = header if order.affine is None else turn_header(header, "auto")
+    return series
+
+
+def _check_alike(series: Series) -> None:
+    """Refuse slices of different sizes, and those of which only some say where they lie."""
+    sizes = Counter(
+        (shared_header(file).rows, shared_header(file).columns, shared_header(file).colours) for file in series.files
+    )
+    if len(sizes) > 1:
+        shown = ", ".join(
+            f"{count} of {rows} x {columns} x {colours}" for (rows, columns, colours), count in sizes.items()
+        )
+        raise SliceMismatchError(f"{show_name(series.name)} has slices of different sizes: {shown}.")
+    spacings = {shared_header(file).pixel_spacing for file in series.files}
+    known = np.array([spacing for spacing in spacings if spacing is not None])
+    if len(spacings) > 1 and (None in spacings or np.ptp(known, axis=0).max() > SAME_SPACING * known.min()):
+        raise SliceMismatchError(f"{show_name(series.name)} has slices with pixels of different sizes in millimetres.")
+    num_placed = sum(bool(file.places) and bool(shared_header(file).orientations) for file in series.files)
+    if 0 < num_placed < len(series.files):
+        raise SliceMismatchError(
+            f"{show_name(series.name)}: {len(series.files) - num_placed} of its {len(series.files)} files do not say "
+            "where they lie."
+        )
+
+
+def _order_frames(series: Series) -> SliceOrder:
+    shared = series.shared
+    positions = [file.positions for file in series.files if file.positions is not None]
+    orientations = [file.orientations for file in series.files if file.orientations is not None]
+    return order_slices(
+        np.concatenate(positions) if positions else None,
+        np.concatenate(orientations) if orientations else None,
+        shared.pixel_spacing,
+        shared.thickness,
+        series.name,
+        sum(shared_header(file).frames for file in series.files),
+    )
+
+
+def _describe_copies(group: Sequence[Surveyed]) -> str:
+    num_copies = len(group) - len({file.instance for file in group})
+    return f" {num_copies} of its {len(group)} files are copies of others (one SOPInstanceUID)." if num_copies else ""
+
+
+def shared_header(file: Surveyed) -> SharedHeader:
+    """What a file that could be read shares with others."""
+    assert file.header is not None
+    return file.header
+
+
+def common_folder(files: Iterable[Surveyed]) -> str:
+    """The deepest folder that all files lie in."""
+    folders = {file.path.rpartition("/")[0] for file in files}
+    return os.path.commonpath(folders) if len(folders) > 1 else folders.pop()
+
+
+def join_path(folder: str, name: str) -> str:
+    """A path below the source; the source itself has an empty one."""
+    return f"{folder}/{name}" if folder else name
