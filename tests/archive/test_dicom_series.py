@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pydicom
 import pytest
-from dicom_made import AXIAL, make_instance, make_series, make_uid, to_bytes, write_series
+from dicom_made import make_series, make_uid, write_series
 
 from raysegment.archive.index import find_scans, summarise
 from raysegment.archive.pseudonyms import Pseudonyms
-from raysegment.errors import UsageError
 from raysegment.options import Finding
 
 KEY = bytes(range(32))
@@ -96,7 +93,9 @@ def test_the_real_study_is_five_scans_without_channels(real_dicom):
     assert sorted(len(row["files"]) for row in rows) == [22, 22, 22, 22, 40]
     assert len({row["patient_id"] for row in rows}) == 1
     for row in rows:
-        places = [float(pydicom.dcmread(real_dicom / "mr-study" / name).ImagePositionPatient[2]) for name in row["files"]]
+        places = [
+            float(pydicom.dcmread(real_dicom / "mr-study" / name).ImagePositionPatient[2]) for name in row["files"]
+        ]
         assert places == sorted(places)
 
 
