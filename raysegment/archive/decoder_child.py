@@ -75,7 +75,7 @@ def _read(request: dict[str, Any], entry: ScanEntry, max_bytes: int) -> Scan:
     if request["what"] == "scan":
         return read_scan(entry, settings, max_bytes=max_bytes)
     if request["what"] == "values":
-        return Scan(read_values(entry, max_bytes=max_bytes))
+        return Scan(read_values(entry, settings, max_bytes=max_bytes))
     slices, rows, columns = request["grid"]
     affine = None if request["affine"] is None else np.array(request["affine"], np.float64)
     return Scan(read_reference(entry, (slices, rows, columns), settings, affine=affine, max_bytes=max_bytes))

@@ -15,6 +15,8 @@ Alpha does not count. Of colours the brightest channel counts; a coloured refere
 its background is unknown. A slice without a file holds 0. What JPEG keeps of a mask is not exact: there a voxel is
 region above half of the scan's largest value; if that is below 64, or more voxels lie half-way than near it, the
 reference is refused. With several declared values it is refused always.
+
+A DICOM segmentation has segments with names in place of values: `archive/dicom/segmentation`.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.archive.dicom.drawn_on import list_drawn_values, read_drawn_segmentation
 from raysegment.archive.formats import readers, reads_volumes
 from raysegment.archive.names import show_name
 from raysegment.archive.orientation import Affine
@@ -76,6 +79,9 @@ def read_reference(
         ReferenceValuesError: Its values do not tell what is region, or no label names one of them.
         UnreadableReferenceError: There is none, or it cannot be read.
     """
+    segmented = read_drawn_segmentation(entry, grid, affine, settings.labels, max_bytes)
+    if segmented is not None:
+        return segmented
     drawn, is_lossy = _read_drawn(entry, max_bytes, settings, Grid(grid, affine, _is_volume(entry.reader)))
     name = _names(entry)[0]
     by_slice = len(entry.reference_files) > 1
@@ -99,14 +105,21 @@ def read_reference(
     return reference
 
 
-def read_values(entry: ScanEntry, *, max_bytes: int = MAX_SCAN_BYTES) -> Values:
+def read_values(entry: ScanEntry, settings: ReadSettings = READ_AS_STORED, *, max_bytes: int = MAX_SCAN_BYTES) -> Values:
     """The different values that the reference of one scan holds, whatever they mean.
+
+    Args:
+        entry: The scan's row of the manifest.
+        settings: Declared labels are what the segments of a DICOM segmentation stand for, which has no values of its own.
+        max_bytes: Largest decoded size.
 
     Raises:
         ReferenceValuesError: More different values than a mask may have; or a JPEG that is no mask, of which the values
-            alone do not tell.
+            alone do not tell; or segments that no label names.
         UnreadableReferenceError: There is none, or it cannot be read.
     """
+    if (segmented := list_drawn_values(entry, settings.labels, max_bytes)) is not None:
+        return np.array(sorted(segmented), np.float64)
     drawn, is_lossy = _read_drawn(entry, max_bytes)
     name = _names(entry)[0]
     if is_lossy:

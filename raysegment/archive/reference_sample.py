@@ -18,7 +18,7 @@ from raysegment.archive.decoder import Decoder
 from raysegment.archive.manifest import entries
 from raysegment.archive.reference import describe_values, find_threshold, find_unnamed
 from raysegment.errors import ReferenceValuesError, ScanError
-from raysegment.scan import Labels, ScanEntry
+from raysegment.scan import Labels, ReadSettings, ScanEntry
 
 MAX_SCANS = 20
 MAX_SECONDS = 20.0
@@ -57,7 +57,7 @@ def sample_references(manifest: pa.Table, labels: Labels) -> ReferenceSample:
     num_refused = 0
     unnamed: set[float] = set()
     deadline = time.monotonic() + MAX_SECONDS
-    with Decoder(MEMORY_MB, SECONDS_PER_SCAN) as decoder:
+    with Decoder(MEMORY_MB, SECONDS_PER_SCAN, ReadSettings(labels=labels)) as decoder:
         for entry in entries(manifest.take(rows)):
             if time.monotonic() > deadline:
                 break

@@ -1,0 +1,237 @@
+"""The frames of a DICOM segmentation: what each shows of which segment, one in memory at a time.
+
+Bits are packed across frames without gaps, the first voxel in the lowest bit. After PS3.3, C.8.20,
+and PS3.5, section 8.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from raysegment.archive.dicom import tags
+from raysegment.archive.dicom.elements import DataSet, Elements, Wanted, read_elements
+from raysegment.archive.dicom.pixel_format import PixelFormat, find_pixel_format
+from raysegment.archive.dicom.places import Places, find_places
+from raysegment.archive.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, NATIVE
+from raysegment.archive.names import show_name
+from raysegment.errors import OversizedScanError, TruncatedFileError, UnreadableFileError
+
+Kind = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
+Frame = npt.NDArray[np.unsignedinteger[Any]]
+
+SEGMENTATION_TYPE, SEGMENTS, SEGMENT_NUMBER, SEGMENT_LABEL = 0x00620001, 0x00620002, 0x00620004, 0x00620005
+IDENTIFICATION, REFERENCED_SEGMENT, LARGEST_FRACTION = 0x0062000A, 0x0062000B, 0x0062000E
+BACKGROUND = 0x00280120
+
+OF_FRAME: Wanted = {**tags.OF_FRAME, IDENTIFICATION: {REFERENCED_SEGMENT: None}}
+WANTED: Wanted = {
+    **tags.WANTED,
+    **dict.fromkeys([SEGMENTATION_TYPE, LARGEST_FRACTION, BACKGROUND]),
+    SEGMENTS: {SEGMENT_NUMBER: None, SEGMENT_LABEL: None},
+    tags.SHARED: OF_FRAME,
+    tags.PER_FRAME: OF_FRAME,
+}
+
+CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+"""SOP classes of segmentations and of label maps."""
+
+BITS: dict[Kind, tuple[int, ...]] = {"BINARY": (1, 8), "FRACTIONAL": (8,), "LABELMAP": (8, 16)}
+LARGEST_BYTE = 255
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Segments:
+    """What a segmentation declares.
+
+    Attributes:
+        kind: Whether frames show one segment each, as 0 and 1 or by fractions, or all segments by their numbers.
+        labels: SegmentLabel of each segment, by its number. They may hold anything and are not shown.
+        numbers: Of the segment that each frame shows; 0 where it shows all.
+        places: Where frames lie.
+        sources: SOPInstanceUID of the image that each frame was drawn on; empty where it does not say.
+        frame_of_reference: Its UID, empty where it is missing.
+        largest: The value that means all of a voxel, where fractions are stored.
+        background: The value of no segment, where segments are stored by their numbers.
+        pixels: How frames are stored.
+        found: The elements that this comes from.
+    """
+
+    kind: Kind
+    labels: dict[int, str]
+    numbers: tuple[int, ...]
+    places: Places
+    sources: tuple[str, ...]
+    frame_of_reference: str
+    largest: int
+    background: int
+    pixels: PixelFormat
+    found: DataSet
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of a frame."""
+        return self.pixels.rows, self.pixels.columns
+
+    @property
+    def num_frames(self) -> int:
+        return self.pixels.frames
+
+
+def is_segmentation(data: bytes, name: str) -> bool:
+    """Whether a DICOM file is a segmentation of any type.
+
+    Raises:
+        ScanError: It is damaged.
+    """
+    found = read_elements(io.BytesIO(data), {tags.SOP_CLASS: None}, name)
+    return found.elements.text(tags.SOP_CLASS) in CLASSES
+
+
+def read_segments(data: bytes, name: str, max_bytes: int) -> Segments:
+    """Read what a segmentation declares, and check that its frames can be there.
+
+    Args:
+        data: The file.
+        name: For messages.
+        max_bytes: Largest size of one frame, unpacked.
+
+    Raises:
+        ScanError: It is damaged, truncated or declares what no segmentation has.
+    """
+    found = read_elements(io.BytesIO(data), WANTED, name)
+    elements = found.elements
+    kind = elements.text(SEGMENTATION_TYPE).upper()
+    if kind not in BITS:
+        raise UnreadableFileError(f"{show_name(name)} is neither a binary, nor a fractional, nor a label map one.")
+    pixels = find_pixel_format(found, ((1.0, 0.0),), name)
+    if pixels.allocated not in BITS[kind] or pixels.samples != 1 or pixels.is_signed:
+        raise UnreadableFileError(
+            f"{show_name(name)}: its type is {kind.lower()}, its voxels have {pixels.allocated} bits; expected "
+            f"{' or '.join(map(str, BITS[kind]))}, and no sign."
+        )
+    if pixels.rows * pixels.columns * 2 > max_bytes:
+        raise OversizedScanError(
+            f"{show_name(name)} declares frames of {pixels.rows} x {pixels.columns}; at most "
+            f"{max_bytes / 2**20:.0f} MB are read."
+        )
+    _check_length(found, pixels, len(data), name)
+    labels = _find_labels(elements, name)
+    return Segments(
+        kind=kind,
+        labels=labels,
+        numbers=_find_numbers(elements, pixels.frames, kind == "LABELMAP", labels, name),
+        places=find_places(elements, name),
+        sources=_find_sources(elements, pixels.frames),
+        frame_of_reference=elements.text(tags.FRAME_OF_REFERENCE),
+        largest=elements.short(LARGEST_FRACTION) or LARGEST_BYTE,
+        background=elements.short(BACKGROUND) or 0,
+        pixels=pixels,
+        found=found,
+    )
+
+
+def iterate_frames(data: bytes, segments: Segments, name: str) -> Iterator[Frame]:
+    """The values of each frame, (rows, columns), as stored; of bits 0 and 1.
+
+    Raises:
+        ScanError: It cannot be decoded.
+    """
+    if segments.found.syntax in NATIVE:
+        yield from _iterate_plain(data, segments)
+        return
+    try:
+        with warnings.catch_warnings():
+            # What libraries warn of quotes headers.
+            warnings.simplefilter("ignore")
+            yield from _iterate_compressed(data, segments)
+    except UnreadableFileError:
+        raise
+    except Exception as error:
+        raise UnreadableFileError(f"{show_name(name)} cannot be decoded ({type(error).__name__}).") from None
+
+
+def _iterate_plain(data: bytes, segments: Segments) -> Iterator[Frame]:
+    pixels = segments.pixels
+    size = pixels.rows * pixels.columns
+    stored = np.frombuffer(data, np.uint8, offset=pixels.place.offset)
+    for index in range(pixels.frames):
+        if pixels.allocated == 1:
+            first, skipped = divmod(index * size, 8)
+            packed = stored[first : first + -(-(skipped + size) // 8)]
+            values = np.unpackbits(packed, bitorder="little")[skipped : skipped + size]
+        else:
+            width = pixels.allocated // 8
+            values = stored[index * size * width : (index + 1) * size * width].view(f"<u{width}")
+        yield values.reshape(segments.shape)
+
+
+def _iterate_compressed(data: bytes, segments: Segments) -> Iterator[Frame]:
+    from pydicom.pixels import iter_pixels
+
+    num_frames = 0
+    for frame in iter_pixels(io.BytesIO(data), raw=True):
+        if frame.shape != segments.shape or frame.dtype.kind != "u":
+            raise UnreadableFileError("its compressed frames are not what its header says.")
+        num_frames += 1
+        yield frame
+    if num_frames != segments.num_frames:
+        raise UnreadableFileError("its compressed frames are fewer than its header says.")
+
+
+def _check_length(found: DataSet, pixels: PixelFormat, num_bytes: int, name: str) -> None:
+    if found.syntax not in NATIVE:
+        return
+    if found.syntax in (DEFLATED, EXPLICIT_BIG):
+        raise UnreadableFileError(
+            f"{show_name(name)} is a segmentation in a retired or deflated encoding; save it as explicit little endian."
+        )
+    end = pixels.place.offset + pixels.num_bytes
+    if num_bytes < end or (pixels.place.length or 0) < pixels.num_bytes:
+        raise TruncatedFileError(f"{show_name(name)} has {num_bytes} bytes; its {pixels.frames} frames end at {end}.")
+
+
+def _find_labels(elements: Elements, name: str) -> dict[int, str]:
+    encoding = "utf-8" if "192" in elements.text(tags.CHARACTER_SET) else "latin-1"
+    labels: dict[int, str] = {}
+    for item in elements.items.get(SEGMENTS, []):
+        number = item.short(SEGMENT_NUMBER)
+        if number is None or number in labels:
+            raise UnreadableFileError(f"{show_name(name)}: its segments are not numbered, or two have one number.")
+        labels[number] = item.text(SEGMENT_LABEL, encoding)
+    if not labels:
+        raise UnreadableFileError(f"{show_name(name)} describes no segment.")
+    return labels
+
+
+def _find_numbers(
+    elements: Elements, num_frames: int, is_map: bool, labels: dict[int, str], name: str
+) -> tuple[int, ...]:
+    if is_map:
+        return (0,) * num_frames
+    shared = elements.first(tags.SHARED, IDENTIFICATION)
+    common = None if shared is None else shared.short(REFERENCED_SEGMENT)
+    numbers = []
+    frames = elements.items.get(tags.PER_FRAME, [])[:num_frames]
+    for index in range(num_frames):
+        own = frames[index].first(IDENTIFICATION) if index < len(frames) else None
+        number = common if own is None else own.short(REFERENCED_SEGMENT)
+        if number not in labels:
+            raise UnreadableFileError(f"{show_name(name)} has a frame of a segment that it does not describe.")
+        numbers.append(number)
+    return tuple(numbers)
+
+
+def _find_sources(elements: Elements, num_frames: int) -> tuple[str, ...]:
+    """The first image of each frame."""
+    found = []
+    for frame in elements.items.get(tags.PER_FRAME, [])[:num_frames]:
+        image = frame.first(tags.DERIVATION, tags.SOURCE_IMAGE)
+        found.append("" if image is None else image.text(tags.REFERENCED_SOP))
+    return tuple(found + [""] * (num_frames - len(found)))
