@@ -21,7 +21,7 @@ RaysegmentError                 exit 1: the run failed
     │   MissingSliceError, DuplicateSliceError, UnknownSpacingError, UnreadableFileError,
     │   DecoderCrashedError, DecoderMemoryError, DecoderTimeoutError, ReaderCrashedError, WorkerCrashedError
     ├── reference: GridMismatchError, ReferenceValuesError, UnreadableReferenceError
-    ├── export: SourceChangedError, UnknownGridError
+    ├── export: SourceChangedError, SourceFormatError, UnknownGridError
     └── access: AccessError     permission, I/O, time-out; every later run tries it again
 
 Exit 3 means that scans failed and the rest is done, 4 that all is done and new scans have drifted (`--fail-on-drift`).
@@ -195,6 +195,10 @@ class UnreadableReferenceError(ScanError):
 
 class SourceChangedError(ScanError):
     """The scan is not there any more as it was when its mask was made."""
+
+
+class SourceFormatError(ScanError):
+    """The scan's files are of a format that the export cannot refer to."""
 
 
 class UnknownGridError(ScanError):

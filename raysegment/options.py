@@ -782,21 +782,22 @@ class ExportOptions(Checked):
 
     tables: str = choice(MISSING, "folder that `infer` or `evaluate` wrote", positional=True)
     out: str = choice(MISSING, "folder for the files")
-    to: Literal["tiff", "nifti", "bids"] = choice(
+    to: Literal["tiff", "nifti", "bids", "dicom-seg"] = choice(
         "tiff",
         "format of the masks: pages of a TIFF, or a NIfTI volume on the grid of the scan's own file, one for each "
-        "label where labels overlap; with bids in a dataset of derivatives with sidecars",
+        "label where labels overlap; with bids in a dataset of derivatives with sidecars; or a DICOM segmentation of "
+        "DICOM images (needs the extra dicom)",
     )
     source: str | None = choice(
         None,
         "folder, manifest or bucket where the scans lie now; where they were segmented if not given",
-        only_with=("to", ("nifti", "bids")),
+        only_with=("to", ("nifti", "bids", "dicom-seg")),
     )
     workers: int | None = choice(
         None,
         "files written at the same time; one for each CPU if not given",
         minimum=1,
-        only_with=("to", ("nifti", "bids")),
+        only_with=("to", ("nifti", "bids", "dicom-seg")),
     )
     json: bool = choice(False, "print one JSON object a line, for programs")
 

@@ -105,12 +105,14 @@ def read_reference(
     return reference
 
 
-def read_values(entry: ScanEntry, settings: ReadSettings = READ_AS_STORED, *, max_bytes: int = MAX_SCAN_BYTES) -> Values:
+def read_values(
+    entry: ScanEntry, settings: ReadSettings = READ_AS_STORED, *, max_bytes: int = MAX_SCAN_BYTES
+) -> Values:
     """The different values that the reference of one scan holds, whatever they mean.
 
     Args:
         entry: The scan's row of the manifest.
-        settings: Declared labels are what the segments of a DICOM segmentation stand for, which has no values of its own.
+        settings: Their declared labels say what values the segments of a DICOM segmentation have.
         max_bytes: Largest decoded size.
 
     Raises:

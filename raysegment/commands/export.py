@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from raysegment.archive.filesystem import is_uri
 from raysegment.archive.names import show_name
 from raysegment.commands.export_bids import OWN_FOLDER, write_bids
+from raysegment.commands.export_segmentations import write_segmentations
 from raysegment.commands.export_volumes import write_volumes
 from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, UsageError
 from raysegment.options import ExportOptions
@@ -25,6 +26,9 @@ from raysegment.store.place import Place
 from raysegment.store.publish import check_tables, list_parts, read_rows
 from raysegment.store.schema import STATUS_OK
 from raysegment.store.writers.tiff import write_mask
+
+WRITERS = {"nifti": write_volumes, "bids": write_bids, "dicom-seg": write_segmentations}
+"""Of masks that go back to the grid of their scan's files."""
 
 COLUMNS = ["scan_id", "patient_id", "source", "status", "fingerprint", "model_id", "options_id", "slice_axis"]
 
@@ -74,8 +78,7 @@ def export_masks(options: ExportOptions) -> ExportResult:
     folder.check_apart(sources, allowed=OWN_FOLDER if options.to == "bids" else "")
     if options.to == "tiff":
         return ExportResult(out=options.out, num_files=_write_pages(place, folder, done))
-    write = write_bids if options.to == "bids" else write_volumes
-    written = write(options, place, folder, done)
+    written = WRITERS[options.to](options, place, folder, done)
     failed = EXIT_SOME_SCANS_FAILED if written.num_written else EXIT_FAILED
     return ExportResult(
         out=options.out,

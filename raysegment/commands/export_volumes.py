@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +63,10 @@ class VolumeTask:
         return hashlib.sha256(b"\0".join((*parts, *self.texts.values()))).hexdigest()[:32]
 
 
+WriteTask = Callable[[VolumeTask, Place, ExportFolder], Failure | None]
+"""Writes the files of one mask; None where they are written, else why they are not."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class WrittenVolumes:
     """What became of the masks.
@@ -106,7 +110,35 @@ def write_volumes(options: ExportOptions, place: Place, folder: ExportFolder, sc
         return write_tasks(tasks, place, folder, options.workers)
 
 
-def write_tasks(tasks: Iterable[VolumeTask], place: Place, folder: ExportFolder, workers: int | None) -> WrittenVolumes:
+def write_volume_files(task: VolumeTask, place: Place, folder: ExportFolder) -> Failure | None:
+    """Write the files of one mask; None where they are written, else why they are not.
+
+    Raises:
+        RaysegmentError: As `write_volumes`.
+    """
+    slice_axis = task.scan["slice_axis"]
+    with report_damage(place, task.part):
+        mask = decode_mask(task.row)
+    try:
+        if slice_axis is not None:
+            check_unchanged(task.row, task.scan["fingerprint"], task.entry)
+        volume = restore_volume(task.row, mask, task.entry, slice_axis)
+    except ScanError as error:
+        return Failure(task.row["scan_id"], type(error).__name__, str(error))
+    for name, plane in zip(task.names, volume.planes, strict=True):
+        write_volume(folder.path(name), plane, volume.header)
+    for name, text in task.texts.items():
+        write_text(folder.path(name), text)
+    return None
+
+
+def write_tasks(
+    tasks: Iterable[VolumeTask],
+    place: Place,
+    folder: ExportFolder,
+    workers: int | None,
+    write: WriteTask = write_volume_files,
+) -> WrittenVolumes:
     """Write what an earlier start did not finish, several masks at a time, in a folder that is claimed for the files.
 
     Args:
@@ -114,15 +146,20 @@ def write_tasks(tasks: Iterable[VolumeTask], place: Place, folder: ExportFolder,
         place: The tables.
         folder: Where files go.
         workers: Masks that are written at the same time; one for each CPU if not given.
+        write: Writes the files of one mask, in a thread.
 
     Raises:
         RaysegmentError: As `write_volumes`.
     """
+
+    def write_one(task: VolumeTask) -> Failure | None:
+        return write(task, place, folder)
+
     failures: list[Failure] = []
     counts: Counter[str] = Counter()
     with keep_progress(folder) as progress:
         counted = _count(tasks, counts)
-        for task, failure in _write_all(counted, place, folder, progress, workers or os.cpu_count() or 1):
+        for task, failure in _write_all(counted, write_one, progress, workers or os.cpu_count() or 1):
             if failure is None:
                 counts["new"] += len(task.names)
                 for name in task.files:
@@ -161,6 +198,15 @@ def find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Ta
     """
     if not pc.any(pc.is_valid(scans["slice_axis"])).as_py():
         return None
+    return find_archive(options, place, scans)
+
+
+def find_archive(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Table:
+    """The manifest of the archive as it is now.
+
+    Raises:
+        UsageError: It is not there, or nobody says where.
+    """
     chosen = dict(read_record(place).get("chosen") or {})
     source = options.source or str(chosen.get("source") or "")
     if not options.source and not is_manifest(source):
@@ -201,30 +247,12 @@ def plan_volumes(
 
 
 def _write_all(
-    tasks: Iterable[VolumeTask], place: Place, folder: ExportFolder, progress: ExportProgress, workers: int
+    tasks: Iterable[VolumeTask], write: Callable[[VolumeTask], Failure | None], progress: ExportProgress, workers: int
 ) -> Iterator[tuple[VolumeTask, Failure | None]]:
     """Write several at a time in threads, which spend their time in zlib and NumPy; yield each as it ends."""
     waiting = (task for task in tasks if not all(progress.is_done(name, task.key) for name in task.files))
 
-    def write(task: VolumeTask) -> tuple[VolumeTask, Failure | None]:
-        return task, _write_one(task, place, folder)
+    def write_one(task: VolumeTask) -> tuple[VolumeTask, Failure | None]:
+        return task, write(task)
 
-    yield from run_side_by_side(write, waiting, workers)
-
-
-def _write_one(task: VolumeTask, place: Place, folder: ExportFolder) -> Failure | None:
-    """Write one mask; None where it is written, else why it is not."""
-    slice_axis = task.scan["slice_axis"]
-    with report_damage(place, task.part):
-        mask = decode_mask(task.row)
-    try:
-        if slice_axis is not None:
-            check_unchanged(task.row, task.scan["fingerprint"], task.entry)
-        volume = restore_volume(task.row, mask, task.entry, slice_axis)
-    except ScanError as error:
-        return Failure(task.row["scan_id"], type(error).__name__, str(error))
-    for name, plane in zip(task.names, volume.planes, strict=True):
-        write_volume(folder.path(name), plane, volume.header)
-    for name, text in task.texts.items():
-        write_text(folder.path(name), text)
-    return None
+    yield from run_side_by_side(write_one, waiting, workers)

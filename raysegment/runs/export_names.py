@@ -12,7 +12,7 @@ from raysegment.archive.filesystem import decode_name
 SUFFIX = "_pred"
 """Not `_mask`, which is what a person's reference is called."""
 
-TIFF, NIFTI = ".tif", ".nii.gz"
+TIFF, NIFTI, DICOM = ".tif", ".nii.gz", ".dcm"
 MAX_LABEL_BYTES = 60
 
 MAX_NAME_BYTES = 255
@@ -20,7 +20,7 @@ MAX_PATH_BYTES = 4000
 """What file systems and Linux take, the latter with some room."""
 
 HASH_DIGITS = 12
-IMAGE_EXTENSIONS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".nii", ".nii.gz")
+IMAGE_EXTENSIONS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".nii", ".nii.gz", ".dcm")
 _NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f]")
 
 

@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from raysegment.errors import UnknownGridError
 
 MAX_NUMBER = 16
@@ -61,6 +63,7 @@ def copy_sources(sources: Sequence[Any]) -> list[Any]:
         _copy_place(source, copy, sources[0])
         copies.append(copy)
     _check_placed(copies)
+    _fill_thickness(copies)
     return copies
 
 
@@ -128,6 +131,18 @@ def _check_placed(copies: Sequence[Any]) -> None:
         raise UnknownGridError(
             f"the headers of its files name no {missing}, which a DICOM segmentation must refer to. Export --to nifti."
         )
+
+
+def _fill_thickness(copies: Sequence[Any]) -> None:
+    """The standard demands a thickness of slices: where sources have none it is the distance of their planes."""
+    first = copies[0]
+    if len(copies) < 2 or first.SliceThickness is not None:
+        return
+    rows, columns = np.array(first.ImageOrientationPatient, float).reshape(2, 3)
+    depths = [np.cross(rows, columns) @ np.array(copy.ImagePositionPatient, float) for copy in copies]
+    (thickness,) = _numbers([round(float(np.median(np.diff(np.sort(depths)))), 6)])
+    for copy in copies:
+        copy.SliceThickness = thickness
 
 
 def _group(source: Any, keyword: str) -> Any:
