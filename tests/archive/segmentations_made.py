@@ -22,7 +22,7 @@ def make_segmentation(
 
     Args:
         series: Images in the order of the mask's slices, or one enhanced image.
-        mask: (slices, rows, columns) with the number of the segment of each voxel, or (slices, rows, columns, segments).
+        mask: (slices, rows, columns) with the number of each voxel's segment, or with an axis of segments behind.
         labels: SegmentLabel of each segment.
         kind: `BINARY`, `FRACTIONAL` or `LABELMAP`.
         given: Further arguments of highdicom.

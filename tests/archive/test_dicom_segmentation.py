@@ -30,6 +30,7 @@ MAX_BYTES = 2**24
 SHAPE = (5, 6, 7)
 FRAME = make_uid("study", "frame")
 SIDES = Labels(("Left", "Right"), ((1,), (2,)))
+UNDECLARED = Labels()
 NESTED = Labels(("WT", "TC", "ET"), ((1, 2, 4), (1, 4), (4,)))
 
 REAL = pytest.mark.skipif("RAYSEGMENT_DATA" not in os.environ, reason="RAYSEGMENT_DATA names no folder of real scans")
@@ -43,7 +44,7 @@ def make_images(affine: np.ndarray = AXIAL, shape: tuple[int, ...] = SHAPE) -> l
     return make_series(np.zeros(shape, np.uint16), affine)
 
 
-def read(made, labels: Labels = Labels(), affine: np.ndarray = AXIAL, shape=SHAPE, frame: str = FRAME) -> np.ndarray:
+def read(made, labels: Labels = UNDECLARED, affine: np.ndarray = AXIAL, shape=SHAPE, frame: str = FRAME) -> np.ndarray:
     data = made if isinstance(made, bytes) else segmentation_bytes(made)
     return read_segmentation(data, "drawn.dcm", SegmentedGrid(shape, affine, frame), labels, MAX_BYTES)
 
