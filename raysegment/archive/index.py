@@ -25,9 +25,10 @@ from raysegment.archive.grouping.naming import Naming, parse_naming
 from raysegment.archive.grouping.patients import assign_patients, match_patients
 from raysegment.archive.grouping.ways import join_ways
 from raysegment.archive.headers import count_spacings, examine_drafts
-from raysegment.archive.manifest import FINGERPRINT_MODE, MANIFEST_SCHEMA, is_manifest, read_manifest
+from raysegment.archive.manifest import FINGERPRINT_MODE, KEY, MANIFEST_SCHEMA, is_manifest, read_manifest
 from raysegment.archive.names import show_name
 from raysegment.archive.neighbours import BY_EXTENSION, describe_unread, set_aside
+from raysegment.archive.pseudonyms import Pseudonyms, warn_of_key
 from raysegment.archive.walk import walk_source
 from raysegment.errors import UsageError
 from raysegment.options import Finding
@@ -44,8 +45,8 @@ REFERENCES_FIT_NOTHING = b"raysegment.references_fit_nothing"
 LEFT_ALONE = b"raysegment.files_left_alone"
 UNREAD = b"raysegment.files_unread"
 DICOM_LEFT_ALONE = b"raysegment.dicom_left_alone"
-PSEUDONYM_KEY = b"raysegment.pseudonym_key"
-"""Fingerprint of the key that the manifest's hashes were made with."""
+OPEN_KEY = b"raysegment.open_key"
+"""What is to be said of a key file that others may read."""
 
 WITHOUT_DATE = b"raysegment.scans_without_date"
 """Where a pattern was to find dates: scan_ids in which it found none, the first of them and how many."""
@@ -207,6 +208,31 @@ def warn_of_dates(table: pa.Table) -> list[str]:
     return [f"warning: --date-pattern finds no date in {show_name(first)}{more}; these scans have none"]
 
 
+def warn_of_manifest(table: pa.Table) -> list[str]:
+    """A line for each thing that was asked for, or lies there, otherwise than it should."""
+    return warn_of_references(table) + warn_of_dates(table) + warn_of_open_key(table)
+
+
+def key_of(table: pa.Table) -> str | None:
+    """Fingerprint of the key that a manifest's pseudonyms were made with; None where it has none."""
+    found = (table.schema.metadata or {}).get(KEY)
+    return None if found is None else found.decode()
+
+
+def warn_of_open_key(table: pa.Table) -> list[str]:
+    """A line where others may read the key that a manifest's pseudonyms were made with."""
+    found = (table.schema.metadata or {}).get(OPEN_KEY)
+    return [] if found is None else [found.decode()]
+
+
+def _describe_key(pseudonyms: Pseudonyms | None) -> dict[bytes, str]:
+    """What a manifest's metadata say of the key that headers were hashed with."""
+    if pseudonyms is None:
+        return {}
+    warnings = warn_of_key(pseudonyms)
+    return {KEY: pseudonyms.fingerprint, **({OPEN_KEY: warnings[0]} if warnings else {})}
+
+
 def _set_dates(table: pa.Table, pattern: re.Pattern[str]) -> pa.Table:
     """The table with the days that a pattern finds."""
     scan_ids = table["scan_id"].to_pylist()
@@ -271,7 +297,7 @@ def _find_in_archive(source: str, naming: Naming, fingerprint: str) -> pa.Table:
         LEFT_ALONE: str(max(0, sum(len(folder.files) for folder in folders) - num_used)),
         UNREAD: json.dumps(unread),
         DICOM_LEFT_ALONE: json.dumps(dict(dicom.left_alone.most_common())),
-        **({PSEUDONYM_KEY: dicom.pseudonyms.fingerprint} if dicom.pseudonyms is not None else {}),
+        **_describe_key(dicom.pseudonyms),
     }
     columns = {name: [row[name] for row in rows] for name in MANIFEST_SCHEMA.names}
     table = pa.table(columns, schema=MANIFEST_SCHEMA).replace_schema_metadata(metadata)

@@ -51,6 +51,9 @@ patient's first scan in the archive, where the days themselves are not to be kno
 FINGERPRINT_MODE = b"raysegment.fingerprint"
 """Key of a manifest's metadata: how its fingerprints were made, `stat` or `content`."""
 
+KEY = b"raysegment.key"
+"""Key of a manifest's metadata: the fingerprint of the secret key that its pseudonyms were made with."""
+
 MODE_COLUMN = "fingerprint_mode"
 """The same in CSV, which has no metadata."""
 

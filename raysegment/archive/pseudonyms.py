@@ -94,6 +94,28 @@ def default_key_file() -> Path:
     return folder / "raysegment" / "pseudonyms.key"
 
 
+def check_same_key(known: str | None, now: str | None, whose: str) -> str | None:
+    """Refuse patients and scans that were given other pseudonyms than those that they are to be compared with.
+
+    Args:
+        known: Fingerprint of the key that was used before; None where there was none, or nobody says.
+        now: Of the key that is used now.
+        whose: What was made with the one before, for the message.
+
+    Returns:
+        The one that there is.
+
+    Raises:
+        UsageError: They are different.
+    """
+    if known is not None and now is not None and known != now:
+        raise UsageError(
+            f"{whose} has pseudonyms of the key {known}, and now the key is {now}: nobody would be recognised. Give "
+            "the --key-file that it was made with."
+        )
+    return now or known
+
+
 def warn_of_key(pseudonyms: Pseudonyms) -> list[str]:
     """A line where others than its owner may read a key file."""
     if not pseudonyms.path:

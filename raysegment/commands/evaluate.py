@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.channels import check_channels, order_channels
-from raysegment.archive.index import find_scans
+from raysegment.archive.index import find_scans, key_of
 from raysegment.archive.labels import match_labels
+from raysegment.archive.pseudonyms import check_same_key
 from raysegment.archive.split import choose_scans, find_run_manifest, refuse_training_patients
 from raysegment.cluster.inference.run import InferResult, run_inference
 from raysegment.cluster.session import check_temp_dir, interruptible
 from raysegment.imaging.threshold import describe_thresholds, resolve_thresholds
 from raysegment.model.bundle import load_bundle
+from raysegment.model.patients import count_seen
 from raysegment.options import EvaluateOptions
 from raysegment.pipeline.gallery import draw_inference_figures
 from raysegment.pipeline.score import summarise_metrics
@@ -54,6 +56,8 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
     found = find_scans(options.source, options)
     drawn = match_labels(options.source, options.labels, bundle.labels, found)
     found = order_channels(found, bundle.channel_names)
+    if options.split is not None:
+        check_same_key(bundle.key, key_of(found), f"MODEL {options.model}")
     manifest, split_origin = choose_scans(
         found, split=options.split, split_file=options.split_file, run_manifest=find_run_manifest(options.model)
     )
@@ -69,7 +73,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         read_metrics(place, manifest),
         scans_failed=inference.scans_failed,
         threshold=describe_thresholds(thresholds, bundle.labels),
-        training_patients=sum(map(bundle.has_seen, set(manifest["patient_id"].to_pylist()))),
+        training_patients=count_seen(bundle, manifest["patient_id"].to_pylist(), key_of(found)),
     )
     summary |= {"split": options.split, "split_origin": split_origin}
     place.write_bytes("summary.json", (json.dumps(as_json(summary), indent=2) + "\n").encode())

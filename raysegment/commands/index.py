@@ -11,7 +11,13 @@ import pyarrow as pa
 
 from raysegment.archive.filesystem import is_uri
 from raysegment.archive.grouping.dicom_series import STRUCTURE_SET
-from raysegment.archive.index import IndexSummary, find_scans, summarise, warn_of_dates, warn_of_references
+from raysegment.archive.index import (
+    IndexSummary,
+    find_scans,
+    key_of,
+    summarise,
+    warn_of_manifest,
+)
 from raysegment.archive.labels import locate_labels
 from raysegment.archive.manifest import write_manifest
 from raysegment.archive.neighbours import describe_unread
@@ -90,7 +96,7 @@ def describe_index(found: IndexResult) -> list[str]:
             f"{summary.dicom_left_alone[STRUCTURE_SET]} RTSTRUCT: raysegment does not read structure sets; convert "
             "them to DICOM SEG."
         )
-    lines += warn_of_references(found.table) + warn_of_dates(found.table)
+    lines += warn_of_manifest(found.table)
     if summary.own_folders:
         lines.append(f"{summary.own_folders} folders are left out, because raysegment wrote them (a run or an export).")
     if summary.own_patients:
@@ -125,6 +131,7 @@ def _count_rows(found: IndexResult) -> dict[str, object]:
         **({"channels": _list_counts(summary.channel_names)} if summary.channel_names else {}),
         "readers": _list_counts(summary.readers),
         "height x width x channels": _list_counts(summary.shapes),
+        **({"key of pseudonyms": key} if (key := key_of(found.table)) else {}),
         **({"spacing in mm": _list_counts(summary.spacings)} if summary.spacings else {}),
         "splits": _list_counts(summary.splits) or "none given",
         "masks without image": summary.masks_without_image,

@@ -10,10 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.labels import locate_labels, match_labels, parse_labels
+from raysegment.archive.pseudonyms import check_same_key
 from raysegment.archive.split import find_run_manifest, refuse_training_patients
 from raysegment.errors import UsageError
 from raysegment.imaging.threshold import describe_thresholds, resolve_thresholds
 from raysegment.model.bundle import Bundle, load_bundle, read_labels
+from raysegment.model.patients import count_seen
 from raysegment.options import MeasureOptions, Threshold
 from raysegment.runs.record import read_record
 from raysegment.scan import Labels
@@ -90,6 +92,7 @@ class StoredTables:
                 f"at hand ({self.why_unknown}). Give --model, or --allow-training-patients to measure them all the "
                 "same."
             )
+        check_same_key(self.bundle.key, self.record.get("key"), f"model {self.model}")
         refuse_training_patients(manifest, split, self.bundle.has_seen)
 
     def find_run_manifest(self) -> str | None:
@@ -100,7 +103,7 @@ class StoredTables:
         """Patients that the model was trained on; None where the model is not at hand."""
         if self.bundle is None:
             return None
-        return sum(map(self.bundle.has_seen, set(manifest["patient_id"].to_pylist())))
+        return count_seen(self.bundle, manifest["patient_id"].to_pylist(), self.record.get("key"))
 
     def match_labels(self, options: MeasureOptions, found: pa.Table) -> Labels:
         """What the values of references mean, for the masks' labels first.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raysegment.archive.index import key_of
 from raysegment.choices import as_plain
 from raysegment.cluster.session import check_temp_dir, interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
@@ -49,6 +50,7 @@ def train(options: TrainOptions) -> TrainResult | FoldsResult:
     record = identify("train", options, key="options", **data.facts).open(place)
     if is_finished(folder, record, options):
         return build_result(folder, record, already_done=True)
+    record["key"] = key_of(data.found)
     check_precision(options, record)
     place.make_writable()
     with (

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysegment.archive.channels import most_common_names, order_channels
-from raysegment.archive.index import find_scans
+from raysegment.archive.index import find_scans, warn_of_open_key
 from raysegment.archive.labels import find_labels
 from raysegment.archive.split import Drawing, SplitResult, assign_splits
 from raysegment.model.init_from import Origin
@@ -64,6 +64,8 @@ class TrainingData:
     def tell(self, options: TrainOptions, console: Console) -> None:
         """Say what was found, and warn of what is odd about it."""
         console.say(describe_split(self.split, self.found), left_out=list(self.split.left_out))
+        for warning in warn_of_open_key(self.found):
+            console.say(warning)
         few = [] if options.folds is not None else warn_of_few_patients(self.split)
         warnings = few + warn_of_lone_sides(options, self.labels)
         for warning in warnings + warn_of_base_patients(self.manifest, self.origin.has_seen):

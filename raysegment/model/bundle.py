@@ -25,6 +25,7 @@ from raysegment.choices import as_plain
 from raysegment.errors import UsageError
 from raysegment.model.card import write_card
 from raysegment.model.members import NETWORK_FILE, Member, hash_weights, read_members
+from raysegment.model.patients import SeenPatients, hash_patients, read_patients
 from raysegment.options import Postprocessing, Preprocessing
 from raysegment.scan import Labels
 
@@ -52,7 +53,8 @@ class BundleDescription:
         network: Arguments of `build_network` that made the network; `depth` is needed. Members of an ensemble have
             their own.
         training_patients: Patients the network was trained on; only their hashes are stored.
-        inherited_patients: `hash_patient` of those that a base model or the members of an ensemble were trained on.
+        inherited_patients: Those that a base model or the members of an ensemble were trained on, as `SeenPatients`
+            has them for model.json.
         data: What it was trained on, for the card, such as {"source": …, "scans": …}.
         split: Patients and scans per split, for the card.
         scores: Scores on scans not trained on, for the card.
@@ -68,7 +70,7 @@ class BundleDescription:
     num_channels: int
     network: Mapping[str, Any] = field(default_factory=dict)
     training_patients: Iterable[str] = ()
-    inherited_patients: Iterable[str] = ()
+    inherited_patients: Iterable[Any] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     split: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -87,7 +89,7 @@ class Bundle:
         threshold: Of each label: probability from which a voxel belongs to its mask; where labels exclude each other
             it is one for all, which their probabilities together must reach.
         members: The networks; one, or those of an ensemble in their order.
-        training_patients: `hash_patient` of each patient that any of the networks was trained on.
+        training_patients: Hashes of each patient that any of the networks was trained on.
 
     The others are as in `BundleDescription`.
     """
@@ -100,7 +102,7 @@ class Bundle:
     labels: Labels
     num_channels: int
     members: tuple[Member, ...]
-    training_patients: frozenset[str]
+    training_patients: SeenPatients
     data: Mapping[str, Any]
     split: Mapping[str, Any]
     scores: Mapping[str, Any]
@@ -142,9 +144,15 @@ class Bundle:
         """Of the channels of a scan as read; empty where there is one, or they had no names."""
         return tuple(self.data.get("channel_names", ()))
 
+    @property
+    def key(self) -> str | None:
+        """Fingerprint of the key that its patients' pseudonyms were made with; None where they had none."""
+        found = self.provenance.get("key")
+        return None if found is None else str(found)
+
     def has_seen(self, patient_id: str) -> bool:
         """Whether a network was trained on that patient."""
-        return hash_patient(patient_id) in self.training_patients
+        return patient_id in self.training_patients
 
     def count_members(self, asked: int | None) -> int | None:
         """How many networks `--members` means, counted from the first; None where it means all.
@@ -176,11 +184,6 @@ class Bundle:
             UsageError: There are fewer, or one is not what was saved.
         """
         return [member.load() for member in self.keep_members(count).members]
-
-
-def hash_patient(patient_id: str) -> str:
-    """SHA-256 of a patient's identifier."""
-    return hashlib.sha256(patient_id.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def save_bundle(folder: str | os.PathLike[str], model: Any, description: BundleDescription) -> Bundle:
@@ -228,7 +231,10 @@ def write_bundle_folder(
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         # Through JSON once, so that model_id is the same before writing and after reading.
-        content = json.loads(json.dumps({**_describe(description), **write_networks(temporary)}))
+        networks = write_networks(temporary)
+        weights = " ".join(member["weights_sha256"] for member in networks.get("members", [networks]))
+        patients = hash_patients(description.training_patients, description.inherited_patients, weights).as_plain
+        content = json.loads(json.dumps({**_describe(description), "training_patients": patients, **networks}))
         content["model_id"] = compute_model_id(content)
         content["created"] = datetime.now(UTC).isoformat(timespec="seconds")
         text = json.dumps(content, indent=2, ensure_ascii=False)
@@ -279,7 +285,6 @@ def compute_model_id(content: Mapping[str, Any]) -> str:
 
 
 def _describe(description: BundleDescription) -> dict[str, Any]:
-    patients = {*map(hash_patient, description.training_patients), *description.inherited_patients}
     content: dict[str, Any] = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -287,7 +292,6 @@ def _describe(description: BundleDescription) -> dict[str, Any]:
         "postprocessing": as_plain(description.postprocessing),
         "labels": description.labels.as_plain,
         "num_channels": description.num_channels,
-        "training_patients": sorted(patients),
         "data": dict(description.data),
         "split": dict(description.split),
         "scores": dict(description.scores),
@@ -320,7 +324,7 @@ def _build_bundle(folder: Path, content: Mapping[str, Any], members: tuple[Membe
         labels=labels,
         num_channels=int(content["num_channels"]),
         members=members,
-        training_patients=frozenset(content["training_patients"]),
+        training_patients=read_patients(content["training_patients"]),
         **{name: content[name] for name in ("data", "split", "scores", "provenance")},
         doubt=content.get("doubt"),
         training_features=content.get("training_features"),

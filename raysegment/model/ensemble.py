@@ -34,7 +34,8 @@ def save_ensemble(folder: str | os.PathLike[str], bundles: Sequence[Bundle], des
         raise UsageError(f"the ensemble {folder} has no networks; expected at least one bundle.")
     for bundle in bundles:
         _check_fit(bundle, description)
-    seen = frozenset(description.inherited_patients).union(*(bundle.training_patients for bundle in bundles))
+    inherited = [item for bundle in bundles for item in bundle.training_patients.as_plain]
+    seen = [*description.inherited_patients, *inherited]
 
     def write_networks(temporary: Path) -> dict[str, Any]:
         (temporary / MEMBERS_FOLDER).mkdir()

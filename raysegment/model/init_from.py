@@ -139,5 +139,5 @@ def describe_origin(start: WeightStart | None) -> dict[str, Any]:
         return {}
     if isinstance(start, EncoderStart):
         return {"origin": {"encoder_weights_sha256": start.sha256}}
-    inherited = sorted(start.base.training_patients)
+    inherited = start.base.training_patients.as_plain
     return {"origin": {"base_model_id": start.base.model_id}, "inherited_patients": inherited}

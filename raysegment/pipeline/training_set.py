@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from raysegment.archive.channels import most_common_names
 from raysegment.archive.fingerprint import pair_channels
-from raysegment.archive.index import summarise
+from raysegment.archive.index import key_of, summarise
 from raysegment.archive.manifest import entries
 from raysegment.archive.names import show_name
 from raysegment.archive.split import SplitResult, require_split
@@ -324,14 +324,14 @@ def describe_data(
         name: {"patients": pc.count_distinct(table["patient_id"]).as_py(), "scans": table.num_rows}
         for name, table in used.items()
     }
-    names = most_common_names(manifest)
+    names, key = most_common_names(manifest), key_of(manifest)
     return {
         "num_channels": num_channels,
         "training_patients": sorted(set(used["train"]["patient_id"].to_pylist())),
         "data": {"scans_left_out": len(errors), "data_id": record["data_id"]}
         | ({"channel_names": list(names)} if names else {}),
         "split": split,
-        "provenance": {"versions": record["versions"], "seed": options.seed},
+        "provenance": {"versions": record["versions"], "seed": options.seed} | ({"key": key} if key else {}),
     }
 
 

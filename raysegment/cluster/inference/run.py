@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.index import warn_of_dates, warn_of_references
+from raysegment.archive.index import key_of, warn_of_manifest
+from raysegment.archive.pseudonyms import check_same_key
 from raysegment.archive.renamed import find_renamed
 from raysegment.choices import pick
 from raysegment.cluster.inference.remaining import Remaining, find_remaining
@@ -153,11 +154,11 @@ def _run_in_folder(
     place.make_writable()
     with RunLock(place) as lock:
         record = identity.open(place) | {"options_id": identity.options_id}
+        record["key"] = check_same_key(record.get("key"), key_of(found), f"--out {place.location}")
         version = read_version(place, record)
         console = Console(place, as_json=options.json, about=about)
         own = replace(bundle.postprocessing, threshold=show_thresholds(bundle.threshold, bundle.labels))
-        warnings = warn_of_references(found) + warn_of_dates(found)
-        for warning in warnings + warn_of_averaging(pick(Postprocessing, options), own):
+        for warning in warn_of_manifest(found) + warn_of_averaging(pick(Postprocessing, options), own):
             console.say(warning)
         if removed := prepare_tables(place):
             console.say(describe_damage(removed))
