@@ -50,11 +50,9 @@ class BundleDescription:
         labels: The segmented regions; the network has a channel for each, and where they exclude each other one for
             the background before them.
         num_channels: Channels of a scan as read, before the choice of channels and the neighbouring slices.
-        network: Arguments of `build_network` that made the network; `depth` is needed. Members of an ensemble have
-            their own.
+        network: Arguments of `build_network` that made the network, `depth` among them; members have their own.
         training_patients: Patients the network was trained on; only their hashes are stored.
-        inherited_patients: Those that a base model or the members of an ensemble were trained on, as `SeenPatients`
-            has them for model.json.
+        inherited_patients: `as_plain` of those that a base model or members of an ensemble were trained on.
         data: What it was trained on, for the card, such as {"source": …, "scans": …}.
         split: Patients and scans per split, for the card.
         scores: Scores on scans not trained on, for the card.
@@ -147,8 +145,7 @@ class Bundle:
     @property
     def key(self) -> str | None:
         """Fingerprint of the key that its patients' pseudonyms were made with; None where they had none."""
-        found = self.provenance.get("key")
-        return None if found is None else str(found)
+        return str(self.provenance.get("key") or "") or None
 
     def has_seen(self, patient_id: str) -> bool:
         """Whether a network was trained on that patient."""
@@ -237,8 +234,8 @@ def write_bundle_folder(
         content = json.loads(json.dumps({**_describe(description), "training_patients": patients, **networks}))
         content["model_id"] = compute_model_id(content)
         content["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        (temporary / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        (temporary / DESCRIPTION_FILE).write_text(text, encoding="utf-8")
         (temporary / CARD_FILE).write_text(write_card(content, read_labels(content["labels"])), encoding="utf-8")
         temporary.chmod(0o755)
         _replace_folder(temporary, target)
