@@ -1,8 +1,10 @@
-"""What all tests share: Ray's settings, set before anything imports it, and a small archive of phantoms."""
+"""What all tests share: Ray's settings, set before anything imports it, one Ray, and a small archive of phantoms."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,61 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
 os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+# Tests start some hundreds of processes, which need not compile what they import anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+SHARED_RAY = ExitStack()
+"""Holds the Ray of `ray_here`, from the first test that asks for it to the first that has to be without."""
+
+TESTS = Path(__file__).parent
+BUCKET_CREDENTIALS = {
+    "AWS_ACCESS_KEY_ID": "x",
+    "AWS_SECRET_ACCESS_KEY": "x",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""For the local S3 server of the tests."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start Ray come first, and those that share one together.
+
+    They take longest; at the end one of them would leave the other process idle.
+    """
+    shared = {item.path for item in items if "ray_here" in getattr(item, "fixturenames", ())}
+    clustered = {item.path for item in items if item.get_closest_marker("cluster")}
+    items.sort(key=lambda item: (item.path not in clustered, item.path in shared))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that does not ask for Ray finds none."""
+    if "ray_here" not in getattr(item, "fixturenames", ()):
+        SHARED_RAY.close()
+
+
+def pytest_sessionfinish() -> None:
+    SHARED_RAY.close()
+
+
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[str]:
+    """The address of a Ray that tests share; its decoders also know the reader of hostile files."""
+    from raysegment.cluster.session import ray_session, set_environment
+
+    readers = str(TESTS / "archive")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAYSEGMENT_READERS", "hostile_reader")
+        patch.setenv("PYTHONPATH", os.pathsep.join((readers, str(TESTS / "cluster"))), prepend=os.pathsep)
+        patch.syspath_prepend(readers)
+        for name, value in BUCKET_CREDENTIALS.items():
+            patch.setenv(name, value)
+        set_environment(None)
+        import ray
+
+        if not ray.is_initialized():
+            SHARED_RAY.enter_context(ray_session(None, None))
+        yield str(ray.get_runtime_context().gcs_address)
 
 
 @pytest.fixture(scope="session")

@@ -1,24 +1,15 @@
-"""A phantom archive and a tiny bundle that all inference tests share, and one Ray for each module."""
+"""A phantom archive and a tiny bundle that all inference tests share."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-HOSTILE_READERS = str(Path(__file__).parents[1] / "archive")
 NUM_SCANS = 24
-BUCKET_CREDENTIALS = {
-    "AWS_ACCESS_KEY_ID": "x",
-    "AWS_SECRET_ACCESS_KEY": "x",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_EC2_METADATA_DISABLED": "true",
-}
-"""For the local S3 server of the tests."""
 
 
 @pytest.fixture(scope="session")
@@ -52,18 +43,3 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     save_bundle(folder, build_network(**choices, input_shape=(64, 64, 3)), description)
     return folder
-
-
-@pytest.fixture(scope="module")
-def ray_here() -> Iterator[None]:
-    """One Ray for all tests of a module; its decoders also know the reader of hostile files."""
-    from raysegment.cluster.session import ray_session
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYSEGMENT_READERS", "hostile_reader")
-        patch.setenv("PYTHONPATH", os.pathsep.join((HOSTILE_READERS, str(Path(__file__).parent))), prepend=os.pathsep)
-        patch.syspath_prepend(HOSTILE_READERS)
-        for name, value in BUCKET_CREDENTIALS.items():
-            patch.setenv(name, value)
-        with ray_session(None, None):
-            yield
