@@ -114,7 +114,15 @@ def list_blocks(materialized: Any) -> list[Any]:
 
 
 def make_trainer(train_on_worker: Any, **settings: Any) -> Any:
-    """Ray Train's trainer for any framework; the public `TensorflowTrainer` would force Keras 2."""
+    """Ray Train's trainer for any framework; the public `TensorflowTrainer` would force Keras 2.
+
+    It is given no datasets, so it need not start the process that would deal them out to workers.
+    """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-    return DataParallelTrainer(train_on_worker, **settings)
+    class Trainer(DataParallelTrainer):
+        def _create_default_callbacks(self) -> list[Any]:
+            return [item for item in super()._create_default_callbacks() if not isinstance(item, DatasetsCallback)]
+
+    return Trainer(train_on_worker, **settings)

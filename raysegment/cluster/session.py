@@ -107,6 +107,8 @@ def set_environment(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "50")
+    # Announced losses are met as all others, so no group of workers needs a process that waits for notices.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # Ray ends task processes that are idle for a second; a new one has to import everything and start its decoder.
     os.environ.setdefault("RAY_idle_worker_killing_time_threshold_ms", "600000")

@@ -160,7 +160,7 @@ def fit_kept(training: Training, kept: KeptScans, share: WorkerShare) -> None:
     console.say(describe_end(progress, scores, folder), **scores)
     for warning in warn_of_low_dice(scores):
         console.say(warning)
-    draw_pictures(folder, progress.best_epoch, options, console)
+    draw_pictures(training, progress.best_epoch, share)
 
 
 def say_what_is_kept(
@@ -229,17 +229,23 @@ def warn_of_low_dice(scores: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def draw_pictures(folder: Path, best_epoch: int, options: TrainOptions, console: Console) -> None:
+def draw_pictures(training: Training, best_epoch: int, share: WorkerShare) -> None:
     """Draw the run's figures, in a Ray task: it loads the network, which the driver does not."""
     import ray
 
-    try:
+    folder, options, console = training.folder, training.options, training.console
+    how: dict[str, Any] = {"num_cpus": 0.5, "max_retries": 3}
+    if share.use_gpu:
         # Without GPUs, and the process ends: TensorFlow would hold all their memory as long as it lives.
-        hidden = {"env_vars": {"CUDA_VISIBLE_DEVICES": "-1"}}
-        task = ray.remote(num_cpus=0.5, max_retries=3, max_calls=1, runtime_env=hidden)(draw_training_figures)
-        unnamed = folder / UNNAMED_FOLDER if options.mlflow_uri else None
-        how = {"best_by": options.best_by, "spacing_mm": as_spacing(options.spacing_mm), "unnamed": unnamed}
-        drawn = ray.get(task.remote(folder, best_epoch=best_epoch, **how))
+        how |= {"max_calls": 1, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": "-1"}}}
+    about = {
+        "best_epoch": best_epoch,
+        "best_by": options.best_by,
+        "spacing_mm": as_spacing(options.spacing_mm),
+        "unnamed": folder / UNNAMED_FOLDER if options.mlflow_uri else None,
+    }
+    try:
+        drawn = ray.get(ray.remote(**how)(draw_training_figures).remote(folder, **about))
     except ray.exceptions.RayError as error:
         console.say(f"the figures could not be drawn ({' '.join(str(error).split())[-200:]}); try `raysegment report`")
         return
