@@ -10,7 +10,14 @@ from types import TracebackType
 from typing import Any
 
 from raysegment.errors import LockedError, RaysegmentError
-from raysegment.runs.lock import HEARTBEAT_SECONDS, LOCK_FILE, describe_process, is_stale
+from raysegment.runs.lock import (
+    HEARTBEAT_SECONDS,
+    LOCK_FILE,
+    describe_loss,
+    describe_process,
+    describe_use,
+    is_stale,
+)
 from raysegment.store.conditional import ConditionalBucket, Version
 
 
@@ -66,7 +73,7 @@ class BucketLock:
         """
         found = self.bucket.read(LOCK_FILE)
         if found is None or _owner_of(found).get("token") != self.owner["token"]:
-            raise LockedError(f"another run took over {self.bucket.place.location} while this one did not answer.")
+            raise LockedError(describe_loss(self.bucket.place.location))
 
     def _write(self, replaces: str | None, *, is_free: bool = False) -> str | None:
         self._beats += 1
@@ -79,11 +86,7 @@ class BucketLock:
                 self._etag = self._write(self._etag)
 
     def _taken(self, found: Version | None) -> LockedError:
-        owner = {} if found is None else _owner_of(found)
-        return LockedError(
-            f"{self.bucket.place.location} is in use by process {owner.get('pid')} on {owner.get('host')}, started "
-            f"{owner.get('started')}. Wait for it, or give another --out."
-        )
+        return LockedError(describe_use(self.bucket.place.location, {} if found is None else _owner_of(found)))
 
 
 def _is_free(found: Version) -> bool:

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -47,10 +47,7 @@ class RunLock:
         with _guard(self.place.root):
             found = self._read()
             if found is not None and not is_stale(found, self._age_seconds()):
-                raise LockedError(
-                    f"{self.place.location} is in use by process {found.get('pid')} on {found.get('host')}, started "
-                    f"{found.get('started')}. Wait for it, or give another --out."
-                )
+                raise LockedError(describe_use(self.place.location, found))
             self._write()
         self._thread = threading.Thread(target=self._beat, name="lock heartbeat", daemon=True)
         self._thread.start()
@@ -74,7 +71,7 @@ class RunLock:
             LockedError: Another run took the lock while this process was stopped for long.
         """
         if self.place.is_local and not self._is_ours():
-            raise LockedError(f"another run took over {self.place.location} while this one did not answer.")
+            raise LockedError(describe_loss(self.place.location))
 
     def _is_ours(self) -> bool:
         found = self._read()
@@ -120,6 +117,19 @@ def describe_process() -> dict[str, Any]:
         "process_start": process_start(os.getpid()),
         "started": time.strftime("%Y-%m-%d %H:%M:%S%z"),
     }
+
+
+def describe_use(location: str, owner: Mapping[str, Any]) -> str:
+    """Whose a folder is that another run wants; the owner's facts are those of `describe_process`."""
+    return (
+        f"{location} is in use by process {owner.get('pid')} on {owner.get('host')}, started {owner.get('started')}. "
+        "Wait for it, or give another --out."
+    )
+
+
+def describe_loss(location: str) -> str:
+    """What a run learns whose lock was taken for stale."""
+    return f"another run took over {location} while this one did not answer."
 
 
 def is_stale(owner: dict[str, Any], age_seconds: float) -> bool:

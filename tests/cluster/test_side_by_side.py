@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from raysegment.cluster.training import hardware
-from raysegment.cluster.training.folds import run_side_by_side
+from raysegment.cluster.training.folds import run_tasks
 from raysegment.cluster.training.hardware import count_side_by_side, share_hardware
 from raysegment.errors import DiskFullError, DivergedError, InterruptedRunError
 from raysegment.options import TrainOptions
@@ -19,14 +19,14 @@ def make_options(**choices: object) -> TrainOptions:
 
 def test_one_at_a_time_keeps_the_order() -> None:
     done: list[int] = []
-    assert run_side_by_side({number: lambda n=number: done.append(n) for number in range(4)}, 1) == {}
+    assert run_tasks({number: lambda n=number: done.append(n) for number in range(4)}, 1) == {}
     assert done == [0, 1, 2, 3]
 
 
 def test_as_many_as_there_is_room_for_are_under_way_together() -> None:
     # Each waits for the other two: one after the other they would never end.
     barrier = threading.Barrier(3, timeout=10)
-    assert run_side_by_side(dict.fromkeys(range(3), barrier.wait), 3) == {}
+    assert run_tasks(dict.fromkeys(range(3), barrier.wait), 3) == {}
 
 
 def test_a_training_that_diverges_leaves_the_others_to_go_on() -> None:
@@ -35,7 +35,7 @@ def test_a_training_that_diverges_leaves_the_others_to_go_on() -> None:
     def fail() -> None:
         raise DivergedError("the loss is not a number")
 
-    failures = run_side_by_side({0: fail, 1: lambda: done.append(1), 2: fail, 3: lambda: done.append(3)}, 1)
+    failures = run_tasks({0: fail, 1: lambda: done.append(1), 2: fail, 3: lambda: done.append(3)}, 1)
     assert (sorted(failures), done) == ([0, 2], [1, 3])
 
 
@@ -46,7 +46,7 @@ def test_what_concerns_all_ends_all(error: Exception) -> None:
     def fail() -> None:
         raise error
 
-    assert run_side_by_side({0: fail, 1: lambda: done.append(1)}, 1) == {0: error}
+    assert run_tasks({0: fail, 1: lambda: done.append(1)}, 1) == {0: error}
     assert done == []
 
 

@@ -82,7 +82,7 @@ def fit_folds(training: Training, runs: Sequence[FoldRun], tracker: Tracker | No
         f"{len(kept.places) - len(kept.errors)} scans are kept once for all folds, read in {kept.seconds:.1f} s; "
         f"{len(waiting)} of {len(runs)} folds are to be trained, {together}"
     )
-    failures = run_side_by_side(
+    failures = run_tasks(
         {run.number: partial(try_fold, run, training, kept, share, tracker) for run in waiting}, share.side_by_side
     )
     if failures:
@@ -148,7 +148,7 @@ def fit_fold(run: FoldRun, together: Training, kept: KeptScans, share: WorkerSha
         fit_kept(training, kept, share)
 
 
-def run_side_by_side(tasks: Mapping[int, Callable[[], None]], at_once: int) -> dict[int, BaseException]:
+def run_tasks(tasks: Mapping[int, Callable[[], None]], at_once: int) -> dict[int, BaseException]:
     """Run tasks in threads, so many at a time, in their order.
 
     A task that fails on its own leaves the others to go on. After anything else (an interruption, a full disk, a bug)
