@@ -29,9 +29,6 @@ CONCURRENT_LOOKS = 16
 SLOW_LOOK_SECONDS = 2e-4
 """For one scan. Files of this machine take a tenth of it, and threads, which wait for each other, twice as long."""
 
-SERIES_READER = "dicom"
-"""Its files are slices, also where channels have names."""
-
 COLUMNS = ["source", "reader", "files", "reference_files", "channel_names"]
 
 
@@ -60,11 +57,8 @@ def pair_channels(reader: str, names: Sequence[str], files: Sequence[str]) -> li
     Args:
         reader: Format module of the files.
         names: Of the channels; none where they have none.
-        files: One for each channel, or one with all of them; of DICOM as many for each.
+        files: One for each channel, or one with all of them.
     """
-    if reader == SERIES_READER:
-        num_each = max(1, len(files) // max(1, len(names)))
-        return [(names[index // num_each], path) for index, path in enumerate(files)] if len(names) > 1 else []
     if max(len(names), len(files)) < 2 or not is_volume(reader):
         return []
     return list(zip_longest(names, files, fillvalue=""))

@@ -34,7 +34,7 @@ from raysegment.errors import UsageError
 from raysegment.options import Finding
 
 OWN_PATIENTS = b"raysegment.own_patients"
-OF_FOLDERS = ("scan_pattern", "channel", "reference")
+OF_FOLDERS = ("scan_pattern", "channel", "modality", "reference")
 """Of these a manifest says itself what they would."""
 OWN_FOLDERS = b"raysegment.own_folders"
 LONE_MASKS = b"raysegment.masks_without_image"
@@ -122,8 +122,7 @@ def find_scans(source: str, how: Finding | None = None) -> pa.Table:
     naming = parse_naming(how)
     if not is_manifest(source):
         return _find_in_archive(source, naming, how.fingerprint)
-    given = {"--scan-pattern": how.scan_pattern, "--channel": how.channel, "--reference": how.reference}
-    if option := next((name for name, value in given.items() if value), None):
+    if option := next((f"--{name.replace('_', '-')}" for name in OF_FOLDERS if getattr(how, name)), None):
         raise UsageError(
             f"{show_name(source)} is a manifest, which says what a scan is; {option} belongs to folders. "
             "Give it to `raysegment index` when the manifest is made."

@@ -26,7 +26,10 @@ Extensions = frozenset[str]
 
 UNTOLD = ""
 """Among extensions: names that tell no format, because they have none or only digits behind their last dot, as
-`IM000012` and `1.2.840.113619.2.55`. DICOM is often called so."""
+`IM000012` and `1.2.840.113619.2.55`, or one of these. DICOM is often called so."""
+
+HABITS = frozenset({".acr", ".ct", ".dc3", ".dic", ".dicm", ".mr", ".pet", ".pt"})
+"""Extensions that some scanners and programs give to DICOM files, and others to files of their own."""
 
 
 @dataclass(slots=True)
@@ -72,7 +75,7 @@ class FoundFile:
 def kind_of(name: str) -> str:
     """The extension of a name, `UNTOLD` where it tells no format."""
     extension = extension_of(name)
-    return UNTOLD if extension[1:].isdigit() else extension
+    return UNTOLD if extension[1:].isdigit() or extension in HABITS else extension
 
 
 LocatedFile = tuple[str, FoundFile]
