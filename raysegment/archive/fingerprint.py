@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.filesystem import decode_name, hash_bytes, is_uri, join_source, open_source, split_zip
-from raysegment.archive.formats import is_volume
+from raysegment.archive.formats import is_series, is_volume
 from raysegment.archive.manifest import FINGERPRINT_MODE, entries
 from raysegment.archive.walk import FoundFile
 from raysegment.archive.zipped import MARK
@@ -57,8 +57,13 @@ def pair_channels(reader: str, names: Sequence[str], files: Sequence[str]) -> li
     Args:
         reader: Format module of the files.
         names: Of the channels; none where they have none.
-        files: One for each channel, or one with all of them.
+        files: One for each channel, or one with all of them; of series as many for each, which may come in any order.
     """
+    if is_series(reader) and len(names) < 2:
+        return []
+    if is_series(reader) and len(files) > 1:
+        each = max(1, len(files) // len(names))
+        return [(name, path) for index, name in enumerate(names) for path in sorted(files[index * each :][:each])]
     if max(len(names), len(files)) < 2 or not is_volume(reader):
         return []
     return list(zip_longest(names, files, fillvalue=""))

@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysegment.archive.filesystem import describe, is_uri, open_file
-from raysegment.archive.formats import HEAD_BYTES, Header, get_reader, readers_by_extension, reads_volumes, recognise
+from raysegment.archive.formats import (
+    HEAD_BYTES,
+    Header,
+    get_reader,
+    is_turned,
+    readers_by_extension,
+    reads_series,
+    reads_volumes,
+    recognise,
+)
 from raysegment.archive.grouping.folders import Draft, single_drafts
 from raysegment.archive.names import extension_of, show_name
 from raysegment.archive.neighbours import describe_unknown
@@ -127,7 +136,8 @@ def _examine_looked_into(draft: Draft, header: Header | None) -> Examined:
 
 def _header_problem(header: Header, reader: str, draft: Draft, path: str) -> str | None:
     """What a header that can be read says that is odd."""
-    if reads_volumes(get_reader(reader)) and header.channels > 1 and len(draft.channel_names) < 2:
+    has_fourth_axis = reads_volumes(get_reader(reader)) and not reads_series(get_reader(reader))
+    if has_fourth_axis and header.channels > 1 and len(draft.channel_names) < 2:
         return describe_fourth_axis(path, header.channels)
     return f"{show_name(path)}: {header.note}" if header.note else None
 
@@ -158,7 +168,7 @@ def _read_header(source: str, path: str) -> tuple[str, Header | None, str | None
                 raise UnknownFormatError(describe_unknown(head, path))
             stream.seek(0)
             header = get_reader(reader).read_header(stream, path)
-            return reader, turn_header(header, "auto") if reads_volumes(get_reader(reader)) else header, None
+            return reader, turn_header(header, "auto") if is_turned(get_reader(reader), header) else header, None
     except ScanError as error:
         return reader, None, str(error).rstrip(".")
     except OSError as error:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from raysegment.archive.dates import read_dates
 from raysegment.archive.filesystem import check_regular, describe, folder_of, is_uri, open_source
-from raysegment.archive.formats import readers_by_extension
+from raysegment.archive.formats import is_series, readers_by_extension
 from raysegment.archive.names import extension_of, show_name
 from raysegment.errors import AccessError, DiskFullError, UsageError
 from raysegment.scan import ScanEntry
@@ -318,13 +318,15 @@ def _check_names(table: pa.Table, path: str) -> None:
 def _check_channels(table: pa.Table, path: str) -> None:
     """Refuse channels that are named twice, not at all, or for other files than there are."""
     named = table.filter(pc.greater(pc.list_value_length(table["channel_names"]), 0))
-    for row in named.select(["scan_id", "files", "channel_names"]).to_pylist():
+    for row in named.select(["scan_id", "reader", "files", "channel_names"]).to_pylist():
         names, num_files = row["channel_names"], len(row["files"])
-        if not all(names) or len(set(names)) < len(names) or num_files not in (1, len(names)):
+        as_many = num_files % len(names) == 0 if is_series(row["reader"]) else num_files == len(names)
+        if not all(names) or len(set(names)) < len(names) or not (as_many or num_files == 1):
             shown = ", ".join(show_name(name) for name in names)
             raise UsageError(
                 f"{show_name(path)}: scan {show_name(row['scan_id'])} has {num_files} files for the channels {shown}; "
-                "expected one file for each, in this order, or one with all of them, and different names."
+                "expected one file for each, in this order, or one with all of them (of DICOM as many for each), and "
+                "different names."
             )
 
 

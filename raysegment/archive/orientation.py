@@ -84,6 +84,10 @@ class Orientation:
             turn[axis, 3] = stored[axis] - 1 if flip else 0
         return np.asarray(affine, np.float64) @ turn
 
+    def undo_affine(self, affine: Affine, stored: tuple[int, ...]) -> Affine:
+        """The affine of the stored axes, from that of (slice, row, column) and the sizes of the stored axes."""
+        return np.asarray(affine, np.float64) @ np.linalg.inv(self.affine(np.eye(4), stored))
+
     @property
     def _steps(self) -> tuple[slice, ...]:
         return tuple(slice(None, None, -1 if flip else 1) for flip in self.flips)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 import numpy as np
 
+from raysegment.archive.dicom.series import read_stack
 from raysegment.archive.filesystem import is_uri, read_bytes
-from raysegment.archive.formats import HEAD_BYTES, Reader, get_reader, reads_volumes, recognise
+from raysegment.archive.formats import HEAD_BYTES, Reader, get_reader, is_turned, reads_series, recognise
 from raysegment.archive.names import show_name
 from raysegment.archive.neighbours import describe_unknown
 from raysegment.archive.volumes import Grid, join_channels, lay_on_grid, turn_scan
 from raysegment.errors import (
     AccessError,
+    AffineError,
     ChannelMismatchError,
     EmptyFileError,
     GridMismatchError,
@@ -73,7 +75,7 @@ def read_volume(
     channel_names: tuple[str, ...] = (),
     grid: Grid | None = None,
 ) -> tuple[Scan, bool]:
-    """Stack the slices of all files, or the channels where files are volumes.
+    """Stack the slices of all files, or the channels where files are volumes or series of slices.
 
     Args:
         source: What the files are below.
@@ -81,19 +83,21 @@ def read_volume(
         files: One or more.
         max_bytes: As in `read_scan`.
         settings: As in `read_scan`.
-        channel_names: Without at least two of them a volume's fourth axis is refused.
+        channel_names: Without at least two of them a volume's fourth axis is refused. The files of DICOM series come
+            channel by channel, as many of each.
         grid: Of a scan, that a volume is a reference of and must lie on.
 
     Returns:
         The scan, and whether a file was compressed with losses.
     """
-    parts = _decode_files(source, reader_name, files, max_bytes)
+    others = zip(files, _read_ahead(source, files), strict=True)
+    first_name, first_data = next(others)
+    contents = chain([(first_name, first_data)], others)
+    if reads_series(_reader_for(reader_name, first_data, first_name)):
+        return _read_series(contents, files, max_bytes, settings, channel_names, grid)
+    parts = _decode_files(contents, reader_name, len(files), max_bytes)
     first = next(parts)
-    if grid is not None and grid.is_volume is not None and grid.is_volume != first.is_volume:
-        raise GridMismatchError(
-            f"{show_name(first.name)} {_describe_place(first.is_volume)}, the scan {_describe_place(grid.is_volume)}: "
-            "how one lies on the other is not known. Give both in one format."
-        )
+    _check_place(first, grid)
     if first.is_volume:
         if len(files) > 1 and grid is not None:
             raise UnreadableReferenceError(
@@ -110,6 +114,56 @@ def read_volume(
     if len(files) == 1:
         return first.scan, first.is_lossy
     return _stack_slices(first, parts, files)
+
+
+def _read_series(
+    contents: Iterator[tuple[str, bytes]],
+    files: tuple[str, ...],
+    max_bytes: int,
+    settings: ReadSettings,
+    channel_names: tuple[str, ...],
+    grid: Grid | None,
+) -> tuple[Scan, bool]:
+    """Sort and stack a series, or one for each channel, and put them on one grid."""
+    num_series = max(1, len(channel_names)) if len(files) > 1 else 1
+    if len(files) % num_series:
+        raise ChannelMismatchError(
+            f"{show_name(files[0])} and {len(files) - 1} more files are not as many of each of {num_series} channels."
+        )
+    parts = _stack_series(contents, len(files) // num_series, num_series, max_bytes)
+    if num_series > 1:
+        joined: list[_Part] = []
+        return join_channels(_volumes_of(parts, joined), num_series, settings), any(part.is_lossy for part in joined)
+    (part,) = parts
+    _check_place(part, grid)
+    _check_colours(part, channel_names)
+    if not part.is_volume:
+        return part.scan, part.is_lossy
+    if grid is not None:
+        return lay_on_grid(part.scan, grid, settings, part.name, is_reference=True), part.is_lossy
+    return turn_scan(part.scan, settings.slice_axis), part.is_lossy
+
+
+def _stack_series(
+    contents: Iterator[tuple[str, bytes]], num_files: int, num_series: int, max_bytes: int
+) -> Iterator[_Part]:
+    """The stack of each series in turn."""
+    for _ in range(num_series):
+        first = next(contents)
+        stack = read_stack(chain([first], islice(contents, num_files - 1)), num_files, max_bytes // num_series)
+        _check_finite(stack.scan.pixels, first[0])
+        yield _Part(stack.scan, first[0], stack.is_lossy, stack.scan.affine is not None)
+
+
+def _volumes_of(parts: Iterator[_Part], seen: list[_Part]) -> Iterator[tuple[Scan, str]]:
+    """Stacks as channels; each must say where it lies."""
+    for part in parts:
+        if not part.is_volume:
+            raise AffineError(
+                f"{show_name(part.name)} does not say where its slices lie, so it cannot be laid on other channels."
+            )
+        seen.append(replace(part, scan=replace(part.scan, pixels=part.scan.pixels[:0])))
+        yield part.scan, part.name
 
 
 @dataclass(frozen=True)
@@ -136,15 +190,17 @@ def _stack_slices(first: _Part, others: Iterator[_Part], files: tuple[str, ...])
     return Scan(stack, first.scan.spacing_mm, first.scan.affine), is_lossy
 
 
-def _decode_files(source: str, reader_name: str, files: tuple[str, ...], max_bytes: int) -> Iterator[_Part]:
+def _decode_files(
+    contents: Iterator[tuple[str, bytes]], reader_name: str, num_files: int, max_bytes: int
+) -> Iterator[_Part]:
     """Decode file by file; declared sizes are checked first, and the pixels afterwards."""
-    for name, data in zip(files, _read_ahead(source, files), strict=True):
+    for name, data in contents:
         reader = _reader_for(reader_name, data, name)
         header = reader.read_header(io.BytesIO(data), name)
-        _check_size(header.num_bytes * len(files), max_bytes, name)
+        _check_size(header.num_bytes * num_files, max_bytes, name)
         part = reader.read_slices(data, name)
         _check_finite(part.pixels, name)
-        yield _Part(part, name, header.is_lossy, reads_volumes(reader))
+        yield _Part(part, name, header.is_lossy, is_turned(reader, part))
 
 
 def _read_ahead(source: str, files: tuple[str, ...]) -> Iterator[bytes]:
@@ -200,6 +256,24 @@ def _check_channels_there(entry: ScanEntry) -> None:
 
 def _describe_place(is_volume: bool) -> str:
     return "is a volume that may be stored any way round" if is_volume else "is made of slices"
+
+
+def _check_place(part: _Part, grid: Grid | None) -> None:
+    """Refuse slices as the reference of a volume, and the other way round."""
+    if grid is not None and grid.is_volume is not None and grid.is_volume != part.is_volume:
+        raise GridMismatchError(
+            f"{show_name(part.name)} {_describe_place(part.is_volume)}, the scan {_describe_place(grid.is_volume)}: "
+            "how one lies on the other is not known. Give both in one format."
+        )
+
+
+def _check_colours(part: _Part, channel_names: tuple[str, ...]) -> None:
+    """Refuse one series under several names, unless these are its colours."""
+    found = part.scan.pixels.shape[3]
+    if len(channel_names) > 1 and found != len(channel_names):
+        raise ChannelMismatchError(
+            f"{show_name(part.name)} has {found} channel{'s' * (found != 1)}; named are {', '.join(channel_names)}."
+        )
 
 
 def _check_fourth_axis(part: _Part, channel_names: tuple[str, ...]) -> None:

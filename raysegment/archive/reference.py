@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.archive.dicom.drawn_on import list_drawn_values, read_drawn_segmentation
-from raysegment.archive.formats import readers, reads_volumes
+from raysegment.archive.formats import readers, reads_series, reads_volumes
 from raysegment.archive.names import show_name
 from raysegment.archive.orientation import Affine
 from raysegment.archive.read import MAX_SCAN_BYTES, read_volume
@@ -82,7 +82,7 @@ def read_reference(
     segmented = read_drawn_segmentation(entry, grid, affine, settings.labels, max_bytes)
     if segmented is not None:
         return segmented
-    drawn, is_lossy = _read_drawn(entry, max_bytes, settings, Grid(grid, affine, _is_volume(entry.reader)))
+    drawn, is_lossy = _read_drawn(entry, max_bytes, settings, Grid(grid, affine, _is_volume(entry.reader, affine)))
     name = _names(entry)[0]
     by_slice = len(entry.reference_files) > 1
     slices = len(entry.reference_files) if by_slice else len(drawn)
@@ -239,9 +239,9 @@ def _read_drawn(
     return _brightest(scan.pixels, names[0]), is_lossy
 
 
-def _is_volume(reader: str) -> bool | None:
+def _is_volume(reader: str, affine: Affine | None) -> bool | None:
     found = readers().get(reader)
-    return None if found is None else reads_volumes(found)
+    return None if found is None else reads_volumes(found) and (affine is not None or not reads_series(found))
 
 
 def _names(entry: ScanEntry) -> tuple[str, ...]:

@@ -140,8 +140,7 @@ def assume_affine(affine: Affine | None, spacing_mm: Spacing) -> Affine:
 def _turned(part: Scan, turn: Orientation) -> Scan:
     assert part.spacing_mm is not None
     affine = None if part.affine is None else turn.affine(part.affine, part.grid)
-    spacing_mm = turn_spacing(part.spacing_mm, turn) if affine is None else spacing_of(affine)
-    return Scan(turn.apply(part.pixels), spacing_mm, affine)
+    return Scan(turn.apply(part.pixels), turn_spacing(part.spacing_mm, turn), affine)
 
 
 def _lay_without_affine(part: Scan, grid: Grid, settings: ReadSettings, name: str) -> Scan:

@@ -15,7 +15,10 @@ from raysegment.errors import SourceChangedError, UnknownGridError
 from raysegment.scan import Mask, ScanEntry, SliceAxis
 from raysegment.store.writers.nifti import make_header
 
-VOLUME_READER = "nifti"
+VOLUME_READERS = frozenset({"nifti", "dicom"})
+UPRIGHT = [2, 1, 0, 3]
+"""Of an affine of (slice, row, column, 1): that of (column, row, slice, 1)."""
+
 SAME_PLACE = 1e-6
 """Tables hold affines in double precision, as they were read."""
 
@@ -51,18 +54,20 @@ def restore_volume(row: Mapping[str, Any], mask: Mask, entry: ScanEntry | None, 
     """
     planes = mask if mask.ndim == 4 else mask[np.newaxis]
     if slice_axis is None:
-        affine = _affine_of_slices(row)
-        upright = tuple(plane.transpose(2, 1, 0) for plane in planes)
-        columns, rows, slices = upright[0].shape
-        return Volume(upright, make_header((columns, rows, slices), affine))
+        return _place_slices(tuple(planes), _affine_of_slices(row))
     name = show_name(str(row["scan_id"]))
-    if entry is None or entry.reader != VOLUME_READER:
+    if entry is None or entry.reader not in VOLUME_READERS:
         raise SourceChangedError(f"{name} is no longer in the archive as a volume, so nobody knows its mask's grid.")
     stored = None if row["affine"] is None else np.asarray(row["affine"], np.float64).reshape(4, 4)
-    grid = read_stored_grid(entry, slice_axis, stored)
+    slices, rows, columns = planes.shape[1:]
+    grid = read_stored_grid(entry, slice_axis, stored, (slices, rows, columns))
     if grid.turn.shape(grid.shape) != planes.shape[1:] or not _is_same(grid.affine, stored):
         raise SourceChangedError(f"{name} lies on another grid than when it was segmented; segment it again.")
-    return Volume(tuple(grid.turn.undo(plane) for plane in planes), grid.head)
+    restored = tuple(grid.turn.undo(plane) for plane in planes)
+    if grid.head is not None:
+        return Volume(restored, grid.head)
+    affine = _affine_of_slices(row) if grid.stored_affine is None else grid.stored_affine[:, UPRIGHT]
+    return _place_slices(restored, affine)
 
 
 def check_unchanged(row: Mapping[str, Any], fingerprint: str, entry: ScanEntry | None) -> None:
@@ -78,6 +83,13 @@ def check_unchanged(row: Mapping[str, Any], fingerprint: str, entry: ScanEntry |
         raise SourceChangedError(f"{name} has changed since it was segmented; segment it again.")
 
 
+def _place_slices(planes: tuple[Mask, ...], affine: Affine) -> Volume:
+    """Masks of (slices, rows, columns) as volumes of (columns, rows, slices), as programs stack slices."""
+    upright = tuple(plane.transpose(2, 1, 0) for plane in planes)
+    columns, rows, slices = upright[0].shape
+    return Volume(upright, make_header((columns, rows, slices), affine))
+
+
 def _affine_of_slices(row: Mapping[str, Any]) -> Affine:
     """For (column, row, slice): the table's own, or one that takes slices for axial, seen as radiologists do.
 
@@ -85,7 +97,7 @@ def _affine_of_slices(row: Mapping[str, Any]) -> Affine:
         UnknownGridError: There is neither.
     """
     if row["affine"] is not None:
-        return np.asarray(row["affine"], np.float64).reshape(4, 4)[:, [2, 1, 0, 3]]
+        return np.asarray(row["affine"], np.float64).reshape(4, 4)[:, UPRIGHT]
     if row["spacing_mm"] is None:
         raise UnknownGridError(
             f"{show_name(str(row['scan_id']))} has no spacing, without which a NIfTI file has no place in the world. "

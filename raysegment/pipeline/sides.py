@@ -13,7 +13,7 @@ LEFT_WORDS = frozenset({"left", "lh", "sin", "sinister", "sinistra", "sinistrum"
 RIGHT_WORDS = frozenset({"right", "rh", "dex", "dx", "dexter", "dextra", "dextrum"})
 """Words in the names of labels that tell a side of the body."""
 
-VOLUME_READERS = frozenset({"nifti"})
+VOLUME_READERS = frozenset({"nifti", "dicom"})
 """Formats that say where in the world their voxels lie."""
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+|\d+")
@@ -93,7 +93,8 @@ def check_mirror(labels: Labels, mirror: Mirror, slice_axis: SliceAxis, readers:
     if foreign := sorted(set(readers) - VOLUME_READERS):
         raise UsageError(
             f"--mirror {mirror}: label {next(iter(sides.values()))[0][0]} is of one side, and scans of format "
-            f"{foreign[0]} do not say which way their rows and columns run. Give --mirror none, or NIfTI volumes."
+            f"{foreign[0]} do not say which way their rows and columns run. Give --mirror none, or volumes "
+            "(NIfTI, DICOM)."
         )
 
 
@@ -107,7 +108,7 @@ def check_orientation(scan: Scan, labels: Labels, mirror: Mirror) -> None:
         return
     raise AffineError(
         f"label {next(iter(sides.values()))[0][0]} is of one side, and the file does not say which way its axes run "
-        f"(no sform, no qform); it cannot be segmented with --mirror {mirror}."
+        f"(NIfTI without sform and qform, DICOM without positions); it cannot be segmented with --mirror {mirror}."
     )
 
 

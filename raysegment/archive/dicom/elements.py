@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from raysegment.archive.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE
@@ -42,11 +42,15 @@ class PixelPlace:
         tag: The element: whole numbers, single or double precision.
         offset: Of its value in the data set, inflated where that is deflated.
         length: Of its value; None where it is cut into fragments, as compressed pixels are.
+        is_words: Whether values are in words of two bytes, which matters where single bytes are stored so.
+        packed_from: Where a deflated data set begins in the file; None where it is not deflated.
     """
 
     tag: int
     offset: int
     length: int | None
+    is_words: bool = False
+    packed_from: int | None = None
 
 
 @dataclass(slots=True, repr=False)
@@ -138,12 +142,15 @@ def read_elements(stream: BinaryIO, wanted: Wanted, name: str) -> DataSet:
     described = meta.read_meta()
     if not (syntax := described.get(SYNTAX, "")):
         raise UnreadableFileError(f"{show_name(name)} does not say how it is encoded (no transfer syntax).")
+    packed_from = None
     if syntax == DEFLATED:
+        packed_from = meta.position
         stream = io.BytesIO(inflate(stream.read(), MAX_INFLATED_BYTES, name, is_whole=False))
     walk = _Walk(stream, name, explicit=syntax != IMPLICIT_LITTLE, order=">" if syntax == EXPLICIT_BIG else "<")
     walk.guess_encoding()
     elements = walk.read_set(wanted)
-    return DataSet(syntax, described.get(MEDIA_CLASS, ""), elements, walk.pixels)
+    pixels = walk.pixels and replace(walk.pixels, packed_from=packed_from)
+    return DataSet(syntax, described.get(MEDIA_CLASS, ""), elements, pixels)
 
 
 def inflate(packed: bytes, max_bytes: int, name: str, *, is_whole: bool) -> bytes:
@@ -210,7 +217,7 @@ class _Walk:
         while self.position < self.end:
             tag, kind, length = self._read_head()
             if tag in PIXEL_DATA:
-                self.pixels = PixelPlace(tag, self.position, None if length == UNDEFINED else length)
+                self.pixels = PixelPlace(tag, self.position, None if length == UNDEFINED else length, kind == b"OW")
                 break
             self._read_element(found, tag, kind, length, wanted, 0)
         return found

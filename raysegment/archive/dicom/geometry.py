@@ -101,6 +101,24 @@ def order_slices(
     return SliceOrder(tuple(int(index) for index in order), affine, spacing_mm, note)
 
 
+def find_axes(orientation: Numbers, pixel_spacing: tuple[float, float], name: str) -> Affine:
+    """The directions of a slice as an affine without place: (slice, row, column) to RAS+, slices 1 mm apart.
+
+    Args:
+        orientation: (6,), directions of rows, then of columns.
+        pixel_spacing: Distance of rows, distance of columns, in millimetres.
+        name: For messages.
+
+    Raises:
+        AffineError: They are none.
+    """
+    rows, columns = _find_directions(np.atleast_2d(orientation), name)
+    axes = np.eye(4)
+    steps = [np.cross(rows, columns), columns * pixel_spacing[0], rows * pixel_spacing[1]]
+    axes[:3, :3] = np.column_stack(steps) * TO_RAS[:, None]
+    return axes
+
+
 def _without_place(num_slices: int, pixel_spacing: tuple[float, float] | None, thickness: float | None) -> SliceOrder:
     """Slices as they come, with the size of a voxel where a header has it."""
     known = num_slices == 1 and pixel_spacing is not None and thickness is not None and thickness > 0

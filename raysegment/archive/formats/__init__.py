@@ -10,6 +10,9 @@ A reader is a module with
 A reader of volumes also has `IS_VOLUME = True`: the first three axes of its pixels, and slices, rows, columns of its
 header, are the axes as stored, in any order; spacing and affine are about them, and `archive/volumes` turns them.
 
+A reader of series has `IS_SERIES = True` besides: a file is a scan or a part of one, and `archive/dicom/series` sorts
+and stacks what its files hold. Such a scan is a volume if it has an affine; else it is slices, which nothing turns.
+
 `stream` is a seekable binary file, `name` is for messages only, and both functions raise a `ScanError`; messages must
 not quote what headers say. The module's name is the manifest's `reader`. A module in this folder is a reader as soon
 as it lies here. Modules elsewhere are named, with commas between, in the environment variable RAYSEGMENT_READERS; they
@@ -101,10 +104,26 @@ def reads_volumes(reader: Reader) -> bool:
     return bool(getattr(reader, "IS_VOLUME", False))
 
 
+def reads_series(reader: Reader) -> bool:
+    """Whether the files of a reader are parts of series, to be sorted and stacked."""
+    return bool(getattr(reader, "IS_SERIES", False))
+
+
+def is_turned(reader: Reader, found: Header | Scan) -> bool:
+    """Whether what a reader found is a volume, with axes that must be turned."""
+    return reads_volumes(reader) and (found.affine is not None or not reads_series(reader))
+
+
 def is_volume(name: str) -> bool:
     """Whether files of a reader hold volumes; not known of one that is not there."""
     found = readers().get(name)
     return found is not None and reads_volumes(found)
+
+
+def is_series(name: str) -> bool:
+    """Whether files of a reader are parts of series; not known of one that is not there."""
+    found = readers().get(name)
+    return found is not None and reads_series(found)
 
 
 def readers_by_extension() -> dict[str, str]:
