@@ -12,7 +12,7 @@ import SimpleITK as sitk  # noqa: N813
 from dicom_made import AXIAL, change, make_enhanced, make_instance, make_series, to_bytes, write_series
 from volumes_made import make_affine
 
-from raysegment.archive.formats import get_reader
+from raysegment.archive.formats import dicom
 from raysegment.archive.manifest import entries, read_manifest
 from raysegment.archive.orientation import find_orientation
 from raysegment.archive.read import read_scan
@@ -194,7 +194,7 @@ def test_a_header_alone_tells_size_and_place(tmp_path):
     path = tmp_path / "a.dcm"
     path.write_bytes(to_bytes(make_enhanced(VOLUME, order=[1, 0, 2, 3, 4, 5, 6])))
     with path.open("rb") as stream:
-        header = get_reader("dicom").read_header(stream, "a.dcm")
+        header = dicom.read_header(stream, "a.dcm")
     assert (header.slices, header.rows, header.columns, header.channels) == (7, 5, 6, 1)
     assert header.spacing_mm == (3, 2, 1)
     assert np.allclose(header.affine, AXIAL)
