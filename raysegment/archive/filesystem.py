@@ -266,6 +266,8 @@ def _open_zip(source: str, name: str, stamp: tuple[int, int]) -> OpenZip:
 def _refuse_zip(source: str, name: str) -> ScanError:
     """Why a zip itself is no scan: what is wrong with its files, where something is."""
     try:
+        if (parts := split_zip(source, name)) is not None:
+            open_zip(source, parts[0]).open(decode_name(parts[1]), name, io.DEFAULT_BUFFER_SIZE).close()
         fault = open_zip(source, name).describe_faults(lambda _: True)
     except OSError as error:
         return AccessError(f"{show_name(name)} cannot be read: {describe(error)}.")

@@ -152,7 +152,7 @@ class OpenZip:
 def _is_shown(name: str) -> bool:
     """Whether it is a file and no folder, and neither it nor a folder of it is hidden."""
     parts = name.split("/")
-    return bool(parts[-1]) and not any(part.startswith(".") and part.strip(".") for part in parts)
+    return bool(parts[-1]) and not any(part.startswith(".") and not part.startswith("..") for part in parts)
 
 
 def _is_zip(name: str) -> bool:
