@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from raysegment.archive.names import ESCAPE_BASE, TO_ESCAPE, extension_of, show_name
+from raysegment.archive.sealed import current_key, is_sealed, open_name, open_seal, seal_file, seal_source
 from raysegment.archive.zipped import EXTENSION as ZIP
 from raysegment.archive.zipped import MARK, OpenZip
 from raysegment.errors import AccessError, ScanError, UnreadableFileError, UsageError
@@ -36,7 +37,7 @@ Result = TypeVar("Result")
 
 def is_uri(path: str) -> bool:
     """Whether a path names a bucket rather than a local file or folder."""
-    return "://" in path
+    return "://" in (open_seal(path) if is_sealed(path) else path)
 
 
 def encode_name(name: str) -> str:
@@ -59,11 +60,13 @@ def decode_name(text: str) -> str:
 
 def absolute_source(source: str) -> str:
     """A source as tables name it: a bucket's URI, or the absolute path of a local folder or file."""
-    return source if is_uri(source) else encode_name(os.path.abspath(source))
+    return source if is_sealed(source) or is_uri(source) else encode_name(os.path.abspath(source))
 
 
 def folder_of(source: str) -> str:
     """The folder that a file lies in, as tables name it."""
+    if is_sealed(source):
+        return seal_source(folder_of(open_seal(source)), current_key())
     if is_uri(source):
         return source.split("?")[0].rpartition("/")[0]
     return encode_name(os.path.dirname(os.path.abspath(source)))
@@ -80,6 +83,8 @@ def open_source(source: str) -> tuple[pafs.FileSystem, str]:
     Raises:
         UsageError: The URI's scheme is unknown, or it holds a password.
     """
+    if is_sealed(source):
+        return open_source(open_seal(source))
     if not is_uri(source):
         return pafs.LocalFileSystem(), os.path.abspath(decode_name(source))
     parts = urlsplit(source)
@@ -101,6 +106,8 @@ def open_source(source: str) -> tuple[pafs.FileSystem, str]:
 
 def join_source(source: str, name: str) -> str:
     """Path of one file below a source, in the source's own file system; an absolute path stands for itself."""
+    if is_sealed(source):
+        source, name = open_seal(source), open_name(name)
     _, root = open_source(source)
     if not name:
         return root
@@ -205,8 +212,10 @@ def open_file(source: str, name: str, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE
         ScanError: It cannot be read out of its zip.
         OSError: The storage refuses it.
     """
-    if MARK in name.lower() and (parts := split_zip(source, name)) is not None:
-        with open_zip(source, parts[0]).open(decode_name(parts[1]), name, buffer_bytes) as stream:
+    below = open_name(name) if is_sealed(source) else name
+    if MARK in below.lower() and (parts := split_zip(source, below)) is not None:
+        outer = seal_file(parts[0], current_key()) if is_sealed(source) else parts[0]
+        with open_zip(source, outer).open(decode_name(parts[1]), name, buffer_bytes) as stream:
             yield stream
         return
     filesystem, _ = open_source(source)
@@ -303,6 +312,9 @@ def _try_again(source: str, name: str, read: Callable[[BinaryIO], Result]) -> Re
                 return read(stream)
         except OSError as error:
             if pause_seconds is None:
-                raise AccessError(f"{show_name(name)} cannot be read: {describe(error)}") from error
+                cause = describe(error) if error.errno or not is_sealed(source) else type(error).__name__
+                raise AccessError(f"{show_name(name)} cannot be read: {cause}") from (
+                    None if is_sealed(source) else error
+                )
             time.sleep(pause_seconds)
     raise AssertionError("the last attempt returns or raises")

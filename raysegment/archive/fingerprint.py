@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from raysegment.archive.filesystem import decode_name, hash_bytes, is_uri, join_source, open_source, split_zip
 from raysegment.archive.formats import is_series, is_volume
 from raysegment.archive.manifest import FINGERPRINT_MODE, entries
+from raysegment.archive.sealed import is_sealed, open_name
 from raysegment.archive.walk import FoundFile
 from raysegment.archive.zipped import MARK
 from raysegment.errors import ScanError
@@ -177,11 +178,11 @@ def _look_up_in_bucket(source: str, paths: list[str]) -> list[tuple[str, FoundFi
 
 def _stat(source: str, path: str) -> FoundFile:
     # As `join_source`, which takes as long as the look itself: a manifest may name a million files.
-    root = open_source(source)[1]
+    root, below = open_source(source)[1], open_name(path) if is_sealed(source) else path
     try:
-        status = os.stat(os.path.join(root, decode_name(path)))
+        status = os.stat(os.path.join(root, decode_name(below)))
     except NotADirectoryError:
-        parts = split_zip(source, path)
+        parts = split_zip(source, below)
         if parts is None:
             raise
         status = os.stat(os.path.join(root, decode_name(parts[0])))

@@ -25,10 +25,19 @@ from raysegment.archive.grouping.naming import Naming, parse_naming
 from raysegment.archive.grouping.patients import assign_patients, match_patients
 from raysegment.archive.grouping.ways import join_ways
 from raysegment.archive.headers import count_spacings, examine_drafts
-from raysegment.archive.manifest import FINGERPRINT_MODE, KEY, MANIFEST_SCHEMA, is_manifest, read_manifest
+from raysegment.archive.manifest import (
+    FINGERPRINT_MODE,
+    KEY,
+    MANIFEST_SCHEMA,
+    PSEUDONYMISED,
+    is_manifest,
+    read_manifest,
+)
 from raysegment.archive.names import show_name
 from raysegment.archive.neighbours import BY_EXTENSION, describe_unread, set_aside
+from raysegment.archive.pseudonymise import hidden_names, pseudonymise_table, resolve_source
 from raysegment.archive.pseudonyms import Pseudonyms, warn_of_key
+from raysegment.archive.sealed import use_key
 from raysegment.archive.walk import walk_source
 from raysegment.errors import UsageError
 from raysegment.options import Finding
@@ -119,6 +128,14 @@ def find_scans(source: str, how: Finding | None = None) -> pa.Table:
         UsageError: The source is missing or holds no scan, or a pattern or glob does not fit.
     """
     how = how or Finding()
+    source = resolve_source(source, how)
+    with hidden_names(how):
+        table = _find_all(source, how)
+    return pseudonymise_table(table) if how.pseudonymise else table
+
+
+def _find_all(source: str, how: Finding) -> pa.Table:
+    """As `find_scans`, with all names as they are."""
     naming = parse_naming(how)
     if not is_manifest(source):
         return _find_in_archive(source, naming, how.fingerprint)
@@ -127,7 +144,10 @@ def find_scans(source: str, how: Finding | None = None) -> pa.Table:
             f"{show_name(source)} is a manifest, which says what a scan is; {option} belongs to folders. "
             "Give it to `raysegment index` when the manifest is made."
         )
-    table = renew_fingerprints(read_manifest(source), how.fingerprint)
+    table = read_manifest(source)
+    if PSEUDONYMISED in (table.schema.metadata or {}):
+        use_key(how.key_file)
+    table = renew_fingerprints(table, how.fingerprint)
     if naming.dates is not None:
         table = _set_dates(table, naming.dates)
     if naming.patients is None:

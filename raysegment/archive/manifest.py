@@ -20,6 +20,7 @@ from raysegment.archive.dates import read_dates
 from raysegment.archive.filesystem import check_regular, describe, folder_of, is_uri, open_source
 from raysegment.archive.formats import is_series, readers_by_extension
 from raysegment.archive.names import extension_of, show_name
+from raysegment.archive.sealed import is_sealed, key_of_seal
 from raysegment.errors import AccessError, DiskFullError, UsageError
 from raysegment.scan import ScanEntry
 
@@ -53,6 +54,9 @@ FINGERPRINT_MODE = b"raysegment.fingerprint"
 
 KEY = b"raysegment.key"
 """Key of a manifest's metadata: the fingerprint of the secret key that its pseudonyms were made with."""
+
+PSEUDONYMISED = b"raysegment.pseudonymised"
+"""Key of the metadata of a manifest in which keyed hashes stand for scans, patients and paths."""
 
 MODE_COLUMN = "fingerprint_mode"
 """The same in CSV, which has no metadata."""
@@ -251,7 +255,14 @@ def _conform(table: pa.Table, path: str, folder: str) -> pa.Table:
     for name in table.column_names:
         if name not in MANIFEST_SCHEMA.names:
             conformed = conformed.append_column(table.schema.field(name), table[name])
-    return conformed.replace_schema_metadata(table.schema.metadata)
+    return conformed.replace_schema_metadata({**(table.schema.metadata or {}), **_read_seals(conformed["source"])})
+
+
+def _read_seals(sources: pa.ChunkedArray) -> dict[bytes, bytes]:
+    """What sealed sources tell of the key; in CSV nothing else does."""
+    keys = {key_of_seal(text) for text in pc.unique(sources).to_pylist()}
+    key = keys.pop() if len(keys) == 1 else None
+    return {} if key is None else {KEY: key.encode(), PSEUDONYMISED: b"1"}
 
 
 def _without_views(table: pa.Table) -> pa.Table:
@@ -296,7 +307,9 @@ def _absolute_sources(sources: pa.ChunkedArray, folder: str) -> pa.ChunkedArray:
     """Relative sources start from the manifest's folder; most manifests have one source in all rows."""
     distinct = pc.unique(sources).to_pylist()
     absolute = [
-        text if is_uri(text) or os.path.isabs(text) or is_uri(folder) else os.path.normpath(os.path.join(folder, text))
+        text
+        if is_sealed(text) or is_uri(text) or os.path.isabs(text) or is_uri(folder)
+        else os.path.normpath(os.path.join(folder, text))
         for text in distinct
     ]
     if absolute == distinct:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import reprlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 ESCAPE_BASE = 0x10FE00
 """A byte b that is no UTF-8 becomes the private-use character ESCAPE_BASE + b, which Arrow and Parquet can hold."""
@@ -15,15 +17,38 @@ TO_ESCAPE = re.compile("[\ud800-\udfff\U0010fe80-\U0010feff]")
 PACKED = ".nii.gz"
 """The one extension that has two dots."""
 
+SEALED_SOURCE = "pseudonymised:"
+"""What the sources of `sealed` begin with."""
+
+_SEALED = re.compile(r"(?<![0-9a-f])([0-9a-f]{16})~[A-Za-z0-9_-]*")
+_HIDING: list[Callable[[str], str]] = []
 _NUMBERS = re.compile(r"(\d+)")
 
 
 def show_name(text: str) -> str:
-    """A name on one line, for messages: what cannot be printed is escaped."""
+    """A name on one line, for messages: what cannot be printed is escaped, what is sealed left out."""
+    text = drop_seals(text)
+    if _HIDING and not text.startswith(SEALED_SOURCE):
+        text = _HIDING[-1](text)
     return "".join(
         character if character.isprintable() and not TO_ESCAPE.match(character) else _escape(character)
         for character in text
     )
+
+
+def drop_seals(text: str) -> str:
+    """A text without what is sealed in names of `sealed`: their hashes are left."""
+    return _SEALED.sub(r"\1", text) if "~" in text else text
+
+
+@contextmanager
+def hide_names(hide: Callable[[str], str]) -> Iterator[None]:
+    """While the block runs, `show_name` shows what a function makes of each name."""
+    _HIDING.append(hide)
+    try:
+        yield
+    finally:
+        _HIDING.pop()
 
 
 def show_value(value: object) -> str:

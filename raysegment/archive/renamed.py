@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from raysegment.archive.grouping.folders import former_names, name_of_source
 from raysegment.archive.manifest import is_manifest
+from raysegment.archive.names import drop_seals
 
 
 def find_renamed(source: str, wanted: pa.Table, found: pa.Table, finished: pa.Table) -> pa.Array:
@@ -27,7 +28,9 @@ def find_renamed(source: str, wanted: pa.Table, found: pa.Table, finished: pa.Ta
     Returns:
         Their scan_ids.
     """
-    is_here = pc.is_in(finished["source"], value_set=pc.unique(wanted["source"]))
+    # The tables have a sealed source without its seal.
+    here = [drop_seals(text) for text in pc.unique(wanted["source"]).to_pylist()]
+    is_here = pc.is_in(finished["source"], value_set=pa.array(here, pa.string()))
     is_named = pc.is_in(finished["scan_id"], value_set=found["scan_id"].combine_chunks())
     lost = finished.filter(pc.and_(is_here, pc.invert(is_named)))
     if not lost.num_rows:

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from raysegment.archive.manifest import read_manifest
 from raysegment.archive.names import show_name, stem_of
+from raysegment.archive.pseudonymise import hide_word, is_pseudonymised, real_names
 from raysegment.errors import UsageError
 
 SPLITS = ("train", "val", "test")
@@ -77,7 +78,11 @@ def assign_splits(
             the splits are known from nowhere.
     """
     if split_file is not None:
-        return _apply(table, read_split_file(split_file), _patients_by_name(table), f"split file {split_file}")
+        named, patients = read_split_file(split_file), _patients_by_name(table)
+        if is_pseudonymised(table):
+            known = real_names(table)
+            named = {name if name in patients else known.get(name) or hide_word(name): named[name] for name in named}
+        return _apply(table, named, patients, f"split file {split_file}")
     patients = {patient: {patient} for patient in pc.unique(table["patient_id"]).to_pylist()}
     if run_manifest is not None:
         origin = f"the model's own {run_manifest}"

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 from raysegment.archive.channels import check_channels, order_channels
 from raysegment.archive.index import find_scans, key_of
 from raysegment.archive.labels import match_labels
+from raysegment.archive.pseudonymise import hide_source
 from raysegment.archive.pseudonyms import check_same_key
 from raysegment.archive.split import choose_scans, find_run_manifest, refuse_training_patients
 from raysegment.cluster.inference.run import InferResult, run_inference
@@ -51,6 +52,7 @@ def evaluate(options: EvaluateOptions) -> EvaluateResult:
         RaysegmentError: As `infer`.
     """
     started = time.time()
+    options = hide_source(options)
     bundle = load_bundle(options.model)
     options = replace(options, members=bundle.count_members(options.members))
     found = find_scans(options.source, options)

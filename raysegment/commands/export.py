@@ -11,6 +11,8 @@ import pyarrow.compute as pc
 
 from raysegment.archive.filesystem import is_uri
 from raysegment.archive.names import show_name
+from raysegment.archive.pseudonymise import hide_source, recorded_identifiers, resolve_source
+from raysegment.archive.sealed import is_sealed
 from raysegment.commands.export_bids import OWN_FOLDER, write_bids
 from raysegment.commands.export_segmentations import write_segmentations
 from raysegment.commands.export_volumes import write_volumes
@@ -74,7 +76,10 @@ def export_masks(options: ExportOptions) -> ExportResult:
     if not done.num_rows:
         raise UsageError(f"{options.tables} has no masks: none of its {scans.num_rows} scans is ok.")
     folder = ExportFolder(options.out, place)
+    how = recorded_identifiers(read_record(place).get("chosen") or {})
+    options = hide_source(options, how=how)
     sources = [*scans["source"].drop_null().unique().to_pylist(), read_chosen_source(place), options.source or ""]
+    sources = [resolve_source(source, how) for source in sources]
     folder.check_apart(sources, allowed=OWN_FOLDER if options.to == "bids" else "")
     if options.to == "tiff":
         return ExportResult(out=options.out, num_files=_write_pages(place, folder, done))
@@ -123,4 +128,4 @@ def _write_pages(place: Place, folder: ExportFolder, scans: pa.Table) -> int:
 def read_chosen_source(place: Place) -> str:
     """SOURCE as the run that wrote the tables was given it; empty where it is not known, or relative to an unknown."""
     source = str(dict(read_record(place).get("chosen") or {}).get("source") or "")
-    return source if os.path.isabs(source) or is_uri(source) else ""
+    return source if is_sealed(source) or os.path.isabs(source) or is_uri(source) else ""

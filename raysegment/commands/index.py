@@ -21,6 +21,7 @@ from raysegment.archive.index import (
 from raysegment.archive.labels import locate_labels
 from raysegment.archive.manifest import write_manifest
 from raysegment.archive.neighbours import describe_unread
+from raysegment.archive.pseudonymise import hide_source
 from raysegment.archive.reference import describe_labels, describe_values
 from raysegment.archive.reference_sample import ReferenceSample, sample_references
 from raysegment.errors import UsageError
@@ -63,6 +64,7 @@ def index(options: IndexOptions) -> IndexResult:
         UsageError: The source is missing or holds no scan, labels are declared in a way that cannot be understood, or
             the manifest cannot be written where it is to go.
     """
+    options = hide_source(options)
     if options.out is not None:
         check_target(options.out)
     table = find_scans(options.source, options)

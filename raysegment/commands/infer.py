@@ -8,6 +8,7 @@ from dataclasses import replace
 from raysegment.archive.channels import check_channels, order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import match_labels_if_known
+from raysegment.archive.pseudonymise import hide_source
 from raysegment.cluster.inference.run import InferResult, run_inference
 from raysegment.cluster.session import check_temp_dir, interruptible
 from raysegment.model.bundle import load_bundle
@@ -27,6 +28,7 @@ def infer(options: InferOptions) -> InferResult:
         InterruptedRunError: Ctrl-C or SIGTERM; the same command resumes.
     """
     started = time.time()
+    options = hide_source(options)
     bundle = load_bundle(options.model)
     options = replace(options, members=bundle.count_members(options.members))
     found = find_scans(options.source, options)

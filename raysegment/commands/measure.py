@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.index import find_scans, recorded_finding
 from raysegment.archive.manifest import entry_of, is_manifest
+from raysegment.archive.pseudonymise import hide_source, recorded_identifiers
 from raysegment.archive.reference_join import Joined, find_references, join_references
 from raysegment.archive.split import choose_scans
 from raysegment.cluster.inference.remaining import find_remaining
@@ -94,6 +95,7 @@ def measure(options: MeasureOptions) -> MeasureResult:
     """
     started = time.time()
     stored = StoredTables(options)
+    options = hide_source(options, "references", recorded_identifiers(stored.chosen))
     joined = _join(options, stored)
     manifest, split_origin = choose_scans(
         joined.table,
@@ -306,6 +308,11 @@ def _join(options: MeasureOptions, stored: StoredTables) -> Joined:
     if options.reference and is_manifest(options.references):
         raise UsageError(
             f"{options.references} is a manifest, which names the references; --reference belongs to folders."
+        )
+    if options.reference and stored.chosen.get("pseudonymise"):
+        raise UsageError(
+            "--reference names scans by their own names, and the tables have pseudonyms of them. Leave it out: "
+            "references are found as the tables' scans were."
         )
     if options.reference:
         return find_references(options.references, options.reference, stored.scans, options.fingerprint)

@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 from raysegment.archive.channels import check_channels, order_channels
 from raysegment.archive.index import find_scans
 from raysegment.archive.labels import match_labels_if_known
+from raysegment.archive.names import show_name
+from raysegment.archive.pseudonymise import hide_source
 from raysegment.archive.selection import select_scans
 from raysegment.cluster.inference.remaining import find_remaining
 from raysegment.cluster.inference.run import InferResult, identify_inference, resolve_options, run_inference
@@ -148,7 +150,8 @@ class Night:
         bundle: Bundle = load_bundle(cohort.chosen.model)
         self.bundle = replace(bundle, doubt=lay_over(bundle.doubt, cohort.review, bundle.labels))
         general = {"address": options.address, "temp_dir": options.temp_dir, "json": options.json}
-        self.infer_options: InferOptions = cohort.make_options(cohort.chosen.out, retry_failed=True, **general)
+        every_night = cohort.make_options(cohort.chosen.out, retry_failed=True, **general)
+        self.infer_options: InferOptions = hide_source(every_night)
         self.drawn: Labels = self.bundle.labels
         self.current: Current | None = None
         self.gone = pa.array([], pa.string())
@@ -162,16 +165,16 @@ class Night:
             UsageError: No scan is left, or more are gone than the cohort file allows.
         """
         chosen, options = self.cohort.chosen, self.infer_options
-        found = find_scans(chosen.source, options)
-        self.drawn = match_labels_if_known(chosen.source, options.labels, self.bundle.labels, found)
+        found = find_scans(options.source, options)
+        self.drawn = match_labels_if_known(options.source, options.labels, self.bundle.labels, found)
         found = order_channels(found, self.bundle.channel_names)
         self.manifest = select_scans(
             found, globs=chosen.scans or (), patients=chosen.patients or (), where=self.cohort.where
         )
         if not self.manifest.num_rows:
             raise UsageError(
-                f"{self.options.cohort}: {chosen.source} has {found.num_rows} scans, and `scans`, `patients` and "
-                "`where` leave none of them."
+                f"{self.options.cohort}: {show_name(options.source)} has {found.num_rows} scans, and `scans`, "
+                "`patients` and `where` leave none of them."
             )
         check_channels(self.manifest, self.bundle.num_channels)
         self._check_vanished()
@@ -282,7 +285,7 @@ class Night:
         if len(vanished) > allowed and not self.options.allow_mass_vanish:
             raise UsageError(
                 f"{len(vanished)} of {there} scans of cohort {self.cohort.chosen.name} are not in "
-                f"{self.cohort.chosen.source} any more, such as {str(vanished[0])!r}; is all of it mounted? "
+                f"{show_name(self.infer_options.source)} any more, such as {str(vanished[0])!r}; is all of it mounted? "
                 "--allow-mass-vanish goes on without them."
             )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raysegment.archive.index import key_of
+from raysegment.archive.pseudonymise import hide_source
 from raysegment.choices import as_plain
 from raysegment.cluster.session import check_temp_dir, interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
@@ -39,6 +40,7 @@ def train(options: TrainOptions) -> TrainResult | FoldsResult:
         UsageError: Wrong options, nothing to train on, or a folder that holds a different run.
         RunError: Too many bad scans, too many lost workers, a full disk, or a cluster that is too small.
     """
+    options = hide_source(options)
     folder = Path(options.out).absolute()
     place = Place(str(folder))
     options, origin = adopt_origin(keep_rules(options, place))

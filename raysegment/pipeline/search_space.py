@@ -21,6 +21,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 
 from raysegment.archive.filesystem import is_uri
+from raysegment.archive.pseudonymise import hide_source
 from raysegment.choices import check_value, convert_value, load_options, read_recipe, suggest, unwrap_optional
 from raysegment.errors import UsageError
 from raysegment.options import CommandOptions, SearchOptions, TrainOptions
@@ -121,7 +122,7 @@ class SearchPlan:
         options: TrainOptions = load_options(
             TrainOptions, {**strict, "source": self.source, **given}, recipe=self.recipe, drawn=soft
         )
-        return options
+        return hide_source(options)
 
     @property
     def seed(self) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.archive.names import drop_seals
 from raysegment.archive.orientation import plane_of
 from raysegment.errors import (
     NetworkFailedError,
@@ -320,7 +321,7 @@ def _build_row(
     return {
         "scan_id": read.scan_id,
         "patient_id": read.patient_id,
-        "source": read.source,
+        "source": drop_seals(read.source),
         "fingerprint": read.fingerprint,
         "scan_date": read.scan_date,
         "scan_day": read.scan_day,

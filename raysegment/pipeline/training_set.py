@@ -162,7 +162,7 @@ def check_channels(options: TrainOptions, num_channels: int | None) -> None:
     if missing:
         raise UsageError(
             f"--channels {','.join(map(str, options.channels or ()))} asks for channel {missing[0]}; most scans in "
-            f"{options.source} have {num_channels}, counted from 0."
+            f"{show_name(options.source)} have {num_channels}, counted from 0."
         )
 
 
@@ -174,7 +174,7 @@ def check_label(options: TrainOptions, labels: Labels) -> None:
     """
     default = TrainOptions.__dataclass_fields__["label"].default
     if labels.are_declared and options.label not in (default, *labels.names):
-        declared = "--labels" if options.labels else f"labels.yaml or dataset.json in {options.source}"
+        declared = "--labels" if options.labels else f"labels.yaml or dataset.json in {show_name(options.source)}"
         raise UsageError(
             f"--label {options.label} does nothing beside the labels {', '.join(labels.names)} of {declared}; leave it "
             "out."

@@ -13,7 +13,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from raysegment import __version__
+from raysegment.archive.names import drop_seals
 from raysegment.archive.own_folders import RECORD_FILE
+from raysegment.archive.pseudonymise import hide_given
 from raysegment.choices import as_plain, hide_credentials
 from raysegment.errors import DiskFullError, InterruptedRunError, LockedError, UsageError
 from raysegment.store.place import Place
@@ -107,6 +109,9 @@ def describe_choices(options: Any) -> dict[str, Any]:
     chosen = as_plain(options)
     if chosen.get("mlflow_uri"):
         chosen["mlflow_uri"] = hide_credentials(chosen["mlflow_uri"])
+    if chosen.get("pseudonymise"):
+        chosen = {name: drop_seals(value) if isinstance(value, str) else value for name, value in chosen.items()}
+        return {"chosen": chosen, "command_line": [*map(hide_given, show_command_line(sys.argv))]}
     return {"chosen": chosen, "command_line": show_command_line(sys.argv)}
 
 
