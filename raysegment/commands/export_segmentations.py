@@ -80,7 +80,7 @@ def _write_one(task: VolumeTask, place: Place, folder: ExportFolder, *, record: 
         assert entry is not None
         if entry.reader != READER:
             raise SourceFormatError(f"{show_name(entry.scan_id)} is no DICOM; export it --to nifti or --to tiff.")
-        images = read_source_images(entry, task.scan["slice_axis"], mask.shape[-3:], affine, WANTED)
+        images = read_source_images(entry, mask.shape[-3:], affine, WANTED)
         write_segmentation(
             folder.path(task.names[0]),
             images.to_frames(mask),

@@ -24,7 +24,14 @@ from raysegment.archive.read import read_scan
 from raysegment.archive.reference import read_reference
 from raysegment.commands import export_segmentations
 from raysegment.commands.export import describe_export, export_masks
-from raysegment.errors import EXIT_DONE, EXIT_FAILED, EXIT_SOME_SCANS_FAILED, DiskFullError, MissingExtraError, UsageError
+from raysegment.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_SOME_SCANS_FAILED,
+    DiskFullError,
+    MissingExtraError,
+    UsageError,
+)
 from raysegment.imaging.volume_phantom import write_decathlon
 from raysegment.options import ExportOptions, Finding
 from raysegment.runs.record import write_record
