@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence as Items
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
+from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian, MRImageStorage
 from pydicom.valuerep import format_number_as_ds
 
 CLASSES = {"MR": MRImageStorage, "CT": CTImageStorage, "SR": "1.2.840.10008.5.1.4.1.1.88.11"}
@@ -187,3 +189,13 @@ def write_series(folder: Path, made: Sequence[Dataset], *, seed: int = 0, names:
     for name, instance in zip(chosen, made, strict=True):
         (folder / name).write_bytes(to_bytes(instance))
     return chosen
+
+
+def compress(made: Dataset, syntax: str, frames: Sequence[bytes], **values: Any) -> Dataset:
+    """The same image with frames that were compressed elsewhere."""
+    made = deepcopy(made)
+    made.file_meta.TransferSyntaxUID = UID(syntax)
+    made.PixelData = encapsulate(list(frames))
+    made["PixelData"].VR = "OB"
+    made["PixelData"].is_undefined_length = True
+    return change(made, **values)
