@@ -81,7 +81,7 @@ def test_a_deflated_file_that_unpacks_without_end_is_refused():
     data = to_bytes(made)
     start = data.index(b"1.2.840.10008.1.2.1.99") + 22
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    bomb = packer.compress(b"\x09\0\x01\x10UN\0\0" + (2**27).to_bytes(4, "little") + bytes(2**27)) + packer.flush()
+    bomb = packer.compress(b"\x09\0\x01\x10UN\0\0" + (2**26).to_bytes(4, "little") + bytes(2**26)) + packer.flush()
     with pytest.raises((TruncatedFileError, OversizedScanError, UnreadableFileError)):
         read(data[:start] + bomb)
 
