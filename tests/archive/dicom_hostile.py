@@ -33,6 +33,9 @@ BAD = {
 }
 """Folder or zip of each bad scan, and the type of its error where only one is right."""
 
+ALONE = ("no pixels", "absurd rows", "frames")
+"""Bad files of which nobody can tell what else belongs to them."""
+
 
 def volume(seed: int, slices: int = 6, side: int = 64) -> np.ndarray:
     """A ball in noise."""
@@ -87,6 +90,8 @@ def spoil(name: str, series: list) -> list:
             change(instance, SOPInstanceUID=make_uid("again", number), **place(AXIAL, number))
         return series + again
     last = series[-1]
+    if name in ALONE:
+        series = [last]
     if name == "shapes":
         change(last, Rows=32, PixelData=last.PixelData[: 32 * 64 * 2])
     if name == "absurd rows":
