@@ -1,7 +1,10 @@
 """How Ray is started: once more where its own processes were slow, and in one line where they do not come."""
 
+import os
+
 import pytest
 import ray
+import ray.train
 
 from raysegment.cluster import session
 from raysegment.cluster.session import start_ray
@@ -54,3 +57,15 @@ def test_ctrl_c_while_ray_starts_is_no_failure_of_ray(starts) -> None:
     with pytest.raises(InterruptedRunError):
         start_ray({"address": "local"})
     assert len(calls) == 1
+
+
+def test_a_training_starts_no_processes_that_it_has_no_use_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", raising=False)
+    session.set_environment(None)
+    from raysegment.cluster.ray_internals import make_trainer
+
+    trainer = make_trainer(print, scaling_config=ray.train.ScalingConfig(num_workers=1))
+    names = {type(callback).__name__ for callback in trainer._create_default_callbacks()}
+    assert "BackendSetupCallback" in names
+    assert "DatasetsCallback" not in names
+    assert os.environ["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] == "0"

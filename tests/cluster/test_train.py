@@ -16,6 +16,7 @@ from raysegment.options import TrainOptions
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
+BAD = "PHANTOM_0003"
 SMALL = {
     "image_size": 32,
     "filters": 8,
@@ -31,8 +32,11 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms, one of which cannot be read."""
     folder = tmp_path_factory.mktemp("archive") / "phantoms"
-    write_archive(folder, patients=10, seed=2, image_size=64, slices=7)
+    write_archive(folder, patients=11, seed=2, image_size=64, slices=7)
+    cut = folder / BAD / f"{BAD}_2.tif"
+    cut.write_bytes(cut.read_bytes()[:200])
     return folder
 
 
@@ -49,7 +53,10 @@ def two_runs(ray_here: None, scans: Path, tmp_path_factory: pytest.TempPathFacto
     """The same training with one worker and with two."""
     out = tmp_path_factory.mktemp("runs")
     for workers in (1, 2):
-        train(make_options(scans, out / str(workers), epochs=4, workers=workers, optimizer="adam", predictions_every=2))
+        found = train(
+            make_options(scans, out / str(workers), epochs=4, workers=workers, optimizer="adam", predictions_every=2)
+        )
+        assert found.exit_code == 3, "a scan is left out"
     return out / "1", out / "2"
 
 
@@ -66,7 +73,7 @@ def test_every_slice_is_used_and_validated_once_where_nothing_divides(two_runs: 
     manifest = pq.read_table(two_runs[0] / "manifest.parquet").to_pylist()
     counts = {"train": 0, "val": 0}
     for row in manifest:
-        counts[row["split"]] += len(row["files"])
+        counts[row["split"]] += len(row["files"]) * (row["status"] != "failed")
     assert counts["train"] % SMALL["batch_size"] != 0
     filled = -(-counts["train"] // SMALL["batch_size"]) * SMALL["batch_size"]
     for run in two_runs:
@@ -77,7 +84,7 @@ def test_every_slice_is_used_and_validated_once_where_nothing_divides(two_runs: 
 
 def test_each_epoch_names_the_worst_validation_scans_and_some_draw_them(two_runs: tuple[Path, Path]) -> None:
     manifest = pq.read_table(two_runs[0] / "manifest.parquet").to_pylist()
-    validated = [row["scan_id"] for row in manifest if row["split"] == "val"]
+    validated = [row["scan_id"] for row in manifest if row["split"] == "val" and row["status"] != "failed"]
     assert len(validated) == 3
     for run in two_runs:
         lines = (run / "log.txt").read_text(encoding="utf-8").splitlines()
@@ -115,11 +122,6 @@ def test_a_finished_run_says_so_and_other_choices_are_refused(scans: Path, two_r
         train(make_options(scans, two_runs[0], **same, batch_size=4))
 
 
-def test_the_same_seed_gives_the_same_curve(scans: Path, two_runs: tuple[Path, Path], tmp_path: Path) -> None:
-    train(make_options(scans, tmp_path / "again", epochs=4, optimizer="adam"))
-    assert history_of(tmp_path / "again")["loss"] == pytest.approx(history_of(two_runs[0])["loss"], rel=1e-5)
-
-
 def test_more_workers_than_cpus_fail_at_once_with_both_numbers(scans: Path, tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(ClusterError, match=r"--workers 512 .* has \d+ on 1 nodes"):
@@ -127,29 +129,17 @@ def test_more_workers_than_cpus_fail_at_once_with_both_numbers(scans: Path, tmp_
     assert time.monotonic() - start < 60
 
 
-def test_a_bad_scan_is_left_out_and_counted(scans: Path, tmp_path: Path) -> None:
-    archive = tmp_path / "archive"
-    shutil.copytree(scans, archive)
-    bad = archive / "PHANTOM_0003" / "PHANTOM_0003_2.tif"
-    bad.write_bytes(bad.read_bytes()[:200])
-    for number in range(20, 30):
-        shutil.copytree(scans / "PHANTOM_0001", archive / f"PHANTOM_00{number}")
-    result = train(make_options(archive, tmp_path / "run", epochs=1))
-    assert result.exit_code == 3
-    row = next(
-        row
-        for row in pq.read_table(tmp_path / "run" / "manifest.parquet").to_pylist()
-        if row["scan_id"] == "PHANTOM_0003"
-    )
-    assert row["status"] == "failed"
-    assert row["error_type"] == "TruncatedFileError"
-    assert "PHANTOM_0003_2.tif" in row["error_message"]
+def test_a_bad_scan_is_left_out_and_counted(two_runs: tuple[Path, Path]) -> None:
+    for run in two_runs:
+        rows = {row["scan_id"]: row for row in pq.read_table(run / "manifest.parquet").to_pylist()}
+        assert rows[BAD]["status"] == "failed"
+        assert rows[BAD]["error_type"] == "TruncatedFileError"
+        assert f"{BAD}_2.tif" in rows[BAD]["error_message"]
 
 
 def test_more_than_a_tenth_of_bad_scans_fails_the_run(scans: Path, tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     shutil.copytree(scans, archive)
-    for number in (2, 5):
-        (archive / f"PHANTOM_000{number}" / f"PHANTOM_000{number}_1.tif").write_bytes(b"no image")
-    with pytest.raises(TooManyFailuresError, match="2 of 10 scans"):
+    (archive / "PHANTOM_0005" / "PHANTOM_0005_1.tif").write_bytes(b"no image")
+    with pytest.raises(TooManyFailuresError, match="2 of 11 scans"):
         train(make_options(archive, tmp_path / "run", epochs=1))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -62,11 +62,11 @@ def undisturbed(ray_here: None, scans: Path, tmp_path_factory: pytest.TempPathFa
     return found
 
 
-def start_command(scans: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, "-m", "raysegment", "train", str(scans), "--out", str(out)]
+def start_command(scans: Path, out: Path, log: Path, address: str) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", "raysegment", "train", str(scans), "--out", str(out), "--address", address]
     for name, value in SMALL.items():
         words += [f"--{name.replace('_', '-')}", str(value)]
-    return subprocess.Popen(words, stdout=log.open("ab"), stderr=subprocess.STDOUT, start_new_session=True)
+    return subprocess.Popen(words, stdout=log.open("ab"), stderr=subprocess.STDOUT)
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:
@@ -76,11 +76,18 @@ def wait_for(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.05)
 
 
-def kill_tree(driver: int) -> None:
-    """What a power cut leaves: nothing. Ray's own processes would otherwise need seconds to notice."""
-    family = psutil.Process(driver).children(recursive=True)
-    os.kill(driver, signal.SIGKILL)
-    psutil.wait_procs(family, timeout=30)
+def kill_all(driver: subprocess.Popen[bytes]) -> None:
+    """What a power cut leaves: nothing. Ray would end the workers too, and let them go on for some moments."""
+    driver.send_signal(signal.SIGKILL)
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if process.cmdline()[:1] == ["ray::RayTrainWorker"]:
+                process.send_signal(signal.SIGKILL)
+    driver.wait()
+
+
+def loss_of(run: Path) -> list[float]:
+    return pq.read_table(run / "history.parquet")["loss"].to_pylist()
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -148,15 +155,14 @@ def test_the_ensemble_has_every_folds_network_and_patients_and_is_measured_on_th
     assert (found.scans_ok, found.summary["training_patients_included"]) == (1, 0)
 
 
-def test_a_killed_run_ends_with_the_tables_of_an_undisturbed_one(
-    undisturbed: FoldsResult, scans: Path, tmp_path: Path
+def test_a_killed_run_ends_with_the_curves_and_tables_of_an_undisturbed_one(
+    undisturbed: FoldsResult, scans: Path, tmp_path: Path, ray_here: str
 ) -> None:
     run = tmp_path / "run"
-    driver = start_command(scans, run, tmp_path / "log")
+    driver = start_command(scans, run, tmp_path / "log", ray_here)
     wait_for(lambda: (run / "folds/1/checkpoints/epoch-00001").exists() or driver.poll() is not None, "fold 1")
     assert driver.poll() is None, (tmp_path / "log").read_text()
-    kill_tree(driver.pid)
-    driver.wait()
+    kill_all(driver)
     finished = (run / "folds/0/model/model.json").stat().st_mtime_ns
     assert not (run / "out_of_fold").exists()
     found = train(TrainOptions(source=str(scans), out=str(run), **SMALL))
@@ -165,3 +171,5 @@ def test_a_killed_run_ends_with_the_tables_of_an_undisturbed_one(
     assert (run / "folds/0/model/model.json").stat().st_mtime_ns == finished
     assert [read_json(fold.folder / "run.json")["attempt"] for fold in found.folds] == [1, 2]
     assert_equal_tables(run / "out_of_fold", undisturbed.folder / "out_of_fold", except_columns=("model_id",))
+    for fold, other in zip(found.folds, undisturbed.folds, strict=True):
+        assert loss_of(fold.folder) == pytest.approx(loss_of(other.folder), rel=1e-5), "the same seed, the same curve"
