@@ -28,7 +28,7 @@ from raysegment.pipeline.learn import Progress
 from raysegment.pipeline.search_space import Varied
 from raysegment.pipeline.trials import Trial, find_progress
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_here")]
 
 SPACE = """source: {source}
 image_size: 32
@@ -50,7 +50,7 @@ DRIVER = """
 import sys
 from raysegment.commands.tune import tune
 from raysegment.options import TuneOptions
-sys.exit(tune(TuneOptions(space=sys.argv[1], out=sys.argv[2])).exit_code)
+sys.exit(tune(TuneOptions(space=sys.argv[1], out=sys.argv[2], address=sys.argv[3])).exit_code)
 """
 
 
@@ -64,12 +64,12 @@ def space(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture
-def start_driver() -> Iterator[Callable[[str, Path], subprocess.Popen[bytes]]]:
-    """Starts a search in a process of its own, which ends with the test."""
+def start_driver(ray_here: str) -> Iterator[Callable[[str, Path], subprocess.Popen[bytes]]]:
+    """Starts a search in a process of its own, which joins the tests' Ray and ends with the test."""
     drivers = []
 
     def start(space: str, out: Path) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", DRIVER, space, str(out)]
+        command = [sys.executable, "-c", DRIVER, space, str(out), ray_here]
         drivers.append(subprocess.Popen(command, stdout=subprocess.DEVNULL))
         return drivers[-1]
 
