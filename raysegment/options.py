@@ -59,8 +59,8 @@ CHANNEL_HELP = (
 )
 MODALITY_HELP = "take only DICOM series of this modality, such as MR; may stand several times; all if not given"
 REFERENCE_HELP = (
-    "files of references, GLOB below SOURCE with {scan}, such as `{scan}/*_seg.nii.gz`; several are alternatives; "
-    "as the layout tells if not given"
+    "files of references, GLOB below SOURCE with {scan}, such as `{scan}/*_seg.nii.gz`; several are alternatives; of "
+    "DICOM, which segmentations (SEG) count; as the layout tells if not given"
 )
 MIRROR_HELP = (
     "average the probabilities of each slice and of itself mirrored left to right (`columns`), top to bottom (`rows`), "

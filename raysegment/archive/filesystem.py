@@ -171,7 +171,7 @@ def read_bytes(source: str, name: str) -> bytes:
     """
     if extension_of(name) == ZIP:
         raise _refuse_zip(source, name)
-    return _try_again(source, name, lambda stream: bytes(stream.read() or b""))
+    return try_again(source, name, lambda stream: bytes(stream.read() or b""))
 
 
 def read_small_file(source: str, name: str, max_bytes: int) -> bytes | None:
@@ -200,7 +200,7 @@ def hash_bytes(source: str, name: str) -> str:
     Raises:
         AccessError: As `read_bytes`.
     """
-    return _try_again(source, name, _hash_stream)
+    return try_again(source, name, _hash_stream)
 
 
 @contextmanager
@@ -303,18 +303,28 @@ def _hash_stream(stream: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _try_again(source: str, name: str, read: Callable[[BinaryIO], Result]) -> Result:
-    """Open a file and read from it; what the storage refuses is tried three times more."""
+def try_again(
+    source: str, name: str, read: Callable[[BinaryIO], Result], buffer_bytes: int = io.DEFAULT_BUFFER_SIZE
+) -> Result:
+    """Open a file and read from it; what the storage refuses is tried three times more.
+
+    Args:
+        source: Folder or bucket.
+        name: As in `read_bytes`.
+        read: What is done with the open file.
+        buffer_bytes: Read at once.
+
+    Raises:
+        AccessError: The storage still refuses it.
+        ScanError: What `read` raises, or it cannot be read out of its zip.
+    """
     pauses = REMOTE_PAUSES_SECONDS if is_uri(source) else LOCAL_PAUSES_SECONDS
     for pause_seconds in (*pauses, None):
         try:
-            with open_file(source, name) as stream:
+            with open_file(source, name, buffer_bytes) as stream:
                 return read(stream)
         except OSError as error:
             if pause_seconds is None:
-                cause = describe(error) if error.errno or not is_sealed(source) else type(error).__name__
-                raise AccessError(f"{show_name(name)} cannot be read: {cause}") from (
-                    None if is_sealed(source) else error
-                )
+                raise AccessError(f"{show_name(name)} cannot be read: {describe(error)}") from error
             time.sleep(pause_seconds)
     raise AssertionError("the last attempt returns or raises")

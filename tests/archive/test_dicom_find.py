@@ -122,6 +122,23 @@ def test_the_real_segmentation_is_the_reference_of_its_series(real_dicom):
     assert summarise(table).masks_without_image == 1
 
 
+def test_a_bucket_is_surveyed_too(tmp_path):
+    write_series(tmp_path / "a", make_series(volume(), series="s"), names=["1.2.3", "IM2", "x.IMA", "y.dcm", "5"])
+    (tmp_path / "a" / "README").write_text("x" * 200)
+    (bucket,) = find_scans(f"file://{tmp_path}").to_pylist()
+    (local,) = rows_of(tmp_path)
+    assert bucket == local | {"source": f"file://{tmp_path}"}
+    assert bucket["files"] == ["a/1.2.3", "a/IM2", "a/x.IMA", "a/y.dcm", "a/5"]
+
+
+def test_a_bucket_without_dicom_needs_no_key(tmp_path, write_series, key_file):
+    key_file.unlink()
+    write_series(tmp_path, "x_")
+    (tmp_path / "README").write_text("scans" * 100)
+    assert find_scans(f"file://{tmp_path}").num_rows == 1
+    assert not key_file.exists()
+
+
 def test_an_archive_without_dicom_needs_no_key(tmp_path, write_series, key_file):
     key_file.unlink()
     write_series(tmp_path, "x_")

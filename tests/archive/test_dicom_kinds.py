@@ -254,7 +254,7 @@ def group(made: list[Dataset], names: list[str], naming: Naming) -> list:
     rows = []
     for name, instance in zip(names, made, strict=True):
         parsed = survey_child.parse_instance(to_bytes(instance), name)
-        rows.append(survey._row(name, survey_child.describe_instance(given, parsed), shared))
+        rows.append(survey._row(name, survey_child.describe_instance(given, parsed, name), shared))
     files = {name: FoundFile(name, 1, 1) for name in names}
     return find_series(rows, files, naming, pseudonyms).drafts
 
@@ -275,6 +275,22 @@ def test_slices_lie_in_order_whatever_names_and_numbers_say(names, numbers, affi
     depths = {name: np.dot(one.ImagePositionPatient, normal) for name, one in zip(names, made, strict=True)}
     assert draft.file_names == sorted(names, key=depths.__getitem__)
     assert draft.problem is None
+
+
+def test_files_that_name_no_series_are_scans_of_their_own():
+    made = [
+        change(one, SeriesInstanceUID=None, StudyInstanceUID=None) for one in make_series(volume(2), PatientID=None)
+    ]
+    drafts = group(made, ["a/1", "a/2"], Naming())
+    assert sorted(draft.file_names for draft in drafts) == [["a/1"], ["a/2"]]
+    assert len({draft.scan_id for draft in drafts}) == len({draft.patient for draft in drafts}) == 2
+
+
+def test_slices_without_the_size_of_a_pixel_lie_in_order_too():
+    made = [change(one, PixelSpacing=None) for one in make_series(volume(3))]
+    (draft,) = group(made, ["2", "3", "1"], Naming())
+    assert draft.file_names == ["2", "3", "1"]
+    assert draft.header.spacing_mm is None
 
 
 def study(*series: tuple[str, dict]) -> tuple[list[Dataset], list[str]]:

@@ -112,7 +112,7 @@ def test_what_is_no_dicom_is_told_where_its_name_claims_so(tmp_path, name, conte
 def test_a_file_that_is_not_there_is_an_error_of_access(tmp_path):
     given = survey_child._parse_introduction(survey._introduce(str(tmp_path), SurveySettings(), KEY))
     assert survey_child.survey_file(given, "gone.dcm") == {
-        "problem": "AccessError: gone.dcm cannot be read: No such file or directory."
+        "problem": "AccessError: gone.dcm cannot be read: No such file or directory"
     }
     os.mkfifo(tmp_path / "pipe.dcm")
     assert survey_child.survey_file(given, "pipe.dcm") == {"problem": "AccessError: pipe.dcm is no regular file."}

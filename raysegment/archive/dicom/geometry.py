@@ -79,8 +79,11 @@ def order_slices(
         DuplicateSliceError: Several slices lie at one place.
         MissingSliceError: There is a gap.
     """
-    if positions is None or orientations is None or pixel_spacing is None:
+    if positions is None or orientations is None:
         return _without_place(num_slices if positions is None else len(positions), pixel_spacing, thickness)
+    if pixel_spacing is None:
+        found = order_slices(positions, orientations, (1.0, 1.0), thickness, name)
+        return SliceOrder(found.order, None, None, found.note)
     rows, columns = _find_directions(np.atleast_2d(orientations), name)
     normal = np.cross(rows, columns)
     depths = positions @ normal

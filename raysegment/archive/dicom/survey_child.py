@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
 from fnmatch import translate
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from raysegment.archive.children import limit_memory
 from raysegment.archive.dicom.elements import is_dicom
 from raysegment.archive.dicom.header import Instance, parse_instance
 from raysegment.archive.dicom.survey import CANDIDATES, SharedHeader
-from raysegment.archive.filesystem import describe, encode_name, is_uri, open_file, open_zip
+from raysegment.archive.filesystem import describe, encode_name, is_uri, open_file, open_zip, try_again
 from raysegment.archive.names import show_name
 from raysegment.archive.pseudonyms import Pseudonyms
 from raysegment.archive.walk import UNTOLD, kind_of
@@ -75,34 +75,45 @@ def main() -> None:
 def survey_file(survey: _Survey, path: str) -> dict[str, Any] | None:
     """What one file declares, with hashes instead of identifiers; None where it is no DICOM and nobody claims so."""
     is_untold = kind_of(path.rpartition("/")[2]) == UNTOLD
+
+    def look(stream: BinaryIO) -> dict[str, Any] | None:
+        head = stream.read(MAGIC_END)
+        if is_untold and not is_dicom(head):
+            return None
+        if not head:
+            raise EmptyFileError(f"{show_name(path)} has no bytes.")
+        stream.seek(0)
+        return describe_instance(survey, parse_instance(stream, path), path)
+
     try:
-        with open_file(survey.source, path, BUFFER_BYTES) as stream:
-            head = stream.read(MAGIC_END)
-            if is_untold and not is_dicom(head):
-                return None
-            if not head:
-                raise EmptyFileError(f"{show_name(path)} has no bytes.")
-            stream.seek(0)
-            return describe_instance(survey, parse_instance(stream, path))
+        return try_again(survey.source, path, look, BUFFER_BYTES)
     except ScanError as error:
         return _problem(error)
-    except OSError as error:
-        return _problem(AccessError(f"{show_name(path)} cannot be read: {describe(error)}."))
     except MemoryError:
         return _problem(DecoderMemoryError(f"{show_name(path)}: its header needs more memory than it may take."))
     except Exception as error:
         return _problem(UnreadableFileError(f"{show_name(path)}: its header cannot be read ({type(error).__name__})."))
 
 
-def describe_instance(survey: _Survey, instance: Instance) -> dict[str, Any]:
-    """An instance as it is told to the parent."""
+def describe_instance(survey: _Survey, instance: Instance, path: str) -> dict[str, Any]:
+    """An instance as it is told to the parent.
+
+    Args:
+        survey: What is wanted.
+        instance: What its header declares; what should name it, its series or its study may be missing, and is then
+            something that no other file has.
+        path: Of its file.
+    """
     hashed = survey.pseudonyms.hash
-    patient = hashed("patient", instance.patient) if instance.patient else hashed("study", instance.study)
+    instance_text = instance.sop or path
+    series_text = instance.series or instance_text
+    study = hashed("study", instance.study or series_text)
+    patient = hashed("patient", instance.patient) if instance.patient else study
     header = SharedHeader(
         kind=instance.kind,
         patient=instance.patient if survey.keep_patient_ids and instance.patient else patient,
-        study=hashed("study", instance.study),
-        series=hashed("series", instance.series),
+        study=study,
+        series=hashed("series", series_text),
         frame=instance.frame_of_reference and hashed("frame", instance.frame_of_reference),
         referenced=tuple(sorted({hashed("series", series) for series in instance.referenced_series})),
         referenced_instances=() if instance.referenced_series else _some_instances(survey, instance),
@@ -120,8 +131,9 @@ def describe_instance(survey: _Survey, instance: Instance) -> dict[str, Any]:
         orientations=_shorten(instance),
         was_lossy=instance.was_lossy,
     )
-    places = [] if instance.positions is None else instance.positions.ravel().tolist()
-    return {"header": json.dumps(header), "instance": hashed("instance", instance.sop), "places": places}
+    is_placed = instance.kind == "image" and instance.positions is not None
+    places = instance.positions.ravel().tolist() if is_placed and instance.positions is not None else []
+    return {"header": json.dumps(header), "instance": hashed("instance", instance_text), "places": places}
 
 
 def _parse_introduction(given: dict[str, Any]) -> _Survey:
@@ -204,7 +216,7 @@ def _some_instances(survey: _Survey, instance: Instance) -> tuple[str, ...]:
 
 def _shorten(instance: Instance) -> tuple[float, ...]:
     """Directions of all frames; once where they are the same."""
-    if instance.orientations is None:
+    if instance.orientations is None or instance.kind != "image":
         return ()
     given = instance.orientations
     return tuple((given[:1] if np.all(given == given[0]) else given).ravel().tolist())
