@@ -5,15 +5,25 @@ from __future__ import annotations
 import gzip
 import io
 import struct
+from copy import deepcopy
 from functools import lru_cache
 
+import imagecodecs
 import nibabel
 import numpy as np
 import tifffile
+from dicom_made import compress, make_enhanced, make_instance, make_series, to_bytes
 from PIL import Image
+from pydicom.uid import UID, RLELossless
+
+from raysegment.archive.dicom.elements import LONG_KINDS
 
 READERS = {"tiff": "tiff", "bigtiff": "tiff", "png": "raster", "jpeg": "raster", "nifti": "nifti", "packed": "nifti"}
 FORMATS = tuple(READERS)
+READERS["dicom"] = "dicom"
+EVERY_FORMAT = (*FORMATS, "dicom")
+"""Those of which each file is a scan, and DICOM, of which several may be one."""
+
 SUFFIXES = {
     "tiff": ".tif",
     "bigtiff": ".tif",
@@ -21,6 +31,7 @@ SUFFIXES = {
     "jpeg": ".jpg",
     "nifti": ".nii",
     "packed": ".nii.gz",
+    "dicom": ".dcm",
 }
 """`nifti` is damaged as it is, `packed` before it is packed and half of the time afterwards."""
 HEAD_BYTES = 700
@@ -46,6 +57,33 @@ ODD_NUMBERS = (
 )
 TAG_TYPES = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 18, 99)
 NIFTI_FLOATS = (0.0, -0.0, 1.0, -1.0, 1e-30, 1e30, -1e30, 3e38, 1e300, 352.5, 2.0**31, 2.0**63, np.nan, np.inf, -np.inf)
+DICOM_TAGS = (
+    0x00280008,
+    0x00280010,
+    0x00280100,
+    0x00281053,
+    0x00200032,
+    0x00200037,
+    0x52009230,
+    0x7FE00010,
+    0xFFFEE00D,
+)
+DICOM_KINDS = (b"SQ", b"UN", b"OB", b"OW", b"US", b"DS", b"UT", b"\0\0", b"ZZ")
+DICOM_TEXTS = (
+    b"2147483648 ",
+    b"-1",
+    b"nan\\inf",
+    b"1e308\\-1e308\\1e-308",
+    b"0\\0\\0\\0\\0\\0",
+    b"MUSTERMANN",
+    b"9" * 5000,
+    b"\\" * 3000,
+    b"1.2.840.10008.1.2.4.70",
+    b"1.2.840.10008.5.1.4.1.1.66.4",
+    b"MONOCHROME1 ",
+    b"\xff\xff\xff\xff",
+)
+NESTED = struct.pack("<HH2sHIHHI", 9, 0x1001, b"SQ", 0, 0xFFFFFFFF, 0xFFFE, 0xE000, 0xFFFFFFFF)
 TEXTS = (
     b'{"shape": [99999999999, 4, 4]}',
     b'{"shape": [,,]}',
@@ -65,6 +103,8 @@ def originals(kind: str) -> tuple[bytes, ...]:
         return tuple(_images(kind))
     if READERS[kind] == "nifti":
         return tuple(_volumes())
+    if kind == "dicom":
+        return tuple(_instances())
     return tuple(_tiffs(big=kind == "bigtiff"))
 
 
@@ -77,6 +117,8 @@ def mutate(kind: str, random: np.random.Generator) -> bytes:
         damages += [_change_tag, _change_tag, _change_tag, _change_tag, _lead_back, _describe]
     if READERS[kind] == "nifti":
         damages += [_change_field] * 8
+    if kind == "dicom":
+        damages += [_change_element] * 25
     for _ in range(int(random.integers(1, 5))):
         damages[random.integers(len(damages))](data, random)
     if kind != "packed":
@@ -146,6 +188,75 @@ def _volumes() -> list[bytes]:
                 image.set_qform(turned, 1)
                 files.append(image.to_bytes())
     return files
+
+
+def _instances() -> list[bytes]:
+    """DICOM files of every encoding, with texts that name somebody."""
+    volume = np.arange(4 * 12 * 16, dtype=np.int16).reshape(4, 12, 16)
+    colours = volume[0, ..., None].astype(np.uint8).repeat(3, -1)
+    jpeg = "1.2.840.10008.1.2.4."
+    plain = make_series(volume, RescaleSlope="2", RescaleIntercept="-1024", modality="CT")[0]
+    enhanced = make_enhanced(volume, RescaleSlope=[1, 2, 3, 4], RescaleIntercept=0)
+    made = [plain, enhanced, make_instance(colours), make_instance(volume.astype(np.uint8))]
+    for syntax in ("1.2.840.10008.1.2", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"):
+        other = deepcopy(enhanced)
+        other.file_meta.TransferSyntaxUID = UID(syntax)
+        made.append(other)
+    packed = deepcopy(enhanced)
+    packed.compress(RLELossless)
+    made.append(packed)
+    frames = volume.view(np.uint16)
+    made.append(compress(enhanced, f"{jpeg}80", [imagecodecs.jpegls_encode(frame) for frame in frames]))
+    made.append(compress(enhanced, f"{jpeg}90", [imagecodecs.jpeg2k_encode(frame, level=0) for frame in frames]))
+    made.append(compress(make_instance(colours), f"{jpeg}50", [imagecodecs.jpeg8_encode(colours)]))
+    for each in made:
+        each.PatientName = "MUSTERMANN^ERIKA"
+        each.PatientComments = "MUSTERMANN " * 9
+    return [to_bytes(each) for each in made]
+
+
+def _elements(data: bytearray) -> list[tuple[int, int]]:
+    """Where elements begin, as far as their types are written, and how long their heads are."""
+    at, found = 132, []
+    while at + 8 <= len(data) and len(found) < 500:
+        kind = bytes(data[at + 4 : at + 6])
+        if kind in LONG_KINDS:
+            size, (length,) = 12, struct.unpack_from("<I", data.ljust(at + 12, b"\0"), at + 8)
+        elif kind.isalpha():
+            size, (length,) = 8, struct.unpack_from("<H", data, at + 6)
+        else:
+            size, (length,) = 8, struct.unpack_from("<I", data, at + 4)
+        found.append((at, size))
+        at += size + (0 if length == 0xFFFFFFFF or kind == b"SQ" or data[at : at + 2] == b"\xfe\xff" else length)
+    return found
+
+
+def _change_element(data: bytearray, random: np.random.Generator) -> None:
+    """Give an element of a DICOM file another tag, type, length or value, or nest it deep."""
+    found = _elements(data)
+    if not found:
+        return
+    at, size = found[random.integers(len(found))]
+    odd = int(ODD_NUMBERS[random.integers(len(ODD_NUMBERS))])
+    field = int(random.integers(10))
+    if field == 0:
+        tag = DICOM_TAGS[random.integers(len(DICOM_TAGS))]
+        data[at : at + 4] = struct.pack("<HH", tag >> 16, tag & 0xFFFF)
+    elif field == 1:
+        data[at + 4 : at + 6] = DICOM_KINDS[random.integers(len(DICOM_KINDS))]
+    elif field == 2:
+        width = 4 if size == 12 else 2
+        data[at + size - width : at + size] = (odd % 256**width).to_bytes(width, "little")
+    elif size == 8 and field < 9:
+        (length,) = struct.unpack_from("<H", data.ljust(at + 8, b"\0"), at + 6)
+        text = DICOM_TEXTS[random.integers(len(DICOM_TEXTS))]
+        if data[at + 4 : at + 6] == b"US" or random.integers(4) == 0:
+            text = (odd % 256**8).to_bytes(8, "little")
+        if field < 6:
+            text = text[:length].ljust(length)
+        data[at + 6 : at + 8 + length] = struct.pack("<H", len(text) % 65536) + text
+    else:
+        data[at:at] = NESTED * int(random.choice([1, 3, 60, 2000]))
 
 
 def _change_field(data: bytearray, random: np.random.Generator) -> None:

@@ -180,7 +180,11 @@ HOSTILE = {
     "odd bits": (make_instance(VOLUME[0], BitsStored=17), UnreadableFileError, "17 bits"),
     "odd meaning": (make_instance(VOLUME[0], PhotometricInterpretation="SECRET"), UnreadableFileError, "1 values"),
     "slope 0": (make_instance(VOLUME[0], RescaleSlope="0"), UnreadableFileError, "slope"),
-    "spacing 0": (make_instance(VOLUME[0], PixelSpacing=["0", "1"]), AffineError, "not above 0"),
+    "spacing 0": (
+        make_instance(VOLUME[0], PixelSpacing=["0", "1"]),
+        AffineError,
+        "pixel spacing is not 2 numbers from 1e-06",
+    ),
     "two positions": (make_instance(VOLUME[0], ImagePositionPatient=["0", "1"]), AffineError, "not 3 numbers"),
 }
 

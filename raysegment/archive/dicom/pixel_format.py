@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from raysegment.archive.dicom import tags
 from raysegment.archive.dicom.elements import DataSet, Elements, PixelPlace
-from raysegment.archive.dicom.syntaxes import NATIVE, describe_syntax
+from raysegment.archive.dicom.syntaxes import COMPRESSED, NATIVE, NOT_DECODED, describe_syntax
 from raysegment.archive.names import show_name
 from raysegment.errors import OversizedScanError, TruncatedFileError, UnreadableFileError
 
@@ -257,6 +257,8 @@ def _check_size(found: PixelFormat, name: str) -> None:
 def _check_place(found: PixelFormat, syntax: str, name: str) -> None:
     """Whether the pixel data lie as the transfer syntax says, and are as many as the header says."""
     is_native = syntax in NATIVE
+    if not is_native and syntax not in COMPRESSED and syntax not in NOT_DECODED:
+        raise UnreadableFileError(f"{show_name(name)} is encoded in a way (transfer syntax) that is not known.")
     if is_native and found.place.length is None:
         raise UnreadableFileError(f"{show_name(name)}: its pixels are compressed; its transfer syntax says plain.")
     if not is_native and found.place.length is not None:

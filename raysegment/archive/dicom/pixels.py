@@ -200,7 +200,9 @@ def _convert(frame: Numbers, pixels: PixelFormat, index: int, target: Numbers) -
     if pixels.samples > 1 or (slope, intercept) == (1, 0):
         target[...] = frame
     elif target.dtype.kind == "f":
-        np.add(frame * np.float64(slope), intercept, out=target, casting="same_kind")
+        # What is too large for single precision becomes infinite, which is told where all pixels are looked at.
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.add(frame * np.float64(slope), intercept, out=target, casting="same_kind")
     else:
         # Both ends of the range fit, so whatever wraps around on the way comes back.
         scale, shift = (np.int64(number).astype(target.dtype) for number in (slope, intercept))

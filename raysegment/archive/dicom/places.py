@@ -20,6 +20,14 @@ from raysegment.errors import AffineError, SliceMismatchError, UnreadableFileErr
 SAME_SPACING = 1e-3
 """Share by which the spacing of frames may differ."""
 
+RANGES = {
+    tags.POSITION: ("position", -1e9, 1e9),
+    tags.ORIENTATION: ("orientation", -1.01, 1.01),
+    tags.SPACING: ("pixel spacing", 1e-6, 1e6),
+    tags.THICKNESS: ("slice thickness", 0.0, 1e6),
+}
+"""What numbers may be, in millimetres but for directions. A thickness of 0 says that nobody knows."""
+
 Numbers = npt.NDArray[np.float64]
 
 
@@ -102,17 +110,16 @@ class _Groups:
             numbers = (np.nan,)
         if not numbers:
             return None
-        if len(numbers) != size or not np.isfinite(numbers).all():
-            words = {tags.POSITION: "position", tags.ORIENTATION: "orientation", tags.SPACING: "pixel spacing"}
-            numbers_of = f"{size} number{'s' * (size > 1)}"
-            raise AffineError(f"{show_name(self.name)}: the {words.get(tag, 'slice thickness')} is not {numbers_of}.")
+        word, least, most = RANGES[tag]
+        if len(numbers) != size or not all(least <= number <= most for number in numbers):
+            raise AffineError(
+                f"{show_name(self.name)}: the {word} is not {size} number{'s' * (size > 1)} from {least:g} to {most:g}."
+            )
         return numbers
 
 
 def _find_single(spacings: Numbers, name: str) -> tuple[float, float]:
     first = np.asarray(spacings[0], np.float64)
-    if first.min() <= 0:
-        raise AffineError(f"{show_name(name)}: the pixel spacing is not above 0.")
     if np.abs(spacings - first).max() > SAME_SPACING * first.min():
         raise SliceMismatchError(f"{show_name(name)}: its frames have pixels of different sizes.")
     return float(first[0]), float(first[1])

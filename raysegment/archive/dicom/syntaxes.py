@@ -51,4 +51,4 @@ LOSSY = frozenset(f"{JPEG}{number}" for number in LOSSY_NUMBERS)
 
 def describe_syntax(syntax: str) -> str:
     """A transfer syntax by the name that the standard gives it; of an unknown one nothing is quoted."""
-    return COMPRESSED.get(syntax) or NOT_DECODED.get(syntax) or "an unknown transfer syntax"
+    return COMPRESSED.get(syntax) or NOT_DECODED.get(syntax) or ("plain" if syntax in NATIVE else "unknown")
