@@ -60,7 +60,7 @@ class ExportFolder:
             if _lies_in(here, there) and not (allowed and here == there / allowed):
                 raise UsageError(
                     f"--out {self.root} lies in {show_name(source)}, where the scans of these tables come from. Choose "
-                    f"a folder apart from it{', or ' + str(there / allowed) if allowed else ''}."
+                    f"a folder apart from it{f', or {show_name(source)}/{allowed}' if allowed else ''}."
                 )
             if _lies_in(there, here):
                 raise UsageError(

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
 from pathlib import Path
 
 import nibabel
@@ -16,13 +15,16 @@ import pytest
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import entries
+from raysegment.archive.names import drop_seals
 from raysegment.archive.own_folders import EXPORT_FILE, EXPORT_PROGRESS_FILE
+from raysegment.archive.pseudonymise import hide_source
 from raysegment.archive.read import read_scan
+from raysegment.archive.sealed import KEY_FILE_VARIABLE
 from raysegment.commands import export_volumes
 from raysegment.commands.export import export_masks
 from raysegment.errors import EXIT_FAILED, EXIT_SOME_SCANS_FAILED, DiskFullError, UsageError
 from raysegment.imaging.volume_phantom import write_decathlon
-from raysegment.options import ExportOptions
+from raysegment.options import ExportOptions, Finding, IndexOptions
 from raysegment.runs.record import write_record
 from raysegment.scan import Labels
 from raysegment.store.masks import encode_mask
@@ -45,15 +47,18 @@ def write_scan(path: Path, seed: int = 0) -> None:
     image.to_filename(path)
 
 
-def segment(archive: Path, tables: Path, labels: Labels = PARTS, *, chosen: Mapping[str, object] | None = None) -> Path:
-    """Tables and record as `infer` leaves them, whose masks are drawn by the index of the voxel."""
+def segment(archive: Path, tables: Path, labels: Labels = PARTS, *, key: Path | None = None) -> Path:
+    """Tables and record as `infer` leaves them, with a key pseudonymised; masks are drawn by the index of the voxel."""
+    chosen = {} if key is None else {"pseudonymise": True, "key_file": str(key)}
+    given = hide_source(IndexOptions(source=str(archive), **chosen))
     rows = []
-    for entry in entries(find_scans(str(archive))):
+    for entry in entries(find_scans(given.source, Finding(**chosen))):
         scan = read_scan(entry)
         mask = (np.arange(np.prod(scan.grid)).reshape(scan.grid) % 3).astype(np.uint8)
         if labels is NESTED:
             mask = np.stack([mask > 0, mask > 1]).view(np.uint8)
-        row = {"scan_id": entry.scan_id, "patient_id": entry.patient_id, "source": entry.source, "status": "ok"}
+        row = {"scan_id": entry.scan_id, "patient_id": entry.patient_id, "status": "ok"}
+        row["source"] = drop_seals(entry.source)
         row |= {"fingerprint": entry.fingerprint, "slice_axis": "auto", "model_id": "m1", "num_slices": scan.grid[0]}
         values = labels.mask_values
         encoded = encode_mask(entry.scan_id, mask, labels=values, spacing_mm=scan.spacing_mm, affine=scan.affine)
@@ -67,7 +72,7 @@ def segment(archive: Path, tables: Path, labels: Labels = PARTS, *, chosen: Mapp
         {
             "command": "infer",
             "options_id": "o",
-            "chosen": {"source": str(archive), **(chosen or {})},
+            "chosen": {"source": drop_seals(given.source), **chosen},
             "result_options": {"threshold": threshold},
             "versions": {"raysegment": "0.6.0"},
             "labels": labels.as_plain,
@@ -235,11 +240,24 @@ def test_no_header_text_and_no_absolute_path_gets_in(dataset, tmp_path):
                 assert nibabel.load(folder / name).header["descrip"].tobytes().strip(b"\0") == b""
 
 
-def test_pseudonymised_scans_are_not_called_as_their_files(dataset, tmp_path):
-    tables = segment(dataset, tmp_path / "tables", chosen={"pseudonymise": True})
-    export(tables, tmp_path / "out")
-    texts = [content for name, content in files_below(tmp_path / "out").items() if name.endswith(".json")]
-    assert not [text for text in texts if b"Sources" in text or b"DatasetLinks" in text]
+def test_pseudonymised_scans_are_not_called_as_their_files(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv(KEY_FILE_VARIABLE, "")
+    (tmp_path / "own").mkdir()
+    key = tmp_path / "own" / "key"
+    key.write_bytes(bytes(range(32)))
+    key.chmod(0o600)
+    out = dataset / "derivatives" / "raysegment"
+    tables = segment(dataset, tmp_path / "tables", key=key)
+    assert export(tables, out).num_files == 3
+    written = files_below(out)
+    told = b"".join(name.encode() + content for name, content in written.items() if not name.endswith(".gz"))
+    assert [
+        word for word in (b"sub-01", b"sub-P2", b"T1w", b"acq-", b"Sources", b"Links", b"study") if word in told
+    ] == []
+    assert len([name for name in written if name.endswith("_dseg.nii.gz")]) == 3
+    with pytest.raises(UsageError) as refused:
+        export(tables, dataset / "sub-01")
+    assert "study" not in str(refused.value).replace(str(dataset / "sub-01"), "")
 
 
 def test_two_exports_are_the_same_and_the_second_start_writes_nothing(dataset, tmp_path, monkeypatch):
