@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysegment.archive.dicom.library import quiet_libraries
 from raysegment.archive.dicom.source_images import read_source_images
 from raysegment.archive.names import show_name
 from raysegment.commands.export_volumes import VolumeTask, WrittenVolumes, find_archive, plan_volumes, write_tasks
@@ -26,7 +27,7 @@ from raysegment.store.damage import report_damage
 from raysegment.store.masks import decode_mask
 from raysegment.store.parts import Failure
 from raysegment.store.place import Place
-from raysegment.store.writers.dicom_seg import Maker, require_highdicom, silence_libraries, write_segmentation
+from raysegment.store.writers.dicom_seg import Maker, require_highdicom, write_segmentation
 from raysegment.store.writers.dicom_sources import WANTED
 
 READER = "dicom"
@@ -55,7 +56,7 @@ def write_segmentations(options: ExportOptions, place: Place, folder: ExportFold
     named = name_files(scans["scan_id"].to_pylist(), max_bytes=room, ending=SUFFIX + DICOM)
     tasks = plan_volumes(place, scans, entries, {scan_id: (name,) for scan_id, name in named.items()})
     write = partial(_write_one, record=read_record(place))
-    with folder.writing(list(named.values())), silence_libraries():
+    with folder.writing(list(named.values())), quiet_libraries():
         return write_tasks(tasks, place, folder, options.workers, write)
 
 

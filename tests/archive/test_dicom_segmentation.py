@@ -14,7 +14,7 @@ import SimpleITK
 from dicom_made import AXIAL, make_enhanced, make_series, make_uid, to_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydicom.uid import RLELossless
+from pydicom.uid import DeflatedExplicitVRLittleEndian, JPEGLSLossless, RLELossless
 from segmentations_made import make_segmentation, read_by_highdicom, segmentation_bytes
 from volumes_made import make_affine, restack
 
@@ -65,11 +65,22 @@ def test_fractions_count_from_half_of_the_largest_value_on():
     assert (stored == 100).any()
 
 
-def test_compressed_fractions_are_read():
-    fractions = np.zeros((*SHAPE, 1), np.float32)
-    fractions[2, 1:4, 2:5, 0] = 0.7
-    made = make_segmentation(make_images(), fractions, kind="FRACTIONAL", transfer_syntax_uid=RLELossless)
-    np.testing.assert_array_equal(read(made), fractions[..., 0] > 0)
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless], ids=["RLE", "JPEG-LS"])
+def test_compressed_fractions_are_read(syntax):
+    shape = (3, 40, 36)
+    fractions = np.zeros((*shape, 1), np.float32)
+    fractions[1, 1:4, 2:5, 0] = 0.7
+    made = make_segmentation(make_images(shape=shape), fractions, kind="FRACTIONAL", transfer_syntax_uid=syntax)
+    np.testing.assert_array_equal(read(made, shape=shape), fractions[..., 0] > 0)
+
+
+def test_a_deflated_segmentation_is_read():
+    mask = draw(2)
+    made = make_segmentation(make_images(), mask)
+    made.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    data = segmentation_bytes(made)
+    assert len(data) < len(segmentation_bytes(make_segmentation(make_images(), mask)))
+    np.testing.assert_array_equal(read(data), mask)
 
 
 def test_overlapping_segments_get_the_value_that_lies_in_exactly_their_labels():

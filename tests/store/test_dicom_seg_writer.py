@@ -17,9 +17,10 @@ import pytest
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage
 
+from raysegment.archive.dicom.library import quiet_libraries
 from raysegment.errors import UnknownGridError, UnreadableFileError
 from raysegment.scan import Labels
-from raysegment.store.writers.dicom_seg import Maker, silence_libraries, write_segmentation
+from raysegment.store.writers.dicom_seg import Maker, write_segmentation
 
 MAKER = Maker(version="0.6.0", model_id="0123abcd", options_id="ffff", made=datetime(2026, 3, 4, 5, 6, 7))
 LABELS = Labels(("Anterior", "Läsion"), ((1,), (2,)), ((255, 0, 0), None), ("SCT:5366008", None))
@@ -29,7 +30,7 @@ SHAPE = (4, 5, 7)
 
 def make_sources(num_slices: int = 4, **values: object) -> list[Dataset]:
     """Headers of a CT series; None takes an element out."""
-    with silence_libraries():
+    with quiet_libraries():
         return _make_sources(num_slices, values)
 
 
@@ -61,7 +62,7 @@ def _make_sources(num_slices: int, values: dict[str, object]) -> list[Dataset]:
 def write(path: Path, mask: np.ndarray, sources: list[Dataset] | None = None, labels: Labels = LABELS, **maker: object):
     made = Maker(**vars(MAKER) | maker)
     values = {name: VALUES.get(name, 1) for name in labels.names}
-    with silence_libraries():
+    with quiet_libraries():
         write_segmentation(path, mask, values, sources or make_sources(len(mask)), labels, made, "scan")
     return pydicom.dcmread(path)
 

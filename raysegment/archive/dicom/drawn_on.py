@@ -9,7 +9,13 @@ from typing import TypeVar
 from raysegment.archive.dicom.elements import MAGIC, MAGIC_OFFSET, is_dicom
 from raysegment.archive.dicom.header import Instance, parse_instance
 from raysegment.archive.dicom.segment_frames import is_segmentation
-from raysegment.archive.dicom.segmentation import Plane, SegmentedGrid, list_segment_values, read_segmentation
+from raysegment.archive.dicom.segmentation import (
+    Plane,
+    SegmentedGrid,
+    find_plane,
+    list_segment_values,
+    read_segmentation,
+)
 from raysegment.archive.filesystem import describe, open_file, read_bytes
 from raysegment.archive.formats import readers_by_extension
 from raysegment.archive.names import extension_of, show_name
@@ -106,26 +112,21 @@ def _may_be_dicom(source: str, name: str) -> bool:
 
 def _grid_of(entry: ScanEntry, shape: tuple[int, int, int], affine: Affine | None) -> SegmentedGrid:
     """The grid of a scan, with what its DICOM headers say of it; of other scans, and without their files, as it is."""
-    files = entry.files[: len(entry.files) // max(1, len(entry.channel_names))]
-    if entry.reader != READER or not files:
+    if entry.reader != READER or not entry.files:
         return SegmentedGrid(shape, affine)
-    frame_of_reference = _read_header(entry.source, files[0]).frame_of_reference
-    return SegmentedGrid(shape, affine, frame_of_reference, partial(_find_planes, entry.source, files))
+    num_slices = len(entry.files) // max(1, len(entry.channel_names))
+    frame_of_reference = _read_header(entry.source, entry.files[0]).frame_of_reference
+    find_planes = partial(_find_planes, entry.source, entry.files, num_slices)
+    return SegmentedGrid(shape, affine, frame_of_reference, find_planes)
 
 
-def _find_planes(source: str, files: tuple[str, ...]) -> dict[str, Plane | int]:
-    """Where images lie, by their SOPInstanceUID; without places their order."""
+def _find_planes(source: str, files: tuple[str, ...], num_slices: int) -> dict[str, Plane | int]:
+    """Where the images of all channels lie, by their SOPInstanceUID; without places their number in the channel."""
     planes: dict[str, Plane | int] = {}
     for number, name in enumerate(files):
         found = _read_header(source, name)
-        is_placed = found.positions is not None and found.orientations is not None and found.pixel_spacing is not None
-        if is_placed and found.frames == 1:
-            assert found.positions is not None
-            assert found.orientations is not None
-            assert found.pixel_spacing is not None
-            planes[found.sop] = Plane(found.positions[0], found.orientations[0], found.pixel_spacing)
-        elif found.frames == 1:
-            planes[found.sop] = number
+        if found.frames == 1:
+            planes[found.sop] = find_plane(found, 0) or number % num_slices
     return planes
 
 

@@ -14,22 +14,24 @@ LOGS = ("pydicom", "highdicom")
 def quiet_libraries() -> Iterator[None]:
     """While it lasts, libraries that read and write DICOM neither warn nor log, and take values as they are.
 
-    Not for two threads at once: Python keeps one list of warnings for all.
+    Not for two threads at once: Python keeps one list of warnings for all. Entered once around threads, it is for all
+    of them.
     """
     from pydicom import config
 
     logs = [logging.getLogger(name) for name in LOGS]
     before = [(log.propagate, log.level) for log in logs]
-    mode = config.settings.reading_validation_mode
+    settings = config.settings
+    modes = settings.reading_validation_mode, settings.writing_validation_mode
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config.settings.reading_validation_mode = config.IGNORE
+        settings.reading_validation_mode = settings.writing_validation_mode = config.IGNORE
         for log in logs:
             log.propagate, log.level = False, logging.CRITICAL + 1
         try:
             yield
         finally:
-            config.settings.reading_validation_mode = mode
+            settings.reading_validation_mode, settings.writing_validation_mode = modes
             for log, (propagate, level) in zip(logs, before, strict=True):
                 log.propagate, log.level = propagate, level
 

@@ -247,6 +247,9 @@ def _check_format(found: PixelFormat, name: str) -> None:
 
 def _check_size(found: PixelFormat, name: str) -> None:
     size = math.prod((found.rows, found.columns, found.channels, found.frames, found.dtype.itemsize))
+    if found.allocated == 1:
+        # Of a segmentation, whose many frames are unpacked one by one.
+        size //= 8
     if size > MAX_INSTANCE_BYTES:
         raise OversizedScanError(
             f"{show_name(name)} declares {found.frames} frames of {found.rows} x {found.columns}, "

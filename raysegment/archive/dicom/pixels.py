@@ -50,19 +50,36 @@ def read_frames(data: bytes, instance: Instance, name: str) -> Pixels:
     pixels = instance.pixels
     if pixels is None:
         raise UnreadableFileError(f"{show_name(name)} has no pixel data that are an image.")
-    check_complete(instance, len(data), name)
     frames = np.empty((pixels.frames, pixels.rows, pixels.columns, pixels.channels), pixels.dtype)
-    stored = _iterate_native(data, instance, pixels, name)
-    if instance.syntax not in NATIVE:
-        stored = _iterate_compressed(data, instance, pixels, name)
+    for index, frame in enumerate(iterate_stored(data, instance, name)):
+        _convert(frame, pixels, index, frames[index])
+    return frames
+
+
+def iterate_stored(data: bytes, instance: Instance, name: str) -> Iterator[Numbers]:
+    """Each frame of a file with the values that are stored, (rows, columns, samples); colours as red, green, blue.
+
+    Args:
+        data: The file.
+        instance: What it declares.
+        name: For messages.
+
+    Raises:
+        TruncatedFileError: There are fewer frames than declared.
+        UnreadableFileError: They cannot be decoded, or are not what the header says.
+    """
+    pixels = instance.pixels
+    if pixels is None:
+        raise UnreadableFileError(f"{show_name(name)} has no pixel data that are an image.")
+    check_complete(instance, len(data), name)
+    iterate = _iterate_native if instance.syntax in NATIVE else _iterate_compressed
     num_read = 0
-    for frame in stored:
-        if num_read < pixels.frames:
-            _convert(frame, pixels, num_read, frames[num_read])
+    for frame in iterate(data, instance, pixels, name):
         num_read += 1
+        if num_read <= pixels.frames:
+            yield frame
     if num_read != pixels.frames:
         raise TruncatedFileError(f"{show_name(name)} holds {num_read} frames; its header declares {pixels.frames}.")
-    return frames
 
 
 def _iterate_native(data: bytes, instance: Instance, pixels: PixelFormat, name: str) -> Iterator[Numbers]:
@@ -74,8 +91,10 @@ def _iterate_native(data: bytes, instance: Instance, pixels: PixelFormat, name: 
     if pixels.photometric == SUBSAMPLED:
         yield from _decode(data, instance, pixels, name)
         return
-    is_big = instance.syntax == EXPLICIT_BIG
-    values = _take_values(data, pixels, is_big)
+    if pixels.allocated == 1:
+        yield from _unpack_bits(data, pixels)
+        return
+    values = _take_values(data, pixels, is_big=instance.syntax == EXPLICIT_BIG)
     shape = (pixels.rows, pixels.columns, pixels.samples)
     for frame in values.reshape(pixels.frames, -1):
         if pixels.is_planar and pixels.samples > 1:
@@ -85,13 +104,20 @@ def _iterate_native(data: bytes, instance: Instance, pixels: PixelFormat, name: 
         yield _to_rgb(turned) if pixels.photometric == "YBR_FULL" else turned
 
 
-def _take_values(data: bytes, pixels: PixelFormat, is_big: bool) -> Numbers:
+def _unpack_bits(data: bytes, pixels: PixelFormat) -> Iterator[Numbers]:
+    """Frames of single bits, the first one in the lowest bit; a frame may begin within a byte."""
+    packed = np.frombuffer(data, np.uint8, pixels.num_bytes, pixels.place.offset)
+    size = pixels.rows * pixels.columns * pixels.samples
+    for index in range(pixels.frames):
+        first, skipped = divmod(index * size, 8)
+        bits = np.unpackbits(packed[first : first + -(-(skipped + size) // 8)], bitorder="little")
+        yield bits[skipped : skipped + size].reshape(pixels.rows, pixels.columns, pixels.samples)
+
+
+def _take_values(data: bytes, pixels: PixelFormat, *, is_big: bool) -> Numbers:
     """All values in a row, as stored; without a copy where each has bytes of its own."""
     num_values = pixels.frames * pixels.rows * pixels.columns * pixels.samples
     offset = pixels.place.offset
-    if pixels.allocated == 1:
-        packed = np.frombuffer(data, np.uint8, pixels.num_bytes, offset)
-        return np.unpackbits(packed, count=num_values, bitorder="little")
     if is_big and pixels.allocated == 8 and pixels.place.is_words:
         words = np.frombuffer(data, np.uint8, num_values + num_values % 2, offset)
         return words.reshape(-1, 2)[:, ::-1].reshape(-1)[:num_values].view(pixels.stored_dtype)

@@ -1,13 +1,11 @@
 """The frames of a DICOM segmentation: what each shows of which segment, one in memory at a time.
 
-Bits are packed across frames without gaps, the first voxel in the lowest bit. After PS3.3, C.8.20,
-and PS3.5, section 8.
+After PS3.3, C.8.20.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.archive.dicom import tags
-from raysegment.archive.dicom.elements import DataSet, Elements, Wanted, read_elements
-from raysegment.archive.dicom.pixel_format import PixelFormat, find_pixel_format
-from raysegment.archive.dicom.places import Places, find_places
-from raysegment.archive.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, NATIVE
+from raysegment.archive.dicom.elements import Elements, Wanted, read_elements
+from raysegment.archive.dicom.header import ENCODINGS, Instance, parse_instance
+from raysegment.archive.dicom.pixels import iterate_stored
 from raysegment.archive.names import show_name
-from raysegment.errors import OversizedScanError, TruncatedFileError, UnreadableFileError
+from raysegment.errors import OversizedScanError, UnreadableFileError
 
 Kind = Literal["BINARY", "FRACTIONAL", "LABELMAP"]
 Frame = npt.NDArray[np.unsignedinteger[Any]]
@@ -30,10 +27,12 @@ SEGMENTATION_TYPE, SEGMENTS, SEGMENT_NUMBER, SEGMENT_LABEL = 0x00620001, 0x00620
 IDENTIFICATION, REFERENCED_SEGMENT, LARGEST_FRACTION = 0x0062000A, 0x0062000B, 0x0062000E
 BACKGROUND = 0x00280120
 
-OF_FRAME: Wanted = {**tags.OF_FRAME, IDENTIFICATION: {REFERENCED_SEGMENT: None}}
+OF_FRAME: Wanted = {
+    IDENTIFICATION: {REFERENCED_SEGMENT: None},
+    tags.DERIVATION: {tags.SOURCE_IMAGE: {tags.REFERENCED_SOP: None}},
+}
 WANTED: Wanted = {
-    **tags.WANTED,
-    **dict.fromkeys([SEGMENTATION_TYPE, LARGEST_FRACTION, BACKGROUND]),
+    **dict.fromkeys([tags.CHARACTER_SET, SEGMENTATION_TYPE, LARGEST_FRACTION, BACKGROUND]),
     SEGMENTS: {SEGMENT_NUMBER: None, SEGMENT_LABEL: None},
     tags.SHARED: OF_FRAME,
     tags.PER_FRAME: OF_FRAME,
@@ -54,34 +53,24 @@ class Segments:
         kind: Whether frames show one segment each, as 0 and 1 or by fractions, or all segments by their numbers.
         labels: SegmentLabel of each segment, by its number. They may hold anything and are not shown.
         numbers: Of the segment that each frame shows; 0 where it shows all.
-        places: Where frames lie.
         sources: SOPInstanceUID of the image that each frame was drawn on; empty where it does not say.
-        frame_of_reference: Its UID, empty where it is missing.
         largest: The value that means all of a voxel, where fractions are stored.
         background: The value of no segment, where segments are stored by their numbers.
-        pixels: How frames are stored.
-        found: The elements that this comes from.
+        instance: What it declares as other files do: where frames lie, and how they are stored.
     """
 
     kind: Kind
     labels: dict[int, str]
     numbers: tuple[int, ...]
-    places: Places
     sources: tuple[str, ...]
-    frame_of_reference: str
     largest: int
     background: int
-    pixels: PixelFormat
-    found: DataSet
+    instance: Instance
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns of a frame."""
-        return self.pixels.rows, self.pixels.columns
-
-    @property
-    def num_frames(self) -> int:
-        return self.pixels.frames
+        return self.instance.rows, self.instance.columns
 
 
 def is_segmentation(data: bytes, name: str) -> bool:
@@ -105,12 +94,14 @@ def read_segments(data: bytes, name: str, max_bytes: int) -> Segments:
     Raises:
         ScanError: It is damaged, truncated or declares what no segmentation has.
     """
-    found = read_elements(io.BytesIO(data), WANTED, name)
-    elements = found.elements
+    elements = read_elements(io.BytesIO(data), WANTED, name).elements
+    instance = parse_instance(data, name)
     kind = elements.text(SEGMENTATION_TYPE).upper()
     if kind not in BITS:
         raise UnreadableFileError(f"{show_name(name)} is neither a binary, nor a fractional, nor a label map one.")
-    pixels = find_pixel_format(found, ((1.0, 0.0),), name)
+    pixels = instance.pixels
+    if pixels is None:
+        raise UnreadableFileError(f"{show_name(name)} has no pixel data.")
     if pixels.allocated not in BITS[kind] or pixels.samples != 1 or pixels.is_signed:
         raise UnreadableFileError(
             f"{show_name(name)}: its type is {kind.lower()}, its voxels have {pixels.allocated} bits; expected "
@@ -121,84 +112,35 @@ def read_segments(data: bytes, name: str, max_bytes: int) -> Segments:
             f"{show_name(name)} declares frames of {pixels.rows} x {pixels.columns}; at most "
             f"{max_bytes / 2**20:.0f} MB are read."
         )
-    _check_length(found, pixels, len(data), name)
     labels = _find_labels(elements, name)
     return Segments(
         kind=kind,
         labels=labels,
         numbers=_find_numbers(elements, pixels.frames, kind == "LABELMAP", labels, name),
-        places=find_places(elements, name),
         sources=_find_sources(elements, pixels.frames),
-        frame_of_reference=elements.text(tags.FRAME_OF_REFERENCE),
         largest=elements.short(LARGEST_FRACTION) or LARGEST_BYTE,
         background=elements.short(BACKGROUND) or 0,
-        pixels=pixels,
-        found=found,
+        instance=instance,
     )
 
 
 def iterate_frames(data: bytes, segments: Segments, name: str) -> Iterator[Frame]:
     """The values of each frame, (rows, columns), as stored; of bits 0 and 1.
 
+    Args:
+        data: The file.
+        segments: What it declares.
+        name: For messages.
+
     Raises:
-        ScanError: It cannot be decoded.
+        ScanError: It is truncated, or cannot be decoded.
     """
-    if segments.found.syntax in NATIVE:
-        yield from _iterate_plain(data, segments)
-        return
-    try:
-        with warnings.catch_warnings():
-            # What libraries warn of quotes headers.
-            warnings.simplefilter("ignore")
-            yield from _iterate_compressed(data, segments)
-    except UnreadableFileError:
-        raise
-    except Exception as error:
-        raise UnreadableFileError(f"{show_name(name)} cannot be decoded ({type(error).__name__}).") from None
-
-
-def _iterate_plain(data: bytes, segments: Segments) -> Iterator[Frame]:
-    pixels = segments.pixels
-    size = pixels.rows * pixels.columns
-    stored = np.frombuffer(data, np.uint8, offset=pixels.place.offset)
-    for index in range(pixels.frames):
-        if pixels.allocated == 1:
-            first, skipped = divmod(index * size, 8)
-            packed = stored[first : first + -(-(skipped + size) // 8)]
-            values = np.unpackbits(packed, bitorder="little")[skipped : skipped + size]
-        else:
-            width = pixels.allocated // 8
-            values = stored[index * size * width : (index + 1) * size * width].view(f"<u{width}")
-        yield values.reshape(segments.shape)
-
-
-def _iterate_compressed(data: bytes, segments: Segments) -> Iterator[Frame]:
-    from pydicom.pixels import iter_pixels
-
-    num_frames = 0
-    for frame in iter_pixels(io.BytesIO(data), raw=True):
-        if frame.shape != segments.shape or frame.dtype.kind != "u":
-            raise UnreadableFileError("its compressed frames are not what its header says.")
-        num_frames += 1
-        yield frame
-    if num_frames != segments.num_frames:
-        raise UnreadableFileError("its compressed frames are fewer than its header says.")
-
-
-def _check_length(found: DataSet, pixels: PixelFormat, num_bytes: int, name: str) -> None:
-    if found.syntax not in NATIVE:
-        return
-    if found.syntax in (DEFLATED, EXPLICIT_BIG):
-        raise UnreadableFileError(
-            f"{show_name(name)} is a segmentation in a retired or deflated encoding; save it as explicit little endian."
-        )
-    end = pixels.place.offset + pixels.num_bytes
-    if num_bytes < end or (pixels.place.length or 0) < pixels.num_bytes:
-        raise TruncatedFileError(f"{show_name(name)} has {num_bytes} bytes; its {pixels.frames} frames end at {end}.")
+    for frame in iterate_stored(data, segments.instance, name):
+        yield frame[..., 0]
 
 
 def _find_labels(elements: Elements, name: str) -> dict[int, str]:
-    encoding = "utf-8" if "192" in elements.text(tags.CHARACTER_SET) else "latin-1"
+    encoding = ENCODINGS.get(elements.text(tags.CHARACTER_SET), "latin-1")
     labels: dict[int, str] = {}
     for item in elements.items.get(SEGMENTS, []):
         number = item.short(SEGMENT_NUMBER)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from raysegment.archive.dicom.header import Instance
 from raysegment.archive.dicom.segment_frames import Frame, Segments, iterate_frames, read_segments
 from raysegment.archive.names import show_name
 from raysegment.archive.orientation import Affine
@@ -45,6 +46,13 @@ class Plane:
     position: Numbers
     orientation: Numbers
     pixel_spacing: tuple[float, float]
+
+
+def find_plane(instance: Instance, index: int) -> Plane | None:
+    """Where a frame of a file lies; None where the file does not say."""
+    if instance.positions is None or instance.orientations is None or instance.pixel_spacing is None:
+        return None
+    return Plane(instance.positions[index], instance.orientations[index], instance.pixel_spacing)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -88,7 +96,7 @@ def read_segmentation(data: bytes, name: str, grid: SegmentedGrid, labels: Label
         ScanError: It cannot be read.
     """
     segments = read_segments(data, name, max_bytes)
-    known = segments.frame_of_reference, grid.frame_of_reference
+    known = segments.instance.frame_of_reference, grid.frame_of_reference
     if all(known) and known[0] != known[1]:
         raise GridMismatchError(
             f"{show_name(name)} is a segmentation in another frame of reference than the scan; it was drawn on "
@@ -117,7 +125,7 @@ def list_segment_values(data: bytes, name: str, labels: Labels, max_bytes: int) 
         ScanError: It cannot be read.
     """
     segments = read_segments(data, name, max_bytes)
-    positions = segments.places.positions
+    positions = segments.instance.positions
     keys = segments.sources if positions is None else tuple(map(bytes, positions.round(2)))
     rows, columns = segments.shape
     combiner = _Combiner(segments, labels, name)
@@ -248,13 +256,9 @@ class _Finder:
 
     def _place(self, index: int) -> Plane | int:
         """Where a frame lies: by its own header, else by that of the image that it was drawn on."""
-        places, grid = self.segments.places, self.grid
-        own = places.positions is not None and places.orientations is not None and places.pixel_spacing is not None
-        if own and grid.affine is not None:
-            assert places.positions is not None
-            assert places.orientations is not None
-            assert places.pixel_spacing is not None
-            return Plane(places.positions[index], places.orientations[index], places.pixel_spacing)
+        own, grid = find_plane(self.segments.instance, index), self.grid
+        if own is not None and grid.affine is not None:
+            return own
         found = grid.planes.get(self.segments.sources[index])
         if found is None:
             raise self._mismatch("it has frames that refer to no image of the scan, and no place of their own")

@@ -6,12 +6,9 @@ What it takes of the source's headers: `dicom_sources`. After PS3.3, A.51 and C.
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import uuid
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -89,30 +86,6 @@ def require_highdicom() -> None:
         ) from None
 
 
-@contextmanager
-def silence_libraries() -> Iterator[None]:
-    """Keep to themselves what pydicom and highdicom warn of, because they quote headers; for all threads.
-
-    To be entered once around the threads that write, not in each of them.
-    """
-    from pydicom import config
-
-    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
-    levels = [logger.level for logger in loggers]
-    modes = config.settings.reading_validation_mode, config.settings.writing_validation_mode
-    config.settings.reading_validation_mode = config.settings.writing_validation_mode = config.IGNORE
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL + 1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-        config.settings.reading_validation_mode, config.settings.writing_validation_mode = modes
-
-
 def write_segmentation(
     path: Path, mask: Mask, values: Mapping[str, int], sources: Sequence[Any], labels: Labels, maker: Maker, name: str
 ) -> None:
@@ -120,7 +93,7 @@ def write_segmentation(
 
     Frames of a segment that are empty are left out; of an empty mask one is written, because the standard demands one.
     The same mask, model and options on the same images have the same UIDs in every export. To be called
-    within `silence_libraries`.
+    while pydicom and highdicom are silent, because they warn of headers and quote them.
 
     Args:
         path: The file.
