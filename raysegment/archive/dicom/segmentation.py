@@ -204,7 +204,11 @@ class _Combiner:
         """By the number of a set its value; only those that occur need one."""
         known = sorted(self.labels.known_values) if self.labels.are_declared else [0, 1]
         found = np.zeros(len(self._sets), np.min_scalar_type(known[-1]))
-        for number in np.flatnonzero(np.bincount(states.ravel(), minlength=len(self._sets))).tolist():
+        occurs = np.zeros(len(self._sets), bool)
+        for plane in states if states.ndim == 3 else [states]:
+            # Counting takes eight bytes a voxel.
+            occurs |= np.bincount(plane.ravel(), minlength=len(self._sets)) > 0
+        for number in np.flatnonzero(occurs).tolist():
             found[number] = self._find_value(self._sets[number])
         return found
 
