@@ -355,6 +355,20 @@ def test_what_headers_hold_reaches_the_file_as_the_standard_demands_and_nothing_
     assert not any(b"SECRET" in content for name, content in held.items() if not name.endswith(".dcm"))
 
 
+def test_pseudonymised_scans_go_back_to_their_images_and_their_paths_are_not_told(archive, tmp_path):
+    (archive / "axial").rename(archive / "Muster-Erika")
+    segment(archive, tmp_path / "tables", pseudonymise=True)
+    chosen = {"pseudonymise": True, "source": str(archive)}
+    write_record(Place(str(tmp_path / "tables")), {"chosen": chosen, "labels": LABELS.as_plain})
+    os.utime(next((archive / "Muster-Erika").iterdir()), (1, 1))
+    result = export(tmp_path)
+    assert (result.num_files, len(result.failures)) == (3, 1)
+    for word in ("coronal", "sagittal", "reversed"):
+        check_voxels(written(tmp_path)[make_uid("study", word)], read_sources(archive / word))
+    told = [*describe_export(result), *(str(path) for path in (tmp_path / "masks").rglob("*"))]
+    assert not any("Muster" in text or "coronal" in text or "~" in text for text in told)
+
+
 def test_without_highdicom_the_command_says_how_to_install_it(archive, tmp_path, monkeypatch):
     segment(archive, tmp_path / "tables")
     monkeypatch.setitem(__import__("sys").modules, "highdicom", None)
