@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -17,6 +18,10 @@ os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 # Tests start some hundreds of processes, which need not compile what they import anew.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# The user's own key of pseudonyms is none of the tests'.
+_CONFIGURATION = tempfile.TemporaryDirectory(prefix="raysegment-tests-")
+os.environ["XDG_CONFIG_HOME"] = _CONFIGURATION.name
 
 SHARED_RAY = ExitStack()
 """Holds the Ray of `ray_here`, from the first test that asks for it to the first that has to be without."""
