@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,19 @@ def test_a_header_alone_tells_size_and_place(tmp_path):
     assert (header.slices, header.rows, header.columns, header.channels) == (7, 5, 6, 1)
     assert header.spacing_mm == (3, 2, 1)
     assert np.allclose(header.affine, AXIAL)
+
+
+def test_a_series_takes_little_more_memory_than_its_pixels(tmp_path):
+    volume = np.arange(60 * 128 * 128, dtype=np.int16).reshape(60, 128, 128)
+    write_series(tmp_path, make_series(volume))
+    entry = entry_of(tmp_path)
+    read_scan(entry)
+    tracemalloc.start()
+    scan = read_scan(entry)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert np.array_equal(scan.pixels[..., 0], volume)
+    assert peak < 1.3 * volume.nbytes
 
 
 def test_a_tilted_gantry_keeps_each_voxel_in_place_and_its_volume(tmp_path):

@@ -219,10 +219,10 @@ class _Walk:
             if tag in PIXEL_DATA:
                 self.pixels = PixelPlace(tag, self.position, None if length == UNDEFINED else length, kind == b"OW")
                 break
-            self._read_element(found, tag, kind, length, wanted, 0)
+            self._read_element(found, tag, kind, length, wanted)
         return found
 
-    def _read_element(self, found: Elements, tag: int, kind: bytes, length: int, wanted: Wanted, depth: int) -> None:
+    def _read_element(self, found: Elements, tag: int, kind: bytes, length: int, wanted: Wanted) -> None:
         if tag not in wanted:
             if length == UNDEFINED:
                 self._skip_sequence(kind)
@@ -231,13 +231,13 @@ class _Walk:
             return
         inner = wanted[tag]
         if inner is not None:
-            found.items[tag] = self._read_items(kind, length, inner, depth + 1)
+            found.items[tag] = self._read_items(kind, length, inner)
         elif length == UNDEFINED:
             raise self._broken("an element that is no sequence has no end")
         else:
             found.values[tag] = self._take(length)
 
-    def _read_items(self, kind: bytes, length: int, wanted: Wanted, depth: int) -> list[Elements]:
+    def _read_items(self, kind: bytes, length: int, wanted: Wanted) -> list[Elements]:
         """The items of a sequence; those of unknown type are encoded without types."""
         explicit, self.explicit = self.explicit, self.explicit and kind != b"UN"
         end = self.end if length == UNDEFINED else self.position + length
@@ -248,18 +248,18 @@ class _Walk:
                 break
             if tag != ITEM:
                 raise self._broken("a sequence holds something that is no item")
-            items.append(self._read_item(item_length, wanted, depth))
+            items.append(self._read_item(item_length, wanted))
         self.explicit = explicit
         return items
 
-    def _read_item(self, length: int, wanted: Wanted, depth: int) -> Elements:
+    def _read_item(self, length: int, wanted: Wanted) -> Elements:
         found = Elements(self.order)
         end = self.end if length == UNDEFINED else self.position + length
         while self.position < end:
             tag, kind, element_length = self._read_head()
             if tag == ITEM_END:
                 break
-            self._read_element(found, tag, kind, element_length, wanted, depth)
+            self._read_element(found, tag, kind, element_length, wanted)
         return found
 
     def _skip_sequence(self, kind: bytes) -> None:

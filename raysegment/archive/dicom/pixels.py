@@ -20,7 +20,7 @@ from raysegment.archive.dicom.library import quiet_libraries, silence_gdcm
 from raysegment.archive.dicom.pixel_format import FLOATS, MAX_INSTANCE_BYTES, PixelFormat, Table
 from raysegment.archive.dicom.syntaxes import COMPRESSED, EXPLICIT_BIG, JPEG, NATIVE, RLE, describe_syntax
 from raysegment.archive.names import show_name
-from raysegment.errors import TruncatedFileError, UnreadableFileError
+from raysegment.errors import ScanError, TruncatedFileError, UnreadableFileError
 from raysegment.scan import Pixels
 
 Numbers = npt.NDArray[Any]
@@ -137,7 +137,7 @@ def _decode(data: bytes, instance: Instance, pixels: PixelFormat, name: str) -> 
     try:
         with quiet_libraries():
             yield from _ask_library(data, instance, pixels, name)
-    except (UnreadableFileError, TruncatedFileError, MemoryError):
+    except (ScanError, MemoryError):
         raise
     except Exception as error:
         raise UnreadableFileError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,7 +45,7 @@ def read_stack(files: Iterable[tuple[str, bytes]], num_files: int, max_bytes: in
             one place.
     """
     found: list[Instance] = []
-    pieces: list[Pixels] = []
+    stack = _Stack(num_files)
     first_name, num_bytes = "", 0
     for name, data in files:
         instance = parse_instance(data, name)
@@ -55,10 +55,10 @@ def read_stack(files: Iterable[tuple[str, bytes]], num_files: int, max_bytes: in
             _check_same_series(instance, name, found[0], first_name)
         num_bytes += _count_bytes(instance)
         _check_size(max(num_bytes, _count_bytes(instance) * num_files), max_bytes, name)
-        pieces.append(read_frames(data, instance, name))
+        stack.add(read_frames(data, instance, name))
         found.append(instance)
     order = order_instances(found, first_name)
-    scan = Scan(_stack(pieces, order), order.spacing_mm, order.affine)
+    scan = Scan(stack.sort(order.order), order.spacing_mm, order.affine)
     return Stack(scan, order, any(instance.was_lossy for instance in found))
 
 
@@ -87,23 +87,50 @@ def order_instances(instances: list[Instance], name: str) -> SliceOrder:
     return order_slices(positions, orientations, first.pixel_spacing, first.thickness, name)
 
 
-def _stack(pieces: list[Pixels], order: SliceOrder) -> Pixels:
-    """Frames in order, in a type for all of them; pieces are let go as they are copied."""
-    dtype = np.result_type(*{piece.dtype for piece in pieces})
-    if dtype == np.float64 and all(piece.dtype != np.float64 for piece in pieces):
-        dtype = np.dtype(np.float32)
-    places = np.empty(len(order.order), np.int64)
-    places[list(order.order)] = np.arange(len(places))
-    if len(pieces) == 1 and pieces[0].dtype == dtype and (np.diff(places) == 1).all():
-        return pieces[0]
-    stack = np.empty((len(places), *pieces[0].shape[1:]), dtype)
-    taken = 0
-    pieces.reverse()
-    while pieces:
-        piece = pieces.pop()
-        stack[places[taken : taken + len(piece)]] = piece
-        taken += len(piece)
-    return stack
+class _Stack:
+    """Frames behind each other, in memory that is taken once."""
+
+    def __init__(self, num_files: int) -> None:
+        self.num_files = num_files
+        self.filled = 0
+        self.pixels: Pixels | None = None
+
+    def add(self, frames: Pixels) -> None:
+        """Put frames behind the others, in a type that holds all of them."""
+        if self.pixels is None:
+            self.pixels = frames
+            if self.num_files > 1:
+                self.pixels = np.empty((len(frames) * self.num_files, *frames.shape[1:]), frames.dtype)
+        dtype = _promote(self.pixels.dtype, frames.dtype)
+        self.pixels = self.pixels.astype(dtype, copy=False)
+        end = self.filled + len(frames)
+        if end > len(self.pixels):
+            more = np.empty((end - len(self.pixels), *frames.shape[1:]), dtype)
+            self.pixels = np.concatenate([self.pixels, more])
+        if self.num_files > 1:
+            self.pixels[self.filled : end] = frames
+        self.filled = end
+
+    def sort(self, order: Sequence[int]) -> Pixels:
+        """All frames in an order, moved one by one: slice i of the result is what was frame order[i]."""
+        assert self.pixels is not None
+        pixels = self.pixels[: self.filled]
+        is_placed = [False] * len(order)
+        for start in range(len(order)):
+            place, kept = start, None
+            while not is_placed[place] and order[place] != place:
+                kept = pixels[start].copy() if kept is None else kept
+                is_placed[place] = True
+                source = order[place]
+                pixels[place] = kept if source == start else pixels[source]
+                place = source
+        return pixels
+
+
+def _promote(first: np.dtype[np.generic], second: np.dtype[np.generic]) -> np.dtype[np.generic]:
+    """The smallest type for both; single precision is enough beside whole numbers."""
+    both = np.result_type(first, second)
+    return np.dtype(np.float32) if both == np.float64 and np.float64 not in (first, second) else both
 
 
 def check_image(instance: Instance, name: str) -> None:
