@@ -15,7 +15,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from dicom_made import change, make_enhanced, make_series, make_uid, to_bytes, write_series
+from dicom_made import change, make_enhanced, make_instance, make_series, make_uid, to_bytes, write_series
 from volumes_made import make_affine, restack
 
 from raysegment.archive.index import find_scans, summarise
@@ -119,6 +119,11 @@ def check_voxels(path: Path, sources: list[pydicom.Dataset]) -> None:
             np.testing.assert_array_equal(plane, source.pixel_array % 3 == number)
 
 
+def check_by_dciodvfy(path: Path) -> None:
+    done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=60)
+    assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")] == []
+
+
 def read_sources(folder: Path) -> list[pydicom.Dataset]:
     return [pydicom.dcmread(path) for path in sorted(folder.glob("*.dcm"))]
 
@@ -146,8 +151,7 @@ def test_dciodvfy_finds_no_error(archive, tmp_path):
     segment(archive, tmp_path / "tables")
     export(tmp_path)
     for path in written(tmp_path).values():
-        done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=60)
-        assert [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")] == []
+        check_by_dciodvfy(path)
 
 
 def test_read_as_a_reference_a_segmentation_is_the_mask_again_and_index_takes_none_of_ours(archive, tmp_path):
@@ -218,6 +222,39 @@ def test_images_in_a_zip_and_enhanced_ones_are_referred_to(tmp_path):
         image.SOPInstanceUID, [1, 2, 3, 4], combine_segments=True, assert_missing_frames_are_empty=True
     )
     np.testing.assert_array_equal(frames, image.pixel_array)
+
+
+def test_a_single_image_without_a_place_has_a_segmentation_that_refers_to_it(tmp_path):
+    folder = tmp_path / "archive"
+    folder.mkdir()
+    image = make_instance(draw(2)[0], series="single")
+    (folder / "1.dcm").write_bytes(to_bytes(image))
+    segment(folder, tmp_path / "tables")
+    assert export(tmp_path).num_files == 1
+    ((_, path),) = written(tmp_path).items()
+    made = pydicom.dcmread(path)
+    reference = made.ReferencedSeriesSequence[0].ReferencedInstanceSequence[0]
+    assert reference.ReferencedSOPInstanceUID == image.SOPInstanceUID
+    np.testing.assert_array_equal(made.pixel_array, np.stack([draw(2)[0] == 1, draw(2)[0] == 2]))
+    made.ManufacturerModelName = "Pencil"
+    made.save_as(folder / "drawn.dcm")
+    (entry,) = entries(find_scans(str(folder)))
+    settings = ReadSettings(labels=LABELS)
+    np.testing.assert_array_equal(read_reference(entry, (1, 5, 6), settings), draw(2)[:1])
+
+
+@pytest.mark.skipif("RAYSEGMENT_DATA" not in os.environ, reason="RAYSEGMENT_DATA names no folder of real scans")
+def test_the_real_study_of_four_channels_has_one_segmentation_of_the_first(tmp_path):
+    real = Path(os.environ["RAYSEGMENT_DATA"]) / "dicom" / "mr-study"
+    channels = ("T1pre=T1pre_reg", "T1post=T1post", "FLAIR=FLAIR*", "T2=t2_reg")
+    segment(real, tmp_path / "tables", channel=channels)
+    chosen = {"channel": list(channels), "source": str(real)}
+    write_record(Place(str(tmp_path / "tables")), {"chosen": chosen, "labels": LABELS.as_plain})
+    assert export(tmp_path).num_files == 1
+    ((_, path),) = written(tmp_path).items()
+    check_voxels(path, read_sources(real / "26401-T1prereg-52906"))
+    if shutil.which("dciodvfy"):
+        check_by_dciodvfy(path)
 
 
 @pytest.mark.skipif("RAYSEGMENT_DATA" not in os.environ, reason="RAYSEGMENT_DATA names no folder of real scans")

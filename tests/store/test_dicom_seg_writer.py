@@ -14,8 +14,8 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from raysegment.archive.dicom.library import quiet_libraries
 from raysegment.errors import UnknownGridError, UnreadableFileError
@@ -127,6 +127,21 @@ def test_segments_say_what_they_are_and_who_drew_them(tmp_path):
     assert (made.ContentDate, made.ContentTime) == ("20260304", "050607")
 
 
+def test_names_in_other_scripts_arrive_whole(tmp_path):
+    name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
+    sources = make_sources(SpecificCharacterSet=["", "ISO 2022 IR 87"], PatientName=name)
+    read = []
+    for source in sources:
+        source.file_meta = FileMetaDataset()
+        source.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        stream = io.BytesIO()
+        source.save_as(stream, enforce_file_format=True)
+        read.append(pydicom.dcmread(io.BytesIO(stream.getvalue())))
+    made = write(tmp_path / "m.dcm", draw(), read)
+    assert made.SpecificCharacterSet == "ISO_IR 192"
+    assert str(made.PatientName) == name
+
+
 def test_nothing_else_of_the_sources_goes_along(tmp_path):
     write(tmp_path / "m.dcm", draw())
     assert b"SECRET" not in (tmp_path / "m.dcm").read_bytes()
@@ -159,7 +174,9 @@ def test_the_same_mask_model_and_options_make_the_same_file_and_others_another(t
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not on the PATH")
-@pytest.mark.parametrize("kind", ["label map", "overlapping", "empty", "one slice", "odd headers", "enhanced"])
+@pytest.mark.parametrize(
+    "kind", ["label map", "overlapping", "empty", "one slice", "odd headers", "names removed", "enhanced"]
+)
 def test_dciodvfy_finds_no_error(tmp_path, kind):
     odd = {
         "PatientBirthDate": "1970",
@@ -172,7 +189,11 @@ def test_dciodvfy_finds_no_error(tmp_path, kind):
         "ImageOrientationPatient": ["0.99999996693059123", "0.0", "0.00025715", "0", "1", "0"],
         "LossyImageCompression": "01",
     }
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = "113100", "DCM", "Basic Profile"
+    removed = {"PatientIdentityRemoved": "YES", "DeidentificationMethodCodeSequence": [code]}
     made = {
+        "names removed": (draw(), make_sources(**removed)),
         "label map": (draw(), make_sources()),
         "overlapping": (draw(1, (2, *SHAPE), 2), make_sources()),
         "empty": (np.zeros(SHAPE, np.uint8), make_sources()),

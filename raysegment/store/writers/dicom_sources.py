@@ -21,6 +21,8 @@ MAX_NUMBER = 16
 PERSONS = ("PatientName", "ReferringPhysicianName")
 TEXTS = ("PatientID", "AccessionNumber", "StudyID")
 OPTIONAL_TEXTS = ("IssuerOfPatientID", "StudyDescription", "PatientIdentityRemoved", "DeidentificationMethod")
+REMOVAL_CODES = "DeidentificationMethodCodeSequence"
+CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
 DAYS, TIMES = ("PatientBirthDate", "StudyDate"), ("StudyTime",)
 SEXES = ("M", "F", "O")
 IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
@@ -31,6 +33,7 @@ WANTED = (
     *DAYS,
     *TIMES,
     *IDENTIFIERS,
+    REMOVAL_CODES,
     *("SpecificCharacterSet", "PatientSex", "Modality", "SeriesNumber", "NumberOfFrames", "Rows", "Columns"),
     *("FrameOfReferenceUID", "PositionReferenceIndicator", "ImagePositionPatient", "ImageOrientationPatient"),
     *("PixelSpacing", "SliceThickness", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
@@ -77,6 +80,8 @@ def _copy_people(source: Any) -> Any:
     for keyword in OPTIONAL_TEXTS:
         if text := _text(source, keyword):
             setattr(people, keyword, text)
+    if removal := [_copy_code(item) for item in source.get(REMOVAL_CODES) or ()]:
+        setattr(people, REMOVAL_CODES, removal)
     for keywords, pattern in ((DAYS, _DAY), (TIMES, _TIME)):
         for keyword in keywords:
             text = _text(source, keyword)
@@ -84,6 +89,15 @@ def _copy_people(source: Any) -> Any:
     sex = _text(source, "PatientSex")
     people.PatientSex = sex if sex in SEXES else ""
     return people
+
+
+def _copy_code(item: Any) -> Any:
+    from pydicom.dataset import Dataset
+
+    code = Dataset()
+    for keyword in CODE:
+        setattr(code, keyword, _text(item, keyword))
+    return code
 
 
 def _copy_loss(source: Any, copy: Any) -> None:
