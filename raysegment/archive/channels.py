@@ -22,8 +22,8 @@ def most_common_names(table: pa.Table) -> tuple[str, ...]:
 def order_channels(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
     """A manifest whose scans have the wanted channels in one order, by their names; upper and lower case are the same.
 
-    Scans without names, with numbers for names, or of one channel stay as they are. Of the others that have a file for
-    each channel, files are put in order, those of further channels are left out, and a channel that is missing has an
+    Scans without names, with numbers for names, or of one channel stay as they are. Of the others that have files for
+    each channel, these are put in order, those of further channels are left out, and a channel that is missing has an
     empty name, so that reading the scan is an error of its own.
 
     Args:
@@ -77,13 +77,15 @@ def _order_row(row: dict[str, Any], wanted: Sequence[str]) -> None:
     names, files = row["channel_names"], row["files"]
     if list(map(_key, names)) == list(map(_key, wanted)):
         return
-    if len(files) != len(names):
+    # A DICOM series has as many files for each channel, other formats one.
+    num_each, rest = divmod(len(files), len(names))
+    if rest:
         raise UsageError(
             f"{show_name(row['scan_id'])} has the channels {_list(names)} in one file; the model sees {_list(wanted)}."
         )
-    by_name = dict(zip(map(_key, names), files, strict=True))
+    by_name = {_key(name): files[index * num_each :][:num_each] for index, name in enumerate(names)}
     missing = [name for name in wanted if _key(name) not in by_name]
-    row["files"] = [by_name.get(_key(name), "") for name in wanted]
+    row["files"] = [file for name in wanted for file in by_name.get(_key(name), [""] * num_each)]
     row["channel_names"], row["channels"] = list(wanted), len(wanted)
     if missing and row["problem"] is None:
         row["problem"] = f"there is no file for channel {_list(missing)}"

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 
+from raysegment.archive.channels import order_channels
 from raysegment.archive.dicom import survey, survey_child
 from raysegment.archive.dicom.survey import SurveySettings
 from raysegment.archive.fingerprint import renew_fingerprints
@@ -358,6 +359,20 @@ def test_a_channel_with_a_gap_is_missing_in_the_scan_that_it_belongs_to():
     (draft,) = group(made, names, CHANNELS)
     assert draft.missing == (1,)
     assert "the series of channel flair cannot be used (MissingSliceError: flair/" in draft.problem
+
+
+def test_channels_come_in_the_order_of_the_model_with_all_their_files(tmp_path, key):
+    made, names = study(("t1", {}), ("flair", {}), ("dwi", {}))
+    for name, instance in zip(names, made, strict=True):
+        write(tmp_path / name.replace("/", "-"), instance)
+    how = Finding(key_file=key, channel=("t1=t1", "flair=flair", "dwi=dwi"))
+    found = order_channels(find_scans(str(tmp_path), how), ("Flair", "t2", "T1"))
+    (row,) = found.to_pylist()
+    order = [f"{name}-{index}/0.dcm" for name in ("flair", "t1") for index in range(3)]
+    assert row["files"] == [*order[:3], "", "", "", *order[3:]]
+    (entry,) = entries(found)
+    with pytest.raises(ScanError, match=r"has no file of channel t2\."):
+        read_scan(entry)
 
 
 def test_days_of_a_patient_are_moved_together(key):

@@ -58,7 +58,7 @@ def take_dicom(source: str, folders: Iterable[Folder], naming: Naming) -> tuple[
     for folder in folders:
         if any(_is_candidate(file) for file in folder.files):
             located = folder.located
-            candidates += [item for item in located if _is_candidate(item[1]) and item[1].kind != ZIP]
+            candidates += [item for item in located if _is_candidate(item[1]) and _may_be_dicom(item[1])]
             zips += [item for item in located if item[1].kind == ZIP]
             folder.files = [file for file in folder.files if not _is_candidate(file)]
         if folder.files or folder.problem or folder.is_own:
@@ -94,7 +94,13 @@ def _find_series(source: str, located: list[LocatedFile], naming: Naming) -> Fou
 
 
 def _is_candidate(file: FoundFile) -> bool:
+    """Whether a file is looked into; links to nowhere whose names tell nothing are problems of their folder."""
     return file.kind in KINDS and not (file.kind == UNTOLD and file.problem)
+
+
+def _may_be_dicom(file: FoundFile) -> bool:
+    """Whether it claims to be DICOM, or is long enough for its mark."""
+    return file.kind != ZIP and (file.kind != UNTOLD or file.size >= HEAD_BYTES)
 
 
 def _any_dicom(source: str, located: Sequence[LocatedFile]) -> bool:
