@@ -84,7 +84,7 @@ def read_reference(
         return segmented
     drawn, is_lossy = _read_drawn(entry, max_bytes, settings, Grid(grid, affine, _is_volume(entry.reader, affine)))
     name = _names(entry)[0]
-    by_slice = len(entry.reference_files) > 1
+    by_slice = len(entry.reference_files) > 1 and drawn.shape != tuple(grid)
     slices = len(entry.reference_files) if by_slice else len(drawn)
     if (slices, *drawn.shape[1:]) != tuple(grid) or (by_slice and len(_names(entry)) != len(drawn)):
         shape = (slices, *drawn.shape[1:])

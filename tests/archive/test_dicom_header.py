@@ -139,6 +139,17 @@ def test_texts_come_in_their_own_alphabet():
     assert (found.description, found.patient) == ("Schädel", "Ж\\Klinik")
 
 
+def test_two_patients_stay_two_whatever_their_bytes_mean():
+    data = to_bytes(make_instance(VOLUME[0], PatientID="P-ab", SpecificCharacterSet="ISO_IR 192"))
+    ids = {parse_instance(data.replace(b"P-ab", b"P-" + end), "a").patient for end in (b"\xfc\xfc", b"\xfd\xfd")}
+    assert len(ids) == 2
+
+
+def test_a_mosaic_of_slices_is_refused():
+    with pytest.raises(UnreadableFileError, match="is a mosaic"):
+        parse(make_instance(VOLUME[0], ImageType=["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]))
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

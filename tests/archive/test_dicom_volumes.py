@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk  # noqa: N813
 from dicom_made import AXIAL, change, make_enhanced, make_instance, make_series, to_bytes, write_series
-from volumes_made import make_affine
+from volumes_made import make_affine, restack, write_nifti
 
 from raysegment.archive.formats import dicom
 from raysegment.archive.manifest import entries, read_manifest
 from raysegment.archive.orientation import find_orientation
 from raysegment.archive.read import read_scan
+from raysegment.archive.reference import read_reference
 from raysegment.errors import (
     AffineError,
     ChannelMismatchError,
@@ -212,6 +214,25 @@ def test_a_series_takes_little_more_memory_than_its_pixels(tmp_path):
     tracemalloc.stop()
     assert np.array_equal(scan.pixels[..., 0], volume)
     assert peak < 1.3 * volume.nbytes
+
+
+@pytest.mark.parametrize("kind", ["nifti", "dicom"])
+@pytest.mark.parametrize("slice_axis", ["auto", "sagittal"])
+def test_a_reference_may_be_a_volume_of_another_format_or_a_series(kind, slice_axis, tmp_path):
+    drawn = (VOLUME > 1000).astype(np.uint8)
+    scan_files = [f"scan/{name}" for name in write_series(tmp_path / "scan", make_series(VOLUME))]
+    if kind == "nifti":
+        stored, affine = restack(drawn, AXIAL, (2, 0, 1), (True, False, True))
+        write_nifti(tmp_path / "mask.nii.gz", stored, affine)
+        references = ["mask.nii.gz"]
+    else:
+        made = make_series(drawn, series="mask")
+        references = [f"mask/{name}" for name in write_series(tmp_path / "mask", made, seed=4)]
+    entry = replace(entry_of(tmp_path, scan_files), reference_files=tuple(references))
+    settings = ReadSettings(slice_axis=slice_axis)
+    scan = read_scan(entry, settings)
+    reference = read_reference(entry, scan.grid, settings, affine=scan.affine)
+    assert np.array_equal(reference, scan.pixels[..., 0] > 1000)
 
 
 def test_a_tilted_gantry_keeps_each_voxel_in_place_and_its_volume(tmp_path):

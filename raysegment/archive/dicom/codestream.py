@@ -21,6 +21,7 @@ BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD9)})
 JPEG_2000 = b"\xff\x4f\xff\x51"
 WHERE_JPEG_2000_BEGINS = 1024
 MAX_MARKERS = 1000
+MAX_FRAGMENTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +51,9 @@ def check_fragments(data: bytes, offset: int, name: str) -> None:
 
     Raises:
         TruncatedFileError: The file ends within a fragment.
-        UnreadableFileError: Something else lies between them.
+        UnreadableFileError: Something else lies between them, or there are too many.
     """
-    while offset < len(data):
+    for _ in range(MAX_FRAGMENTS):
         head = data[offset : offset + 8]
         if len(head) < 8:
             break
@@ -63,8 +64,10 @@ def check_fragments(data: bytes, offset: int, name: str) -> None:
         if tag != ITEM:
             raise UnreadableFileError(f"{show_name(name)}: between its compressed pixels lies something else.")
         offset += 8 + length
-        if offset > len(data):
+        if offset >= len(data):
             break
+    else:
+        raise UnreadableFileError(f"{show_name(name)} has its pixels in more than {MAX_FRAGMENTS} pieces.")
     raise TruncatedFileError(f"{show_name(name)} has {len(data)} bytes; its compressed pixels do not end there.")
 
 

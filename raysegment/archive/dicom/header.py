@@ -58,10 +58,10 @@ IMAGES = re.compile(re.escape(STORAGE) + r"(1|2|3|4|6|12|13|14|20|30|77|128|130|
 """SOP classes that have pixels."""
 
 LOCALIZERS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
+MOSAIC = "MOSAIC"
 
 ENCODINGS = {
-    "": "ascii",
-    "ISO_IR 6": "ascii",
+    "ISO_IR 6": "latin-1",
     "ISO_IR 100": "latin-1",
     "ISO_IR 101": "iso8859-2",
     "ISO_IR 109": "iso8859-3",
@@ -246,8 +246,14 @@ def _find_kind(found: DataSet, name: str) -> Kind:
     kind = KINDS.get(sop_class) or next((kind for start, kind in FAMILIES.items() if sop_class.startswith(start)), None)
     if kind is not None:
         return kind
-    if LOCALIZERS.intersection(text.upper() for text in elements.texts(tags.IMAGE_TYPE)):
+    types = {text.upper() for text in elements.texts(tags.IMAGE_TYPE)}
+    if types & LOCALIZERS:
         return "localizer"
+    if MOSAIC in types:
+        raise UnreadableFileError(
+            f"{show_name(name)} is a mosaic, one picture of all slices side by side, which is not read. Convert it "
+            "to NIfTI, or have it sent as slices."
+        )
     has_pixels = found.pixels is not None and elements.short(tags.ROWS) is not None
     return "image" if has_pixels or IMAGES.match(sop_class) else "other"
 
