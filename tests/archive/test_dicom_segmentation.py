@@ -107,6 +107,12 @@ def test_a_segment_that_no_label_names_is_refused_and_not_quoted():
     assert read(empty, SIDES).max() == 1
 
 
+def test_labels_that_differ_in_case_alone_are_told_apart():
+    labels = Labels(("et", "ET"), ((1,), (2,)))
+    mask = draw(9, values=3)
+    np.testing.assert_array_equal(read(make_segmentation(make_images(), mask, ("et", "ET")), labels), mask)
+
+
 def test_frames_that_are_left_out_are_background():
     mask = np.zeros(SHAPE, np.uint8)
     mask[[1, 3], 2:4, 1:5] = 1

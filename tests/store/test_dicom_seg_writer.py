@@ -175,7 +175,8 @@ def test_the_same_mask_model_and_options_make_the_same_file_and_others_another(t
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dciodvfy is not on the PATH")
 @pytest.mark.parametrize(
-    "kind", ["label map", "overlapping", "empty", "one slice", "odd headers", "names removed", "enhanced"]
+    "kind",
+    ["label map", "overlapping", "empty", "one slice", "one label absent", "odd headers", "names removed", "enhanced"],
 )
 def test_dciodvfy_finds_no_error(tmp_path, kind):
     odd = {
@@ -198,6 +199,7 @@ def test_dciodvfy_finds_no_error(tmp_path, kind):
         "overlapping": (draw(1, (2, *SHAPE), 2), make_sources()),
         "empty": (np.zeros(SHAPE, np.uint8), make_sources()),
         "one slice": (draw(2, (1, *SHAPE[1:])), make_sources(1)),
+        "one label absent": (draw(values=2), make_sources()),
         "odd headers": (draw(), make_sources(**odd)),
         "enhanced": (draw(), [make_enhanced()]),
     }

@@ -149,9 +149,10 @@ class _Combiner:
         self.segments = segments
         self.labels = labels
         self.name = name
-        places = {label.casefold(): place for place, label in enumerate(labels.names)}
+        exact = {label: place for place, label in enumerate(labels.names)}
+        folded = {label.casefold(): place for place, label in enumerate(labels.names)}
         self._label_of = {
-            number: places.get(text.strip().casefold()) if labels.are_declared else 0
+            number: exact.get(text, folded.get(text.casefold())) if labels.are_declared else 0
             for number, text in segments.labels.items()
         }
         self._sets: list[frozenset[int]] = [frozenset()]
