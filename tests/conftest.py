@@ -59,14 +59,15 @@ def pytest_sessionfinish() -> None:
 
 @pytest.fixture(scope="module")
 def ray_here() -> Iterator[str]:
-    """The address of a Ray that tests share; its decoders also know the reader of hostile files."""
+    """The address of a Ray that tests share; its decoders also know the tests' readers of hostile and gated files."""
     from raysegment.cluster.session import ray_session, set_environment
 
-    readers = str(TESTS / "archive")
+    readers = [str(TESTS / room) for room in ("archive", "commands")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAYSEGMENT_READERS", "hostile_reader")
-        patch.setenv("PYTHONPATH", os.pathsep.join((readers, str(TESTS / "cluster"))), prepend=os.pathsep)
-        patch.syspath_prepend(readers)
+        patch.setenv("RAYSEGMENT_READERS", "hostile_reader,gated_reader")
+        patch.setenv("PYTHONPATH", os.pathsep.join((*readers, str(TESTS / "cluster"))), prepend=os.pathsep)
+        for folder in readers:
+            patch.syspath_prepend(folder)
         for name, value in BUCKET_CREDENTIALS.items():
             patch.setenv(name, value)
         set_environment(None)

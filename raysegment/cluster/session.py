@@ -261,6 +261,20 @@ def live_nodes() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
 
 
+def find_precision(precision: Precision, address: str | None, temp_dir: str | None) -> Precision:
+    """The precision on the hardware that will be used; a cluster is joined to ask it, unless the caller has done so.
+
+    Raises:
+        ClusterError: The cluster does not answer.
+    """
+    if address is None:
+        return cast(Precision, _resolve_precision(precision))
+    if precision != "auto":
+        return precision
+    with ray_session(address, temp_dir):
+        return resolve_on_cluster(precision)
+
+
 def resolve_on_cluster(precision: Precision) -> Precision:
     """The precision that all nodes will use, resolved once on the hardware of one that has a GPU if any has.
 

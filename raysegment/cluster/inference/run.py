@@ -19,11 +19,10 @@ from raysegment.choices import pick
 from raysegment.cluster.inference.remaining import Remaining, find_remaining
 from raysegment.cluster.inference.rounds import Rounds
 from raysegment.cluster.inference.worker import WorkerSettings
-from raysegment.cluster.session import ray_session, resolve_on_cluster
+from raysegment.cluster.session import find_precision, ray_session
 from raysegment.errors import EXIT_DONE, LockedError
 from raysegment.imaging.threshold import resolve_thresholds, show_thresholds
 from raysegment.model.bundle import Bundle
-from raysegment.model.precision import resolve_precision
 from raysegment.options import InferOptions, Postprocessing
 from raysegment.pipeline.doubt import check_rule, count_review
 from raysegment.pipeline.settings import SegmentSettings, warn_of_averaging
@@ -228,10 +227,9 @@ def resolve_options(options: InferOptions, bundle: Bundle, drawn: Labels, record
     given = {name: getattr(options, name) for name in chosen}
     begun = dict(record.get("result_options") or {}).get("precision")
     precision = begun if options.precision == "auto" and begun else options.precision
-    resolve = resolve_on_cluster if options.address else resolve_precision
     resolved: dict[str, Any] = {
         **{name: chosen[name] if value is None else value for name, value in given.items()},
-        "precision": resolve(precision),
+        "precision": find_precision(precision, options.address, options.temp_dir),
         "threshold": show_thresholds(
             resolve_thresholds(options.threshold, bundle.labels, bundle.threshold), bundle.labels
         ),
