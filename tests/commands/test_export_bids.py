@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from dicom_made import AXIAL, make_series, write_series
 
 from raysegment.archive.index import find_scans
 from raysegment.archive.manifest import entries
@@ -258,6 +260,27 @@ def test_pseudonymised_scans_are_not_called_as_their_files(dataset, tmp_path, mo
     with pytest.raises(UsageError) as refused:
         export(tables, dataset / "sub-01")
     assert "study" not in str(refused.value).replace(str(dataset / "sub-01"), "")
+
+
+def test_series_of_dicom_are_named_by_their_hashes_and_no_identifier_gets_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("one", "two"):
+        series = make_series(np.arange(60, dtype=np.int16).reshape(3, 4, 5), series=name, PatientComments=PLANTED)
+        write_series(tmp_path / "scans" / name, series)
+    tables = segment(tmp_path / "scans", tmp_path / "tables")
+    export(tables, tmp_path / "out")
+    written = files_below(tmp_path / "out")
+    volumes = [name for name in written if name.endswith(".nii.gz")]
+    rule = r"(sub-[0-9a-f]{16})/(ses-[0-9a-f]{12})/anat/\1_\2_space-orig_desc-raysegment_dseg\.nii\.gz"
+    assert [bool(re.fullmatch(rule, name)) for name in volumes] == [True, True]
+    assert len({name.split("/")[0] for name in volumes}) == 1
+    image = nibabel.load(tmp_path / "out" / volumes[0])
+    # As slices, rows and columns lie, which the affine of the made series says in RAS.
+    assert np.array_equal(np.asarray(image.dataobj).transpose(2, 1, 0), (np.arange(60) % 3).reshape(3, 4, 5))
+    assert image.affine[:, [2, 1, 0, 3]] == pytest.approx(AXIAL)
+    told = b"".join(name.encode() + content for name, content in written.items())
+    told += b"".join(gzip.decompress(written[name]) for name in volumes)
+    assert [word for word in (PLANTED, "Muster", "P-1", "19700101", "20200131") if word.encode() in told] == []
 
 
 def test_two_exports_are_the_same_and_the_second_start_writes_nothing(dataset, tmp_path, monkeypatch):
