@@ -147,7 +147,8 @@ def write_bids(options: ExportOptions, place: Place, folder: ExportFolder, scans
 def _describe(place: Place, folder: ExportFolder, scans: pa.Table, entries: pa.Table | None) -> Dataset:
     record = read_record(place)
     are_hidden = bool(dict(record.get("chosen") or {}).get("pseudonymise"))
-    patients = dict(zip(scans["scan_id"].to_pylist(), scans["patient_id"].to_pylist(), strict=True))
+    patient_ids = pc.coalesce(scans["patient_id"], scans["scan_id"])
+    patients = dict(zip(scans["scan_id"].to_pylist(), patient_ids.to_pylist(), strict=True))
     # Names of a source's files are the user's own words.
     sources = {} if entries is None or are_hidden else _read_sources(entries, patients)
     roots = {source.root for source in sources.values()}

@@ -334,7 +334,7 @@ def test_where_no_scan_has_a_grid_the_export_has_failed(tmp_path):
     place = Place(str(tmp_path / "tables"))
     prepare_tables(place)
     encoded = encode_mask("a", np.ones((2, 3, 4), np.uint8), labels={"lesion": 1})
-    row = ScanRows({"scan_id": "a", "patient_id": "a", "status": "ok", "num_slices": 2}, (), encoded)
+    row = ScanRows({"scan_id": "a", "status": "ok", "num_slices": 2}, (), encoded)
     publish_part(place, "_staging/1", stage_part(place, "_staging/1", [row]).name)
     assert export(tmp_path / "tables", tmp_path / "out").exit_code == EXIT_FAILED
 
