@@ -68,7 +68,8 @@ def check_channels(manifest: pa.Table, num_channels: int) -> None:
         return
     raise UsageError(
         f"the model expects scans of {_count_channels(num_channels)}, and all {len(known)} scans whose headers could "
-        f"be read have others: {', '.join(map(_count_channels, found))}. Give a model for this archive, or other scans."
+        f"be read have others: {', '.join(map(_count_channels, found))}. Give a model for this archive, or other "
+        "scans; where channels are files or series of their own, name them with --channel."
     )
 
 

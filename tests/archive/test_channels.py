@@ -37,6 +37,14 @@ def test_files_are_put_in_the_wanted_order_and_others_left_out():
     assert third == PLAIN
 
 
+def test_series_of_slices_are_put_in_order_as_a_whole():
+    series = replace(TWO, reader="dicom", files=("c/1", "c/2", "f/1", "f/2"))
+    (entry,) = ordered(("flair", "t1ce"), series)
+    assert entry.files == ("f/1", "f/2", "c/1", "c/2")
+    (entry,) = ordered(("t1ce", "t2", "flair"), series)
+    assert entry.files == ("c/1", "c/2", "", "", "f/1", "f/2")
+
+
 def test_a_missing_channel_is_an_empty_name_and_a_problem():
     _, second = ordered(FOUR.channel_names, FOUR, TWO)
     assert second.files == ("f.nii", "", "c.nii", "")
