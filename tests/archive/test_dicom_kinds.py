@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 from dicom_made import AXIAL, change, make_enhanced, make_instance, make_series, make_uid, place, to_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
+from pydicom.tag import Tag
 
 from raysegment.archive.channels import order_channels
 from raysegment.archive.dicom import survey, survey_child
@@ -246,6 +249,9 @@ def test_nothing_is_opened_where_names_tell(tmp_path, monkeypatch):
     assert opened == []
 
 
+CHANNELS = Naming(series={"t1": ("t1*",), "flair": ("flair*",)})
+
+
 def group(made: list[Dataset], names: list[str], naming: Naming) -> list:
     """The drafts of files that lie nowhere, without child processes."""
     pseudonyms = Pseudonyms(bytes(32))
@@ -254,8 +260,13 @@ def group(made: list[Dataset], names: list[str], naming: Naming) -> list:
     shared: dict = {}
     rows = []
     for name, instance in zip(names, made, strict=True):
-        parsed = survey_child.parse_instance(to_bytes(instance), name)
-        rows.append(survey._row(name, survey_child.describe_instance(given, parsed, name), shared))
+        try:
+            parsed = survey_child.parse_instance(to_bytes(instance), name)
+        except ScanError as error:
+            answer = survey_child._problem(error)
+        else:
+            answer = survey_child.describe_instance(given, parsed, name)
+        rows.append(survey._row(name, json.loads(json.dumps(answer)), shared))
     files = {name: FoundFile(name, 1, 1) for name in names}
     return find_series(rows, files, naming, pseudonyms).drafts
 
@@ -276,6 +287,38 @@ def test_slices_lie_in_order_whatever_names_and_numbers_say(names, numbers, affi
     depths = {name: np.dot(one.ImagePositionPatient, normal) for name, one in zip(names, made, strict=True)}
     assert draft.file_names == sorted(names, key=depths.__getitem__)
     assert draft.problem is None
+
+
+NUMBERS = st.sampled_from(["1", "0", "-1", "2.5", "1e200", "1e308", "-1e308", "1e-320", "x"])
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@settings(max_examples=60, deadline=None)
+@given(
+    positions=st.lists(st.lists(NUMBERS, min_size=3, max_size=3), min_size=2, max_size=2),
+    orientation=st.lists(NUMBERS, min_size=6, max_size=6),
+    spacing=st.lists(NUMBERS, min_size=2, max_size=2),
+    are_axial=st.booleans(),
+)
+def test_numbers_that_no_scanner_writes_are_problems_and_no_failure(positions, orientation, spacing, are_axial):
+    made = make_series(volume(4), SeriesDescription="t1")
+    for instance, position in zip(made[1:3], positions, strict=True):
+        _plant(instance, 0x00200032, position)
+        _plant(instance, 0x00280030, spacing)
+        if not are_axial:
+            _plant(instance, 0x00200037, orientation)
+    # Once alone and once as one of several that might share its grid.
+    for naming in (Naming(), CHANNELS):
+        drafts = group(made, ["1", "2", "3", "4"], naming)
+        assert drafts
+        for draft in drafts:
+            assert draft.header is None or np.isfinite(draft.header.affine).all()
+
+
+def _plant(instance: Dataset, tag: int, texts: list[str]) -> None:
+    """Set an element to numbers that pydicom would refuse."""
+    value = "\\".join(texts).encode()
+    instance[tag] = RawDataElement(Tag(tag), "DS", len(value), value + b" " * (len(value) % 2), 0, False, True)
 
 
 def test_files_that_name_no_series_are_scans_of_their_own():
@@ -305,7 +348,6 @@ def study(*series: tuple[str, dict]) -> tuple[list[Dataset], list[str]]:
     return made, names
 
 
-CHANNELS = Naming(series={"t1": ("t1*",), "flair": ("flair*",)})
 MOVED = AXIAL + np.array([[0, 0, 0, 40.0]] + [[0.0] * 4] * 3)
 
 

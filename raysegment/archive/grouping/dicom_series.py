@@ -21,6 +21,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 
+import numpy as np
+
 from raysegment.archive.dicom.survey import SharedHeader, Surveyed
 from raysegment.archive.formats import Header
 from raysegment.archive.grouping.dicom_stack import (
@@ -168,7 +170,8 @@ def _lies_on(header: Header, scan: _Channels) -> bool:
     if header.affine is None or first.affine is None:
         return True
     tolerance_mm = max(SAME_PLACE_MM, SAME_PLACE_SHARE * min(spacing_of(first.affine)))
-    return corner_distance(header.affine, first.affine, grid) <= tolerance_mm
+    with np.errstate(all="ignore"):
+        return bool(corner_distance(header.affine, first.affine, grid) <= tolerance_mm)
 
 
 def _draft_scan(

@@ -14,7 +14,7 @@ from raysegment.archive.dicom.survey import SharedHeader, Surveyed
 from raysegment.archive.formats import Header
 from raysegment.archive.names import natural_key, show_name
 from raysegment.archive.volumes import turn_header
-from raysegment.errors import ScanError, SliceMismatchError
+from raysegment.errors import AffineError, ScanError, SliceMismatchError
 
 DIGITS = 12
 """Of the hash in a scan_id."""
@@ -78,16 +78,30 @@ def stack_series(group: list[Surveyed]) -> Series:
     digits = shared.series if any(file.places for file in group) else group[0].instance
     series = Series(join_path(common_folder(group), digits[:DIGITS]), group)
     try:
-        _check_alike(series)
-        order = _order_frames(series)
+        # Numbers that no scanner writes may be too large for what is made of them.
+        with np.errstate(all="ignore"):
+            _check_alike(series)
+            order = _order_frames(series)
+            series.header = _find_header(group, order)
     except ScanError as error:
         series.problem = f"{type(error).__name__}: {error}{_describe_copies(group)}"
+        return series
+    except (ArithmeticError, ValueError, np.linalg.LinAlgError):
+        series.problem = (
+            f"{AffineError.__name__}: {show_name(series.name)}: its headers do not say where its slices lie."
+        )
         return series
     owners = np.repeat(np.arange(len(group)), [shared_header(file).frames for file in group])
     series.files = [group[index] for index in dict.fromkeys(owners[list(order.order)].tolist())]
     series.note = None if order.note is None else f"{show_name(series.name)}: {order.note}"
+    return series
+
+
+def _find_header(group: Sequence[Surveyed], order: SliceOrder) -> Header:
+    """What the headers of all files say of the scan, as it is read."""
+    shared = shared_header(group[0])
     header = Header(
-        len(owners),
+        len(order.order),
         shared.rows,
         shared.columns,
         shared.colours,
@@ -96,8 +110,12 @@ def stack_series(group: list[Surveyed]) -> Series:
         any(shared_header(file).was_lossy for file in group),
         order.affine,
     )
-    series.header = header if order.affine is None else turn_header(header, "auto")
-    return series
+    if order.affine is None:
+        return header
+    turned = turn_header(header, "auto")
+    if turned.affine is None or not np.isfinite(turned.affine).all() or not all(turned.spacing_mm or (0,)):
+        raise ValueError("places beyond the numbers that there are")
+    return turned
 
 
 def _check_alike(series: Series) -> None:
