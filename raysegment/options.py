@@ -683,6 +683,9 @@ class MeasureOptions(Checked):
     read_timeout_seconds: float = choice(60.0, "time limit for decoding one reference", unit="seconds", minimum=1)
     read_memory_mb: int = choice(4096, "memory limit for decoding one reference", unit="MB", minimum=64)
     part_seconds: float = choice(10.0, "time after its first scan at which a part closes", unit="seconds", minimum=0)
+    key_file: str | None = choice(
+        None, "file with the key of the tables' pseudonyms, if it no longer lies where they were made", added="0.6.0"
+    )
     json: bool = choice(False, "print one JSON object a line, for programs")
 
     def __post_init__(self) -> None:
@@ -798,6 +801,9 @@ class ExportOptions(Checked):
         "files written at the same time; one for each CPU if not given",
         minimum=1,
         only_with=("to", ("nifti", "bids", "dicom-seg")),
+    )
+    key_file: str | None = choice(
+        None, "file with the key of the tables' pseudonyms, if it no longer lies where they were made", added="0.6.0"
     )
     json: bool = choice(False, "print one JSON object a line, for programs")
 

@@ -63,10 +63,16 @@ def hide_source(options: Options, name: str = "source", how: Identifiers | None 
     return hidden
 
 
-def recorded_identifiers(chosen: Mapping[str, Any]) -> Identifiers:
-    """What became of identifiers in a run, by the options that its record holds."""
+def recorded_identifiers(chosen: Mapping[str, Any], key_file: str | None = None) -> Identifiers:
+    """What became of identifiers in a run.
+
+    Args:
+        chosen: The options that its record holds.
+        key_file: Where the key lies now; where it lay then if None.
+    """
     names = [item.name for item in dataclasses.fields(Identifiers)]
-    return Identifiers(**{name: chosen[name] for name in names if chosen.get(name) is not None})
+    known = {name: chosen[name] for name in names if chosen.get(name) is not None}
+    return Identifiers(**known | ({"key_file": key_file} if key_file is not None else {}))
 
 
 def hide_given(word: str) -> str:

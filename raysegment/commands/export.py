@@ -76,7 +76,7 @@ def export_masks(options: ExportOptions) -> ExportResult:
     if not done.num_rows:
         raise UsageError(f"{options.tables} has no masks: none of its {scans.num_rows} scans is ok.")
     folder = ExportFolder(options.out, place)
-    how = recorded_identifiers(read_record(place).get("chosen") or {})
+    how = recorded_identifiers(read_record(place).get("chosen") or {}, options.key_file)
     options = hide_source(options, how=how)
     sources = [*scans["source"].drop_null().unique().to_pylist(), read_chosen_source(place), options.source or ""]
     sources = [resolve_source(source, how) for source in sources]

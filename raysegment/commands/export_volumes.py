@@ -12,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysegment.archive.index import find_scans, recorded_finding
+from raysegment.archive.index import find_scans, key_of, recorded_finding
 from raysegment.archive.manifest import entry_of, is_manifest
+from raysegment.archive.pseudonyms import check_same_key
 from raysegment.errors import ScanError, UsageError
 from raysegment.options import ExportOptions
 from raysegment.pipeline.export import check_unchanged, restore_volume
@@ -207,7 +208,9 @@ def find_archive(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Ta
     Raises:
         UsageError: It is not there, or nobody says where.
     """
-    chosen = dict(read_record(place).get("chosen") or {})
+    record = read_record(place)
+    chosen = dict(record.get("chosen") or {})
+    chosen["key_file"] = options.key_file or chosen.get("key_file")
     source = options.source or str(chosen.get("source") or "")
     if not options.source and not is_manifest(source):
         # The tables have the folder's whole path, whatever way it was given.
@@ -216,11 +219,13 @@ def find_archive(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Ta
     if not source:
         raise UsageError(f"{options.tables} does not say where its scans lie; give --source.")
     try:
-        return find_scans(source, recorded_finding(chosen, source))
+        found = find_scans(source, recorded_finding(chosen, source))
     except UsageError as error:
         if options.source:
             raise
         raise UsageError(f"{error} If the scans lie elsewhere now, say where with --source.") from error
+    check_same_key(record.get("key"), key_of(found), options.tables)
+    return found
 
 
 def plan_volumes(

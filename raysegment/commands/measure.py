@@ -17,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.filesystem import absolute_source
-from raysegment.archive.index import find_scans, recorded_finding
+from raysegment.archive.index import find_scans, key_of, recorded_finding
 from raysegment.archive.manifest import entry_of, is_manifest
+from raysegment.archive.names import drop_seals
 from raysegment.archive.pseudonymise import hide_source, recorded_identifiers
+from raysegment.archive.pseudonyms import check_same_key
 from raysegment.archive.reference_join import Joined, find_references, join_references
 from raysegment.archive.split import choose_scans
 from raysegment.cluster.inference.remaining import find_remaining
@@ -95,7 +97,7 @@ def measure(options: MeasureOptions) -> MeasureResult:
     """
     started = time.time()
     stored = StoredTables(options)
-    options = hide_source(options, "references", recorded_identifiers(stored.chosen))
+    options = hide_source(options, "references", recorded_identifiers(stored.chosen, options.key_file))
     joined = _join(options, stored)
     manifest, split_origin = choose_scans(
         joined.table,
@@ -180,7 +182,7 @@ class Measurement:
             key="result_options",
             model_id=self.stored.record.get("model_id"),
             tables_options_id=self.stored.record.get("options_id"),
-            references=absolute_source(self.options.references),
+            references=drop_seals(absolute_source(self.options.references)),
             reference=" ".join(self.options.reference or ()) or None,
         )
 
@@ -317,10 +319,13 @@ def _join(options: MeasureOptions, stored: StoredTables) -> Joined:
     if options.reference:
         return find_references(options.references, options.reference, stored.scans, options.fingerprint)
     chosen = stored.chosen | {"patient_pattern": None, "fingerprint": options.fingerprint}
+    chosen["key_file"] = options.key_file or chosen.get("key_file")
     if options.scan_pattern:
         chosen["scan_pattern"] = options.scan_pattern
     how = recorded_finding(chosen, options.references)
-    return join_references(find_scans(options.references, how), stored.scans)
+    found = find_scans(options.references, how)
+    check_same_key(stored.record.get("key"), key_of(found), options.tables)
+    return join_references(found, stored.scans)
 
 
 def _mark(manifest: pa.Table, scans: pa.Table) -> tuple[pa.Table, set[str]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from raysegment.choices import as_plain, show_choice
+from raysegment.choices import show_choice
 from raysegment.cluster.session import raise_if_interrupted
 from raysegment.cluster.training.hardware import wait_for_hardware
 from raysegment.commands.trained_run import without_credentials
@@ -34,7 +34,7 @@ from raysegment.pipeline.trials import (
 from raysegment.runs.closing import describe_left_out
 from raysegment.runs.console import Console
 from raysegment.runs.lock import LOCK_FILE
-from raysegment.runs.record import read_record, write_record
+from raysegment.runs.record import list_choices, read_record, write_record
 from raysegment.runs.tracking import End, Tracker, describe_end
 from raysegment.store.place import Place
 
@@ -143,7 +143,7 @@ class SearchProgress:
         self._console.say(f"trial {trial} begins: {describe_drawn(self._trials[trial].drawn)}", trial=trial)
         if self.tracker is not None:
             options = self._search.make_options(self._trials[trial])
-            self._shown[trial] = self.tracker.nest(Path(options.out), f"trial {trial}", as_plain(options))
+            self._shown[trial] = self.tracker.nest(Path(options.out), f"trial {trial}", list_choices(options))
 
     def epoch_done(self, trial: str, epoch: int, best_dice: float) -> None:
         """A trial has one more epoch."""

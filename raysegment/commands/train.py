@@ -6,7 +6,6 @@ from pathlib import Path
 
 from raysegment.archive.index import key_of
 from raysegment.archive.pseudonymise import hide_source
-from raysegment.choices import as_plain
 from raysegment.cluster.session import check_temp_dir, interruptible, ray_session, run_interruptibly
 from raysegment.cluster.training.run import train_in_session
 from raysegment.commands.train_folds import FoldsResult, train_folds
@@ -25,7 +24,7 @@ from raysegment.runs.console import Console
 from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
 from raysegment.runs.mlflow_server import check_client
-from raysegment.runs.record import keep_record, read_record
+from raysegment.runs.record import keep_record, list_choices, read_record
 from raysegment.runs.tracking import track_run
 from raysegment.store.place import Place, report_full_disk
 
@@ -62,7 +61,7 @@ def train(options: TrainOptions) -> TrainResult | FoldsResult:
         Console(place, as_json=options.json) as console,
     ):
         data.tell(options, console)
-        uri, choices = options.mlflow_uri, as_plain(options)
+        uri, choices = options.mlflow_uri, list_choices(options)
         options = without_credentials(options)
         with (
             track_run(uri, place, record, console, params=choices),

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysegment.archive.folds import Fold, describe_folds, make_folds
-from raysegment.choices import as_plain, changed_result
+from raysegment.choices import changed_result
 from raysegment.cluster.session import ray_session, run_interruptibly
 from raysegment.cluster.training.folds import FoldRun, fit_folds
 from raysegment.cluster.training.run import Training, resolve_precision
@@ -39,7 +39,7 @@ from raysegment.runs.closing import describe_summary
 from raysegment.runs.console import Console
 from raysegment.runs.identity import identify
 from raysegment.runs.lock import RunLock
-from raysegment.runs.record import keep_record, read_record
+from raysegment.runs.record import keep_record, list_choices, read_record
 from raysegment.runs.tracking import track_run
 from raysegment.store.place import Place, report_full_disk
 from raysegment.store.publish import read_rows
@@ -92,7 +92,7 @@ def train_folds(options: TrainOptions, data: TrainingData, place: Place) -> Fold
         UsageError: Too few patients, or a folder that holds a different run.
         RunError: A fold failed, the others are kept; or what `train` raises.
     """
-    folder, uri, choices = Path(place.root), options.mlflow_uri, as_plain(options)
+    folder, uri, choices = Path(place.root), options.mlflow_uri, list_choices(options)
     options = without_credentials(options)
     folds = make_folds(data.manifest, options.folds or 0, options.seed)
     check_base(data)

@@ -106,13 +106,17 @@ def describe_machine() -> dict[str, Any]:
 
 def describe_choices(options: Any) -> dict[str, Any]:
     """All options as chosen, and the command line, without passwords in addresses of servers."""
+    words = show_command_line(sys.argv)
+    is_hidden = getattr(options, "pseudonymise", False)
+    return {"chosen": list_choices(options), "command_line": [*map(hide_given, words)] if is_hidden else words}
+
+
+def list_choices(options: Any) -> dict[str, Any]:
+    """All options as chosen, without passwords in addresses of servers and what is sealed in paths."""
     chosen = as_plain(options)
     if chosen.get("mlflow_uri"):
         chosen["mlflow_uri"] = hide_credentials(chosen["mlflow_uri"])
-    if chosen.get("pseudonymise"):
-        chosen = {name: drop_seals(value) if isinstance(value, str) else value for name, value in chosen.items()}
-        return {"chosen": chosen, "command_line": [*map(hide_given, show_command_line(sys.argv))]}
-    return {"chosen": chosen, "command_line": show_command_line(sys.argv)}
+    return {name: drop_seals(value) if isinstance(value, str) else value for name, value in chosen.items()}
 
 
 def show_command_line(words: Sequence[str]) -> list[str]:

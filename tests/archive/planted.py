@@ -18,6 +18,7 @@ from dicom_made import make_series, to_bytes
 from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
+from segmentations_made import make_segmentation, segmentation_bytes
 
 PLANT = "XQZPLANT"
 """In every text of every header; nobody else writes it."""
@@ -88,6 +89,7 @@ def write_planted(root: Path) -> None:
         _write(root / "other", _plant("other", DAYS[0], Modality=PLANT))
         _write(root / "sizes", [*_plant("sizes", DAYS[0])[:2], *_plant("sizes", DAYS[0], size=9)[2:]])
         _write(root / "wrong", _plant("wrong", DAYS[0]), _claim_jpeg)
+        _write_segmentations(root)
     finally:
         config.settings.writing_validation_mode = before
     _write_nifti(root)
@@ -186,6 +188,22 @@ def _exchange(old: bytes, new: bytes, data: bytes) -> bytes:
 
 def _claim_jpeg(data: bytes) -> bytes:
     return data.replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.5\0")[: -(8 * 10 * 2)] + PLANT.encode() * 20
+
+
+def _write_segmentations(root: Path) -> None:
+    """A segmentation of each visit's series; one of them with a segment whose number cannot be."""
+    for number, day in enumerate(DAYS[:2]):
+        series = _plant(f"visit{number}", day)
+        mask = np.zeros((4, 8, 10), np.uint8)
+        mask[1:3, 2:5, 2:6] = 1
+        made = make_segmentation(series, mask, series_instance_uid=f"{UID_ROOT}7{day}")
+        made.SeriesDescription, made.ContentCreatorName = f"{PLANT} DRAWN", f"{PLANT}^CREATOR"
+        made.ContentDescription, made.ContentLabel = f"{PLANT} CONTENT", PLANT
+        made.SegmentSequence[0].SegmentDescription = f"{PLANT} SEGMENT"
+        made.SegmentSequence[0].TrackingID = f"{PLANT} TRACK"
+        if number:
+            made.SegmentSequence[0].SegmentNumber = 9
+        (root / f"visit{number}" / "drawn.dcm").write_bytes(segmentation_bytes(made))
 
 
 def _write_nifti(root: Path) -> None:

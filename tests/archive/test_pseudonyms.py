@@ -13,7 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raysegment.archive.pseudonyms import Pseudonyms, default_key_file, load_pseudonyms, warn_of_key
+from raysegment.archive.pseudonyms import (
+    Pseudonyms,
+    check_same_key,
+    default_key_file,
+    load_pseudonyms,
+    warn_of_key,
+)
 from raysegment.errors import UsageError
 
 KEY = bytes(range(32))
@@ -134,3 +140,12 @@ def test_a_configuration_folder_that_cannot_be_made_is_a_wrong_use(
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
     with pytest.raises(UsageError, match=r"cannot be made: .*--key-file"):
         load_pseudonyms(None)
+
+
+def test_what_was_made_with_another_key_is_refused_and_what_had_none_goes_on() -> None:
+    one, other = Pseudonyms(KEY).fingerprint, Pseudonyms(KEY[::-1]).fingerprint
+    assert check_same_key(one, one, "it") == one
+    assert (check_same_key(None, one, "it"), check_same_key(one, None, "it")) == (one, one)
+    assert check_same_key(None, None, "it") is None
+    with pytest.raises(UsageError, match=f"MODEL m has pseudonyms of the key {one}, and now the key is {other}"):
+        check_same_key(one, other, "MODEL m")

@@ -86,6 +86,7 @@ def test_tables_pictures_and_exports_tell_none_also_where_scans_fail(place: Path
     said = [run(place, str(TESTS / "commands" / "segment_planted.py"), str(place / "archive"), out)]
     scans = pq.read_table(place / "out" / "tables" / "scans").to_pylist()
     assert {row["status"] for row in scans} == {"ok", "failed"}
+    assert [row["scan_id"][:6] for row in scans if row["reference_error"]] == ["visit1"]
     said.append(run(place, "report", out, expected=(0, 2)))
     for kind in ("nifti", "bids"):
         said.append(run(place, "export", out, "--to", kind, "--out", str(place / "out" / kind), expected=(0, 3)))
