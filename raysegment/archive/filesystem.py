@@ -325,6 +325,10 @@ def try_again(
                 return read(stream)
         except OSError as error:
             if pause_seconds is None:
-                raise AccessError(f"{show_name(name)} cannot be read: {describe(error)}") from error
+                if not is_sealed(source):
+                    raise AccessError(f"{show_name(name)} cannot be read: {describe(error)}") from error
+                # Storages quote the path.
+                cause = describe(error) if error.errno else type(error).__name__
+                raise AccessError(f"{show_name(name)} cannot be read: {cause}") from None
             time.sleep(pause_seconds)
     raise AssertionError("the last attempt returns or raises")

@@ -20,7 +20,7 @@ from raysegment.archive.dates import read_dates
 from raysegment.archive.filesystem import check_regular, describe, folder_of, is_uri, open_source
 from raysegment.archive.formats import is_series, readers_by_extension
 from raysegment.archive.names import extension_of, show_name
-from raysegment.archive.sealed import is_sealed, key_of_seal
+from raysegment.archive.sealed import is_sealed, key_of_seal, open_seal
 from raysegment.errors import AccessError, DiskFullError, UsageError
 from raysegment.scan import ScanEntry
 
@@ -88,7 +88,8 @@ def read_manifest(path: str) -> pa.Table:
         UsageError: No such file, not a manifest, no rows, or rows that name one scan_id twice.
     """
     filesystem, root = open_source(path)
-    folder = folder_of(path)
+    # As it is: what is sealed now would count as sealed in the file.
+    folder = folder_of(open_seal(path) if is_sealed(path) else path)
     try:
         if isinstance(filesystem, pafs.LocalFileSystem) and not os.path.isdir(root):
             check_regular(root, path)

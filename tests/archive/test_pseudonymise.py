@@ -226,3 +226,17 @@ def test_a_pattern_that_finds_nothing_tells_no_name(archive: Path, key: str) -> 
 def test_patient_ids_cannot_be_kept_and_hidden() -> None:
     with pytest.raises(UsageError, match="leave one of them out"):
         Finding(pseudonymise=True, keep_patient_ids=True)
+
+
+@pytest.mark.parametrize("source", ["", "Klinik Nord"], ids=["without source", "relative source"])
+def test_a_manifest_in_the_folder_of_its_scans_is_pseudonymised_too(
+    archive: Path, key: str, tmp_path: Path, source: str
+) -> None:
+    manifest = (tmp_path if source else archive) / "list.csv"
+    file = "Schmidt_Anna/visit/Schmidt_Anna_t1.nii.gz"
+    manifest.write_text(f"scan_id,files{',source' * bool(source)}\nSchmidt 1,{file}{f',{source}' if source else ''}\n")
+    hidden = hide_source(IndexOptions(source=str(manifest), pseudonymise=True, key_file=key))
+    table = find(hidden.source, key)
+    no_word_in(str(table.to_pylist()))
+    assert table["scan_id"].to_pylist() == [load_pseudonyms(key).hash("scan", "Schmidt 1")]
+    assert read_bytes(table["source"][0].as_py(), table["files"][0].as_py()[0]) == (archive / file).read_bytes()

@@ -14,6 +14,7 @@ import tifffile
 
 import raysegment
 from raysegment.archive.manifest import entry_of
+from raysegment.archive.pseudonyms import Pseudonyms
 from raysegment.cluster.inference.run import InferResult, identify_inference, resolve_options
 from raysegment.commands.report import draw_followed_patients
 from raysegment.commands.resegment import resegment
@@ -217,3 +218,30 @@ def test_a_report_follows_the_patients_of_a_folder(nights: Nights) -> None:
     shutil.copytree(nights.out / result, folder)
     assert draw_followed_patients(Place(str(folder))) == [folder / "trajectories" / "trajectories.png"]
     assert pq.read_table(folder / "trajectories" / "growth.parquet")["patient_id"].to_pylist() == ["a"]
+
+
+def test_a_pseudonymised_night_goes_on_from_the_one_before_and_tells_no_name(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "own" / "key"
+    key.parent.mkdir()
+    key.write_bytes(bytes(32))
+    (tmp_path / "night").mkdir()
+    nights = Nights(tmp_path / "night", model)
+    nights.write_cohort("infer:", "  pseudonymise: true", f"  key_file: {key}")
+    hidden = {name: Pseudonyms(bytes(32)).hash("scan", name) for name in DATES}
+    for table, given in ((VOLUMES, dict(VOLUMES)), (MIRROR_DICE, dict(MIRROR_DICE))):
+        for name, pseudonym in hidden.items():
+            monkeypatch.setitem(table, pseudonym, given[name])
+    few = {name: day for name, day in DATES.items() if name != "a4"}
+    assert nights.run(few).scans["new"] == 5
+    second = nights.run(DATES)
+    assert (second.scans["new"], second.scans["unchanged"], second.scans["vanished"]) == (1, 5, 0)
+    assert nights.segmented == [hidden["a4"]]
+    assert list(nights.growth()) == [Pseudonyms(bytes(32)).hash("patient", "a")]
+    said = capsys.readouterr()
+    assert "scans.csv" not in said.out + said.err
+    for path in (path for path in nights.out.rglob("*.parquet")):
+        rows = pq.read_table(path).to_pylist()
+        assert not [row for row in rows if row.get("scan_id") in DATES or row.get("patient_id") in {"a", "b"}]
+    assert key.with_name("key.lookup.csv").read_text().count("\nscan,") == len(DATES)
