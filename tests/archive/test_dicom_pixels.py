@@ -21,7 +21,7 @@ from raysegment.archive.dicom.header import parse_instance
 from raysegment.archive.dicom.pixels import read_frames
 from raysegment.archive.formats import dicom
 from raysegment.archive.read import read_scan, read_volume
-from raysegment.errors import OversizedScanError, TruncatedFileError, UnreadableFileError
+from raysegment.errors import OversizedScanError, ScanError, TruncatedFileError, UnreadableFileError
 
 JPEG = "1.2.840.10008.1.2.4."
 RANDOM = np.random.default_rng(0)
@@ -325,6 +325,46 @@ def test_compressed_copies_of_real_series_are_the_same_scans(how, tmp_path):
             ours, original = (read((place / file).read_bytes()) for place in (folder, source))
             assert np.array_equal(ours, original)
 
+
+def test_files_that_pydicom_brings_with_it_are_read_as_pydicom_reads_them():
+    """Odd ones of many makers: all encodings, wrong signs, paddings, tables, sequences without length."""
+    folder = Path(pydicom.__file__).parent / "data" / "test_files"
+    num_same, refused = 0, set()
+    for path in sorted(folder.glob("*.dcm")):
+        data = path.read_bytes()
+        if not dicom.recognises(data[:512]):
+            continue
+        try:
+            instance = parse_instance(data, path.name)
+            if instance.kind != "image" or instance.pixels.photometric == "MONOCHROME1":
+                continue
+            ours = read_frames(data, instance, path.name)
+        except ScanError:
+            refused.add(path.name)
+            continue
+        made = pydicom.dcmread(path)
+        theirs = pydicom.pixels.pixel_array(made)
+        if instance.pixels.palette:
+            theirs = apply_color_lut(theirs, made)
+        elif instance.channels == 1:
+            theirs = apply_modality_lut(theirs, made)
+        assert np.allclose(ours, theirs.reshape(ours.shape), rtol=1e-6), path.name
+        num_same += 1
+    assert refused <= UNREADABLE
+    assert num_same > 30
+
+
+UNREADABLE = {
+    "MR_truncated.dcm",
+    "UN_sequence.dcm",
+    "empty_charset_LEI.dcm",
+    "meta_missing_tsyntax.dcm",
+    "no_meta.dcm",
+    "no_meta_group_length.dcm",
+    "priv_SQ.dcm",
+    "rtplan_truncated.dcm",
+}
+"""Cut ones, and those without pixels or encoding."""
 
 NOISE = """
 import logging, sys

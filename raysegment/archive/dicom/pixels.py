@@ -28,6 +28,12 @@ Numbers = npt.NDArray[Any]
 TWELVE_BITS = f"{JPEG}51"
 """The syntax of JPEG with up to 12 bits, which gdcm reads up to 8."""
 
+SIGN_ELSEWHERE = frozenset(f"{JPEG}{number}" for number in (80, 81, 90, 91))
+"""Syntaxes whose pictures may say nothing of signs, or something else than the header does."""
+
+CORRECTIONS = ("apply_j2k_sign_correction", "apply_jls_sign_correction", "correct_unused_bits")
+"""What pydicom's decoders would do to signs and unused bits; it is done here, for plain and compressed pixels alike."""
+
 SUBSAMPLED = "YBR_FULL_422"
 
 
@@ -152,14 +158,16 @@ def _ask_library(data: bytes, instance: Instance, pixels: PixelFormat, name: str
 
     shape = (pixels.rows, pixels.columns, pixels.samples)
     stream = io.BytesIO(data)
+    bits: list[int] = []
     if instance.syntax not in NATIVE:
         is_twelve = False
         stream.seek(pixels.place.offset)
         for codes in generate_frames(stream, number_of_frames=pixels.frames):
-            is_twelve = _check_picture(codes, pixels, name) > 8
-            if instance.syntax == TWELVE_BITS and is_twelve:
+            bits.append(_check_picture(codes, pixels, name))
+            is_twelve = instance.syntax == TWELVE_BITS and bits[-1] > 8
+            if is_twelve:
                 yield _decode_twelve(codes).reshape(shape)
-        if instance.syntax == TWELVE_BITS and is_twelve:
+        if is_twelve:
             return
     stream.seek(pixels.place.offset)
     plugin = "" if instance.syntax in NATIVE else "pydicom" if instance.syntax == RLE else "gdcm"
@@ -176,9 +184,13 @@ def _ask_library(data: bytes, instance: Instance, pixels: PixelFormat, name: str
         "bits_allocated": pixels.allocated,
         "bits_stored": pixels.stored,
         "pixel_keyword": "PixelData",
+        **dict.fromkeys(CORRECTIONS, False),
     }
-    for frame, _ in get_decoder(instance.syntax).iter_array(stream, decoding_plugin=plugin, **choices):
-        yield frame.reshape(shape).astype(pixels.stored_dtype, copy=False)
+    frames = get_decoder(instance.syntax).iter_array(stream, decoding_plugin=plugin, **choices)
+    for index, (frame, _) in enumerate(frames):
+        decoded = frame.reshape(shape).astype(pixels.stored_dtype, copy=False)
+        num_bits = bits[index] if index < len(bits) and instance.syntax in SIGN_ELSEWHERE else 0
+        yield _extend_sign(decoded, num_bits) if num_bits else decoded
 
 
 def _check_picture(codes: bytes, pixels: PixelFormat, name: str) -> int:
@@ -194,6 +206,12 @@ def _check_picture(codes: bytes, pixels: PixelFormat, name: str) -> int:
             f"{pixels.allocated}."
         )
     return found.bits
+
+
+def _extend_sign(frame: Numbers, num_bits: int) -> Numbers:
+    """Values of so many bits with the sign that their type says."""
+    unused = frame.dtype.type(8 * frame.dtype.itemsize - num_bits)
+    return np.asarray(np.right_shift(np.left_shift(frame, unused), unused))
 
 
 def _decode_twelve(codes: bytes) -> Numbers:
