@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, RLE
 from volumes_made import entry_of_files
 
 from raysegment.archive.dicom.header import parse_instance
+from raysegment.archive.dicom.library import quiet_libraries
 from raysegment.archive.dicom.pixels import read_frames
 from raysegment.archive.formats import dicom
 from raysegment.archive.read import read_scan, read_volume
@@ -331,8 +333,9 @@ def test_files_that_pydicom_brings_with_it_are_read_as_pydicom_reads_them():
     folder = Path(pydicom.__file__).parent / "data" / "test_files"
     num_same, refused = 0, set()
     for path in sorted(folder.glob("*.dcm")):
-        data = path.read_bytes()
-        if not dicom.recognises(data[:512]):
+        # Secondary captures are left alone in archives; here their pixels are as good as others.
+        data = path.read_bytes().replace(b"1.2.840.10008.5.1.4.1.1.7\0", b"1.2.840.10008.5.1.4.1.1.2\0")
+        if not dicom.recognises(data[:512]) or path.name in TWELVE_BITS:
             continue
         try:
             instance = parse_instance(data, path.name)
@@ -342,8 +345,9 @@ def test_files_that_pydicom_brings_with_it_are_read_as_pydicom_reads_them():
         except ScanError:
             refused.add(path.name)
             continue
-        made = pydicom.dcmread(path)
-        theirs = pydicom.pixels.pixel_array(made)
+        with quiet_libraries():
+            made = pydicom.dcmread(io.BytesIO(data))
+            theirs = pydicom.pixels.pixel_array(made)
         if instance.pixels.palette:
             theirs = apply_color_lut(theirs, made)
         elif instance.channels == 1:
@@ -351,10 +355,16 @@ def test_files_that_pydicom_brings_with_it_are_read_as_pydicom_reads_them():
         assert np.allclose(ours, theirs.reshape(ours.shape), rtol=1e-6), path.name
         num_same += 1
     assert refused <= UNREADABLE
-    assert num_same > 30
+    assert num_same >= 45
 
+
+TWELVE_BITS = {"JPEG-lossy.dcm", "JPGExtended.dcm"}
+"""JPEG that pydicom's decoders do not read."""
 
 UNREADABLE = {
+    "JPEG2000-embedded-sequence-delimiter.dcm",
+    "SC_rgb_rle_32bit.dcm",
+    "SC_rgb_rle_32bit_2frame.dcm",
     "MR_truncated.dcm",
     "UN_sequence.dcm",
     "empty_charset_LEI.dcm",
@@ -364,7 +374,7 @@ UNREADABLE = {
     "priv_SQ.dcm",
     "rtplan_truncated.dcm",
 }
-"""Cut ones, and those without pixels or encoding."""
+"""Cut and damaged ones, those without pixels or encoding, colours of 32 bits."""
 
 NOISE = """
 import logging, sys
