@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast
 
+from raysegment.archive.sealed import KEY_FILE_VARIABLE
 from raysegment.errors import ClusterError, InterruptedRunError, RaysegmentError, UsageError
 from raysegment.options import Precision
 
@@ -64,6 +65,9 @@ def ray_session(address: str | None, temp_dir: str | None) -> Iterator[None]:
             arguments["_temp_dir"] = str(Path(temp_dir).resolve())
     else:
         arguments["address"] = address
+        if KEY_FILE_VARIABLE in os.environ:
+            # Processes here inherit it; those of a cluster that runs already do not.
+            arguments["runtime_env"] = {"env_vars": {KEY_FILE_VARIABLE: os.environ[KEY_FILE_VARIABLE]}}
     # Also around the start, where Ray's own handler would end the process without a word.
     with interruptible():
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 from raysegment.archive.index import find_scans, recorded_finding
 from raysegment.archive.labels import parse_labels
 from raysegment.archive.names import show_name
+from raysegment.archive.sealed import use_key
 from raysegment.errors import EXIT_DONE, RaysegmentError, UsageError
 from raysegment.model.bundle import read_labels
 from raysegment.options import ReportOptions
@@ -55,6 +57,10 @@ def report(options: ReportOptions) -> ReportResult:
     if not record:
         raise UsageError(f"{folder} is no run: it has no run.json. Give the folder of a training or inference run.")
     chosen = dict(record.get("chosen") or record.get("options") or {})
+    if chosen.get("pseudonymise"):
+        with suppress(UsageError):
+            # Without the key figures are drawn that show no scan.
+            use_key(chosen.get("key_file"))
     if (folder / "history.parquet").is_file():
         best_by = str(chosen.get("best_by", "val_dice"))
         figures = draw_training_figures(

@@ -6,11 +6,13 @@ import csv
 import json
 import os
 import stat
+import zipfile
 from pathlib import Path
 
 import nibabel
 import numpy as np
 import pytest
+from dicom_made import make_series, to_bytes, write_series
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -240,3 +242,25 @@ def test_a_manifest_in_the_folder_of_its_scans_is_pseudonymised_too(
     no_word_in(str(table.to_pylist()))
     assert table["scan_id"].to_pylist() == [load_pseudonyms(key).hash("scan", "Schmidt 1")]
     assert read_bytes(table["source"][0].as_py(), table["files"][0].as_py()[0]) == (archive / file).read_bytes()
+
+
+def test_dicom_in_a_zip_and_under_uids_is_read_through_its_pseudonyms(key: str, tmp_path: Path) -> None:
+    volume = np.arange(120, dtype=np.uint16).reshape(3, 5, 8)
+    archive = tmp_path / "Klinik"
+    write_series(archive / "Schmidt", make_series(volume), names=[f"1.2.840.77.{number}" for number in range(3)])
+    with zipfile.ZipFile(archive / "Schmidt.zip", "w") as packed:
+        for number, instance in enumerate(make_series(volume, series="other")):
+            packed.writestr(f"Anna/{number}.dcm", to_bytes(instance))
+    table = find(archive, key)
+    assert table.num_rows == 2
+    no_word_in(str(table.to_pylist()))
+    assert "840.77" not in str(table.to_pylist())
+    assert table.equals(find(archive, key))
+    with Decoder() as decoder:
+        for entry in entries(table):
+            assert decoder.read(entry).scan.pixels.squeeze(3).shape == (3, 5, 8)
+    (archive / "Schmidt.zip").write_bytes(b"geheim")
+    gone = [entry for entry in entries(table) if any(name.endswith(".dcm") for name in entry.files)]
+    with Decoder() as decoder, pytest.raises(ScanError) as failed:
+        decoder.read(gone[0])
+    no_word_in(str(failed.value))
