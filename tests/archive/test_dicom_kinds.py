@@ -365,9 +365,10 @@ def test_series_that_differ_in_study_frame_or_grid_are_other_scans(values):
     drafts = group(*study(("t1", {}), ("flair", values)), CHANNELS)
     assert len({draft.scan_id for draft in drafts}) == 2
     assert sorted(draft.missing for draft in drafts) == [(0,), (1,)]
+    hint = " (one of its study lies on another grid or in another frame of reference)"
     assert sorted(draft.problem for draft in drafts) == [
-        "MissingChannelError: there is no series for channel flair",
-        "MissingChannelError: there is no series for channel t1",
+        f"MissingChannelError: there is no series for channel {name}{'' if 'study' in values else hint}"
+        for name in ("flair", "t1")
     ]
     assert sorted(map(tuple, (draft.file_names[:1] for draft in drafts))) == [("",), ("t1/0",)]
 

@@ -217,7 +217,8 @@ def _ask_children(
     introduction: dict[str, Any], act: Callable[[_Child, Piece], Result], pieces: Sequence[Piece]
 ) -> list[Result]:
     """What children make of pieces of work, each led by a thread; in the order of the pieces."""
-    num_children = min(len(pieces), len(os.sched_getaffinity(0)), MAX_CHILDREN)
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    num_children = min(len(pieces), processors, MAX_CHILDREN)
     free: SimpleQueue[_Child] = SimpleQueue()
     children = [_Child(introduction) for _ in range(num_children)]
     for child in children:

@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import date
 
@@ -92,8 +92,11 @@ def find_series(
     by_series: dict[str, list[Draft]] = defaultdict(list)
     by_instance: dict[str, Draft] = {}
     taken: set[str] = set()
+    of_study: dict[str, set[str]] = defaultdict(set)
+    for each in series:
+        of_study[each.shared.study].update(each.shared.channels)
     for scan in scans:
-        draft = _draft_scan(scan, tuple(naming.series), files, pseudonyms, taken)
+        draft = _draft_scan(scan, tuple(naming.series), of_study, files, pseudonyms, taken)
         found.drafts.append(draft)
         for each in {id(one): one for ones in scan.values() for one in ones}.values():
             by_series[each.shared.series].append(draft)
@@ -175,11 +178,16 @@ def _lies_on(header: Header, scan: _Channels) -> bool:
 
 
 def _draft_scan(
-    scan: _Channels, names: tuple[str, ...], files: Mapping[str, FoundFile], pseudonyms: Pseudonyms, taken: set[str]
+    scan: _Channels,
+    names: tuple[str, ...],
+    of_study: Mapping[str, Set[str]],
+    files: Mapping[str, FoundFile],
+    pseudonyms: Pseudonyms,
+    taken: set[str],
 ) -> Draft:
     """The draft of a scan; one of channels has the files of the first, then those of the second."""
     all_series = [each for ones in scan.values() for each in ones]
-    chosen, problems = _choose_channels(scan, names or ("",))
+    chosen, problems = _choose_channels(scan, names or ("",), of_study[all_series[0].shared.study])
     first = next(iter(chosen.values()), all_series[0])
     scan_id = _name_scan(all_series, pseudonyms, taken) if names else first.name
     while scan_id in taken:
@@ -201,8 +209,10 @@ def _draft_scan(
     return draft
 
 
-def _choose_channels(scan: _Channels, names: tuple[str, ...]) -> tuple[dict[str, Series], list[str]]:
-    """The one series of each channel, in order, and why channels have none."""
+def _choose_channels(
+    scan: _Channels, names: tuple[str, ...], of_study: Set[str]
+) -> tuple[dict[str, Series], list[str]]:
+    """The one series of each channel, in order, and why channels have none; its study may have more channels."""
     if names == ("",):
         return {"": scan[""][0]}, []
     owners = Counter(id(each) for ones in scan.values() for each in ones)
@@ -211,6 +221,8 @@ def _choose_channels(scan: _Channels, names: tuple[str, ...]) -> tuple[dict[str,
     for name in names:
         found = scan.get(name, [])
         problem = _find_fault(name, found, next(iter(chosen.values()), None))
+        if not found and name in of_study:
+            problem = f"{problem} (one of its study lies on another grid or in another frame of reference)"
         if problem is None and owners[id(found[0])] > 1:
             fitting = " and ".join(show_name(other) for other, ones in scan.items() if found[0] in ones)
             problem = f"{show_name(found[0].name)} fits the channels {fitting}"
