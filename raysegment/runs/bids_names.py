@@ -31,7 +31,8 @@ NOT_KEPT = ("ses", "desc", "label")
 
 _LABEL = re.compile(r"[A-Za-z0-9]+")
 _NOT_IN_LABELS = re.compile(r"[^A-Za-z0-9]+")
-_SERIES = re.compile(r"[0-9a-f]{12}")
+_HASHED = re.compile(r"[0-9a-f]{12}|[0-9a-f]{16}")
+"""Of a series or a pseudonymised scan: no other scan has it."""
 _IN_FOLDERS = re.compile(
     r"(?P<root>(?:[^/]+/)*?)sub-(?P<sub>[A-Za-z0-9]+)/(?:ses-(?P<ses>[A-Za-z0-9]+)/)?anat/"
     r"sub-(?P=sub)(?P<rest>(?:_[a-z]+-[A-Za-z0-9]+)*)_(?P<contrast>[A-Za-z0-9]+)\.nii(?:\.gz)?"
@@ -171,7 +172,7 @@ def _name_session(scan_id: str, patient: str) -> str:
     tail = stem_of(scan_id)
     if patient in (scan_id, tail):
         return ""
-    return tail if _SERIES.fullmatch(tail) else _with_hash(tail, scan_id, HASH_DIGITS)
+    return tail if _HASHED.fullmatch(tail) else _with_hash(tail, scan_id, HASH_DIGITS)
 
 
 def _tell_apart(name: BidsName, scan_id: str, digits: int) -> BidsName:

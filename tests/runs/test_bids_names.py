@@ -86,9 +86,10 @@ def test_a_patient_is_never_taken_for_a_subject_of_the_dataset():
     assert len({name.subject.lower() for name in names.values()}) == 3
 
 
-def test_a_series_of_dicom_is_a_session_of_its_hash():
-    names = name_scans({"study/0123456789ab": "00ff00ff00ff00ff"}, {})
+def test_a_series_of_dicom_or_a_pseudonymised_scan_is_a_session_of_its_hash():
+    names = name_scans({"study/0123456789ab": "00ff00ff00ff00ff", "0123456789abcdef": "00ff00ff00ff00ff"}, {})
     assert names["study/0123456789ab"].path().startswith("sub-00ff00ff00ff00ff/ses-0123456789ab/anat/")
+    assert names["0123456789abcdef"].session == "0123456789abcdef"
 
 
 @settings(max_examples=40, deadline=None)
