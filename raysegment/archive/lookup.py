@@ -23,6 +23,26 @@ COLUMNS = ("kind", "pseudonym", "name")
 Row = tuple[str, str, str]
 
 
+def check_key_apart(key_file: str | Path, out: str | None) -> None:
+    """Refuse a key, and with it a table, in a folder that is written for others.
+
+    Args:
+        key_file: Where the key lies.
+        out: The folder; None or a bucket for none of this machine.
+
+    Raises:
+        UsageError: Names both.
+    """
+    if out is None or "://" in out:
+        return
+    folder = Path(key_file).expanduser().absolute().parent
+    if folder.resolve().is_relative_to(Path(out).resolve()):
+        raise UsageError(
+            f"the key file's folder {show_name(str(folder))} lies in --out {show_name(out)}, and what is handed on "
+            "would tell which pseudonym is whose. Keep the key elsewhere, or choose another --out."
+        )
+
+
 class Lookup:
     """The table of one key.
 
@@ -32,23 +52,6 @@ class Lookup:
 
     def __init__(self, pseudonyms: Pseudonyms) -> None:
         self.path = Path(f"{pseudonyms.path}.lookup.csv")
-
-    def check_apart(self, out: str | None) -> None:
-        """Refuse a table that would lie in a folder that is written for others.
-
-        Args:
-            out: The folder; None or a bucket for none of this machine.
-
-        Raises:
-            UsageError: Names both.
-        """
-        if out is None or "://" in out:
-            return
-        if self.path.resolve().is_relative_to(Path(out).resolve()):
-            raise UsageError(
-                f"the key file's folder {show_name(str(self.path.parent))} lies in --out {show_name(out)}, and what "
-                "is handed on would tell which pseudonym is whose. Keep the key elsewhere, or choose another --out."
-            )
 
     def read(self) -> list[Row]:
         """All lines.

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.fingerprint import renew_fingerprints
-from raysegment.archive.lookup import Lookup
+from raysegment.archive.lookup import Lookup, check_key_apart
 from raysegment.archive.manifest import FINGERPRINT_MODE, KEY, MANIFEST_SCHEMA, PSEUDONYMISED
 from raysegment.archive.names import drop_seals, hide_names, stem_of
-from raysegment.archive.pseudonyms import Pseudonyms
+from raysegment.archive.pseudonyms import Pseudonyms, default_key_file
 from raysegment.archive.sealed import (
     SOURCE_KIND,
     current_key,
@@ -49,11 +49,12 @@ def hide_source(options: Options, name: str = "source", how: Identifiers | None 
         UsageError: The key cannot be read or made; or it lies in the output.
     """
     source, how = getattr(options, name), how or options
+    if how.key_file or how.pseudonymise:
+        check_key_apart(how.key_file or default_key_file(), getattr(options, "out", None))
     if not how.pseudonymise or source is None or is_sealed(source):
         return options
     pseudonyms = use_key(how.key_file)
     lookup = Lookup(pseudonyms)
-    lookup.check_apart(getattr(options, "out", None))
     sealed = seal_source(absolute_source(source), pseudonyms)
     _GIVEN[source] = drop_seals(sealed)
     lookup.add([(SOURCE_KIND, _hash_of(sealed), absolute_source(source))])

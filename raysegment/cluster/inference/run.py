@@ -197,6 +197,7 @@ def identify_inference(options: InferOptions, bundle: Bundle, command: str) -> I
         model_id=bundle.model_id,
         scan_pattern=options.scan_pattern,
         patient_pattern=options.patient_pattern,
+        pseudonymise="on" if options.pseudonymise else None,
         channel=" ".join(options.channel or ()) or None,
         reference=" ".join(options.reference or ()) or None,
     )
