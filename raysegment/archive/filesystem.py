@@ -169,7 +169,7 @@ def read_bytes(source: str, name: str) -> bytes:
         AccessError: The file is missing, is no regular file, or the storage refuses it.
         ScanError: It is a zip, or damaged in one.
     """
-    if extension_of(name) == ZIP:
+    if extension_of(_below(source, name)) == ZIP:
         raise _refuse_zip(source, name)
     return try_again(source, name, lambda stream: bytes(stream.read() or b""))
 
@@ -212,7 +212,7 @@ def open_file(source: str, name: str, buffer_bytes: int = io.DEFAULT_BUFFER_SIZE
         ScanError: It cannot be read out of its zip.
         OSError: The storage refuses it.
     """
-    below = open_name(name) if is_sealed(source) else name
+    below = _below(source, name)
     if MARK in below.lower() and (parts := split_zip(source, below)) is not None:
         outer = seal_file(parts[0], current_key()) if is_sealed(source) else parts[0]
         with open_zip(source, outer).open(decode_name(parts[1]), name, buffer_bytes) as stream:
@@ -272,11 +272,18 @@ def _open_zip(source: str, name: str, stamp: tuple[int, int]) -> OpenZip:
         raise
 
 
+def _below(source: str, name: str) -> str:
+    """A file's path below a source as it is, also where its name is sealed."""
+    return open_name(name) if is_sealed(source) else name
+
+
 def _refuse_zip(source: str, name: str) -> ScanError:
     """Why a zip itself is no scan: what is wrong with its files, where something is."""
     try:
-        if (parts := split_zip(source, name)) is not None:
-            open_zip(source, parts[0]).open(decode_name(parts[1]), name, io.DEFAULT_BUFFER_SIZE).close()
+        if split_zip(source, _below(source, name)) is not None:
+            # A zip within a zip, which opening refuses.
+            with open_file(source, name):
+                pass
         fault = open_zip(source, name).describe_faults(lambda _: True)
     except OSError as error:
         return AccessError(f"{show_name(name)} cannot be read: {describe(error)}.")

@@ -15,6 +15,7 @@ from dicom_made import make_instance, make_series, to_bytes
 from raysegment.archive.filesystem import hash_bytes, open_file, read_bytes, split_zip
 from raysegment.archive.fingerprint import renew_fingerprints
 from raysegment.archive.index import find_scans
+from raysegment.archive.manifest import entries
 from raysegment.archive.read import read_scan
 from raysegment.archive.zipped import MAX_DIRECTORY_BYTES, OpenZip
 from raysegment.errors import AccessError, OversizedScanError, ScanError, UnreadableFileError, parse_scan_error
@@ -224,6 +225,14 @@ def test_a_list_of_files_without_end_is_not_read():
 
     with pytest.raises(OversizedScanError, match="list of files"):
         OpenZip(Long(), "b.zip")
+
+
+def test_what_is_wrong_in_a_zip_is_said_under_pseudonyms_too(tmp_path):
+    write_zip(tmp_path / "erika.zip", {"../erika.dcm": ONE, "more.zip": ONE})
+    (entry,) = entries(find_scans(str(tmp_path), Finding(pseudonymise=True)))
+    with pytest.raises(UnreadableFileError, match="holds files that are left alone: a name that leads") as caught:
+        read_scan(entry)
+    assert "erika" not in f"{caught.value} {entry}"
 
 
 def test_a_zip_without_dicom_is_left_alone_without_a_key(tmp_path, config):
