@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from raysegment.archive.channels import order_channels
 from raysegment.archive.index import find_scans, key_of, recorded_finding
 from raysegment.archive.manifest import entry_of, is_manifest
 from raysegment.archive.pseudonyms import check_same_key
@@ -203,7 +204,7 @@ def find_entries(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Ta
 
 
 def find_archive(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Table:
-    """The manifest of the archive as it is now.
+    """The manifest of the archive as it is now, channels in the order in which the model saw them.
 
     Raises:
         UsageError: It is not there, or nobody says where.
@@ -225,7 +226,7 @@ def find_archive(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Ta
             raise
         raise UsageError(f"{error} If the scans lie elsewhere now, say where with --source.") from error
     check_same_key(record.get("key"), key_of(found), options.tables)
-    return found
+    return order_channels(found, record.get("channel_names") or ())
 
 
 def plan_volumes(

@@ -18,6 +18,7 @@ import pytest
 from dicom_made import change, make_enhanced, make_instance, make_series, make_uid, to_bytes, write_series
 from volumes_made import make_affine, restack
 
+from raysegment.archive.channels import order_channels
 from raysegment.archive.index import find_scans, summarise
 from raysegment.archive.manifest import entries
 from raysegment.archive.read import read_scan
@@ -192,17 +193,20 @@ def test_labels_that_overlap_are_segments_of_one_file(archive, tmp_path):
             assert found.tolist() == masks[entry.scan_id][(slice(None), *voxel)].tolist()
 
 
-def test_a_scan_of_channels_is_drawn_on_the_first_one(tmp_path):
-    affine = make_affine((3, 1, 1), (4, 0, 9))
+def test_a_scan_of_channels_is_drawn_on_the_first_one_that_the_model_sees(tmp_path):
+    affine, archive = make_affine((3, 1, 1), (4, 0, 9)), tmp_path / "archive"
     for number, word in enumerate(("FLAIR", "T1")):
-        write_series(tmp_path / "archive" / word, make_series(draw(number), affine, series=word), seed=number)
-    segment(tmp_path / "archive", tmp_path / "tables", channel=("t1=T1", "flair=FLAIR"))
-    place = Place(str(tmp_path / "tables"))
-    write_record(place, {"chosen": {"channel": ["t1=T1", "flair=FLAIR"], "source": str(tmp_path / "archive")}})
+        write_series(archive / word, make_series(draw(number), affine, series=word), seed=number)
+    channels = ("flair=FLAIR", "t1=T1")
+    (entry,) = entries(order_channels(find_scans(str(archive), Finding(channel=channels)), ("T1", "FLAIR")))
+    scan = read_scan(entry)
+    publish(tmp_path / "tables", [row_of(entry, scan, scan.pixels[..., 0], "auto", "m")])
+    chosen = {"channel": list(channels), "source": str(archive)}
+    write_record(Place(str(tmp_path / "tables")), {"chosen": chosen, "channel_names": ["T1", "FLAIR"]})
     assert export(tmp_path).num_files == 1
     ((series, path),) = written(tmp_path).items()
     assert series == make_uid("study", "T1")
-    check_voxels(path, read_sources(tmp_path / "archive" / "T1"))
+    check_voxels(path, read_sources(archive / "T1"))
 
 
 def test_images_in_a_zip_and_enhanced_ones_are_referred_to(tmp_path):
