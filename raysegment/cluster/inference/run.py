@@ -338,12 +338,8 @@ class InferenceRun:
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Keep run.json true from start to end, whatever happens, and leave no staged work behind."""
-        self.record |= {
-            **describe_choices(self.options),
-            **describe_machine(),
-            "labels": self.bundle.labels.as_plain,
-            "channel_names": list(self.bundle.channel_names),
-        }
+        self.record |= {**describe_choices(self.options), **describe_machine(), "labels": self.bundle.labels.as_plain}
+        self.record["channel_names"] = list(self.bundle.channel_names)
         try:
             with keep_record(self.place, self.record, measure=self._measure):
                 yield
