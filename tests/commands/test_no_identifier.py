@@ -69,8 +69,7 @@ def test_index_tells_no_identifier(place: Path) -> None:
     archive = str(place / "archive")
     said = [
         run(place, "index", archive, "--out", str(place / "out" / "m.parquet")),
-        run(place, "index", archive, "--modality", "MR", "--channel", f"t1={PLANT} S*", expected=(0, 2)),
-        run(place, "index", archive, "--channel", "t1=nothing", "--json", expected=(0, 2)),
+        run(place, "index", archive, "--modality", "MR", "--channel", f"t1={PLANT} S*", "--json"),
     ]
     table = pq.read_table(place / "out" / "m.parquet")
     assert table.num_rows > 10
