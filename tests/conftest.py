@@ -9,6 +9,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How fast a test draws its examples tells of the machine's load, not of the code.
+settings.register_profile("raysegment", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("raysegment")
 
 # Ray reads its way of authentication once in a process, so all tests share one; outside of tests a token is asked for.
 os.environ["RAY_AUTH_MODE"] = "disabled"
