@@ -130,6 +130,17 @@ def test_a_table_of_shades_is_applied_as_pydicom_does():
     assert np.array_equal(read(data)[0, ..., 0], expected)
 
 
+def test_a_table_of_shades_may_begin_below_zero():
+    table = pydicom.Dataset()
+    table.add_new(0x00283002, "SS", [4, -2, 16])
+    table.add_new(0x00283003, "LO", "")
+    table.add_new(0x00283004, "LO", "US")
+    table.add_new(0x00283006, "OW", np.array([10, 20, 30, 40], "<u2").tobytes())
+    stored = np.array([[-3, -2, -1, 0, 1, 2]], np.int16)
+    found = read(make_instance(stored, ModalityLUTSequence=pydicom.Sequence([table])))
+    assert found[0, ..., 0].tolist() == [[10, 10, 20, 30, 40, 40]]
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_numbers_of_colours_become_colours_as_pydicom_makes_them(bits):
     names = ("Red", "Green", "Blue")
@@ -156,6 +167,14 @@ def test_colours_may_lie_in_planes_and_in_ybr():
     half = make_instance(np.full((4, 6, 3), 128, np.uint8), PhotometricInterpretation="YBR_FULL_422")
     half.PixelData = b"\x50\x60\x80\x80" * 12
     assert np.array_equal(read(half)[0, 0, :2], [[80] * 3, [96] * 3])
+
+
+@pytest.mark.parametrize("meaning", ["YBR_FULL", "YBR_FULL_422"])
+@pytest.mark.parametrize("dtype", ["u2", "i1"])
+def test_ybr_of_other_than_plain_bytes_is_refused_by_its_header(meaning, dtype):
+    data = to_bytes(make_instance(COLOURS.astype(dtype), PhotometricInterpretation=meaning))
+    with pytest.raises(UnreadableFileError, match=f"declares {meaning} of (16|8) bits.*expected 8 without a sign"):
+        parse_instance(data, "a.dcm")
 
 
 def test_single_bits_and_floats_are_read():

@@ -24,6 +24,10 @@ FLOATS: dict[int, np.dtype[np.generic]] = {0x7FE00008: np.dtype(np.float32), 0x7
 SHADES = ("MONOCHROME1", "MONOCHROME2")
 COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 PALETTE = "PALETTE COLOR"
+CHROMINANCE = ("YBR_FULL", "YBR_FULL_422")
+"""Brightness and two differences of colours; those of JPEG 2000 become red, green and blue as they are decoded."""
+
+OF_SHADES = (tags.TABLE_DESCRIPTOR, tags.TABLE_DATA)
 LARGEST_EXACT = 2**53
 
 Rescale = tuple[float, float]
@@ -138,6 +142,7 @@ def find_pixel_format(data: DataSet, rescale: tuple[Rescale, ...], name: str) ->
     if data.pixels is None:
         raise UnreadableFileError(f"{show_name(name)} has no pixel data.")
     elements = data.elements
+    is_signed = elements.short(tags.REPRESENTATION) == 1
     is_float = data.pixels.tag in FLOATS
     allocated = FLOATS[data.pixels.tag].itemsize * 8 if is_float else _whole(elements, tags.BITS_ALLOCATED, name)
     stored = allocated if is_float else elements.short(tags.BITS_STORED) or allocated
@@ -154,10 +159,10 @@ def find_pixel_format(data: DataSet, rescale: tuple[Rescale, ...], name: str) ->
         allocated=allocated,
         stored=stored,
         high=stored - 1 if high is None else high,
-        is_signed=elements.short(tags.REPRESENTATION) == 1,
+        is_signed=is_signed,
         rescale=rescale,
-        table=_find_table(elements.first(tags.TABLES), tags.TABLE_DESCRIPTOR, tags.TABLE_DATA, name),
-        palette=_find_palette(elements, name) if photometric == PALETTE else (),
+        table=_find_table(elements.first(tags.TABLES), OF_SHADES, is_signed, name),
+        palette=_find_palette(elements, is_signed, name) if photometric == PALETTE else (),
     )
     _check_format(found, name)
     _check_size(found, name)
@@ -194,21 +199,24 @@ def _find_scaled(rescale: tuple[Rescale, ...], stored: tuple[int, int]) -> np.dt
     return np.result_type(np.int8, *(np.min_scalar_type(min(end, -end - 1)) for end in ends))
 
 
-def _find_palette(elements: Elements, name: str) -> tuple[Table, ...]:
-    found = [_find_table(elements, descriptor, data, name) for descriptor, data in tags.PALETTES]
+def _find_palette(elements: Elements, is_signed: bool, name: str) -> tuple[Table, ...]:
+    found = [_find_table(elements, pair, is_signed, name) for pair in tags.PALETTES]
     tables = tuple(table for table in found if table is not None)
     if len(tables) < 3:
         raise UnreadableFileError(f"{show_name(name)} has numbers of colours, and no palette that says what they are.")
     return tables
 
 
-def _find_table(elements: Elements | None, descriptor: int, data: int, name: str) -> Table | None:
-    """A look-up table: its descriptor has the number of entries (0 for 65,536), the first value and the bits."""
+def _find_table(elements: Elements | None, pair: tuple[int, int], is_signed: bool, name: str) -> Table | None:
+    """A look-up table: its descriptor has the number of entries (0 for 65,536), the first value and the bits.
+
+    The first value is one of the pixels, which the file says the sign of, and never the item that has the table.
+    """
+    descriptor, data = pair
     if elements is None or descriptor not in elements.values:
         return None
     head = np.frombuffer(elements.values[descriptor][:6].ljust(6, b"\0"), elements.order + "u2")
     count, bits = int(head[0]) or 2**16, int(head[2])
-    is_signed = elements.short(tags.REPRESENTATION) == 1
     packed = elements.values.get(data, b"")
     # Entries of 8 bits stand in one byte each, or in two.
     dtype = elements.order + "u2" if len(packed) >= 2 * count else "u1"
@@ -243,6 +251,11 @@ def _check_format(found: PixelFormat, name: str) -> None:
         )
     if found.samples == 3 and found.allocated not in (8, 16):
         raise UnreadableFileError(f"{show_name(name)} declares colours of {found.allocated} bits; expected 8 or 16.")
+    if found.photometric in CHROMINANCE and found.stored_dtype != np.uint8:
+        raise UnreadableFileError(
+            f"{show_name(name)} declares {found.photometric} of {found.allocated} bits"
+            f"{' with a sign' if found.is_signed else ''}; expected 8 without a sign. Have it sent as RGB."
+        )
 
 
 def _check_size(found: PixelFormat, name: str) -> None:
