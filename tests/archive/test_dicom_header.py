@@ -98,6 +98,10 @@ def test_twelve_bits_with_an_intercept_fit_into_sixteen():
         ("1.2.840.10008.5.1.4.1.1.66.4", "segmentation"),
         ("1.2.840.10008.5.1.4.1.1.66", "other"),
         ("1.2.840.10008.5.1.4.1.1.128", "image"),
+        ("1.2.840.10008.5.1.4.1.1.4.2", "other"),
+        ("1.2.840.10008.5.1.4.1.1.4.3", "image"),
+        ("1.2.840.10008.5.1.4.1.1.77.1.5.3", "other"),
+        ("1.2.840.10008.5.1.4.1.1.77.1.5.2", "image"),
         ("1.2.3.4", "image"),
     ],
 )
@@ -112,6 +116,12 @@ def test_localizers_are_told_by_their_type():
 def test_objects_that_are_no_images_need_no_pixels():
     made = make_instance(VOLUME[0], SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11", PixelData=None, Rows=None)
     assert parse(made).rows == 0
+
+
+@pytest.mark.parametrize("number", ["4.2", "77.1.5.3"], ids=["spectra", "stereo pairs"])
+def test_spectra_and_pairs_of_pictures_are_no_scans_without_pixels(number):
+    made = make_instance(VOLUME[0], SOPClassUID=f"1.2.840.10008.5.1.4.1.1.{number}", PixelData=None, BitsAllocated=None)
+    assert parse(made).kind == "other"
 
 
 def test_a_segmentation_names_what_it_was_drawn_on():
@@ -137,6 +147,37 @@ def test_texts_come_in_their_own_alphabet():
     made.IssuerOfPatientID = "Klinik"
     found = parse(made)
     assert (found.description, found.patient) == ("Schädel", "Ж\\Klinik")
+
+
+# Bytes and texts of the examples in PS3.5, annexes H, I and K; the last two break the rules as writers do.
+ALPHABETS = {
+    "kanji behind ASCII": ("\\ISO 2022 IR 87", b"Yamada \x1b$B;3ED\x1b(B^x", "Yamada 山田^x"),
+    "kana and kanji": (
+        "ISO 2022 IR 13\\ISO 2022 IR 87",
+        b"\xd4\xcf\xc0\xde \x1b$B;3ED\x1b(J",
+        "ﾔﾏﾀﾞ 山田",
+    ),
+    "Korean behind ASCII": ("\\ISO 2022 IR 149", b"\x1b$)C\xb1\xe8\xc8\xf1\xc1\xdf brain", "김희중 brain"),
+    "Chinese behind ASCII": ("\\ISO 2022 IR 58", b"Zhang \x1b$)A\xd5\xc5", "Zhang 张"),
+    "German and Cyrillic": (
+        "ISO 2022 IR 100\\ISO 2022 IR 144",
+        b"Sch\xe4del \x1b-L\xbb\xee\xda",
+        "Schädel Люк",
+    ),
+    "a backslash within a kanji": ("\\ISO 2022 IR 87", b"\x1b$B!\\\x1b(B a", "＋ a"),
+    "Korean without an escape": ("\\ISO 2022 IR 149", b"\xb1\xe8", "김"),
+    "nothing that is known": ("ISO_IR 4711", b"Sch\xe4del", "Schädel"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Unknown encoding")
+@pytest.mark.parametrize("case", ALPHABETS)
+def test_texts_may_switch_between_alphabets(case):
+    declared, stored, expected = ALPHABETS[case]
+    made = make_instance(VOLUME[0], SpecificCharacterSet="ISO_IR 6", SeriesDescription=None)
+    made["SpecificCharacterSet"] = pydicom.DataElement(0x00080005, "LO", declared.split("\\"))
+    made["SeriesDescription"] = pydicom.DataElement(0x0008103E, "UN", stored + b" " * (len(stored) % 2))
+    assert parse(made).description == expected
 
 
 def test_two_patients_stay_two_whatever_their_bytes_mean():

@@ -6,13 +6,13 @@ deeper than `MAX_DEPTH`, so that it takes no longer than a second, whatever a fi
 
 from __future__ import annotations
 
-import codecs
 import io
 import struct
 import zlib
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
+from raysegment.archive.dicom.alphabets import PLAIN, decode_text
 from raysegment.archive.dicom.syntaxes import DEFLATED, EXPLICIT_BIG, IMPLICIT_LITTLE
 from raysegment.archive.names import show_name
 from raysegment.errors import OversizedScanError, TruncatedFileError, UnknownFormatError, UnreadableFileError
@@ -31,20 +31,8 @@ MAX_INFLATED_BYTES = 64 * 2**20
 
 LONG_KINDS = frozenset((b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"))
 
-KEEP_APART = "raysegment.keep_apart"
-"""How bytes are decoded that are no text: as a sign for it and their number. A backslash would part values."""
-
 Wanted = dict[int, "Wanted | None"]
 """Tags that are read; of a sequence those of its items."""
-
-
-def _number_bytes(error: UnicodeError) -> tuple[str, int]:
-    if not isinstance(error, UnicodeDecodeError):
-        raise error
-    return "\ufffd" + error.object[error.start : error.end].hex(), error.end
-
-
-codecs.register_error(KEEP_APART, _number_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +68,15 @@ class Elements:
     values: dict[int, bytes] = field(default_factory=dict)
     items: dict[int, list[Elements]] = field(default_factory=dict)
 
-    def texts(self, tag: int, encoding: str = "latin-1") -> list[str]:
+    def texts(self, tag: int, encoding: str = PLAIN) -> list[str]:
         """The texts of an element, without what fills them; empty where it is missing.
 
         Bytes that are no text stay apart, so that two identifiers never become one.
         """
-        text = self.values.get(tag, b"").decode(encoding, KEEP_APART)
+        text = decode_text(self.values.get(tag, b""), encoding)
         return [part.strip(" \0\t\r\n") for part in text.split("\\")] if text else []
 
-    def text(self, tag: int, encoding: str = "latin-1") -> str:
+    def text(self, tag: int, encoding: str = PLAIN) -> str:
         """The first text of an element; empty where it is missing."""
         return next(iter(self.texts(tag, encoding)), "")
 

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.archive.dicom import tags
+from raysegment.archive.dicom.alphabets import find_encoding
 from raysegment.archive.dicom.elements import DataSet, Elements, read_elements
 from raysegment.archive.dicom.pixel_format import PixelFormat, find_pixel_format
 from raysegment.archive.dicom.places import Places, find_places
@@ -39,8 +40,10 @@ KINDS: dict[str, Kind] = {
     f"{STORAGE}7": "secondary capture",
     f"{STORAGE}481.2": "other",
     f"{STORAGE}67": "other",
+    f"{STORAGE}4.2": "other",
+    f"{STORAGE}77.1.5.3": "other",
 }
-"""Of SOP classes. RT doses and real-world value maps are no scans."""
+"""Of SOP classes. RT doses, real-world value maps, MR spectra and pairs of stereo pictures are no scans."""
 
 FAMILIES: dict[str, Kind] = {
     f"{STORAGE}7.": "secondary capture",
@@ -59,29 +62,6 @@ IMAGES = re.compile(re.escape(STORAGE) + r"(1|2|3|4|6|12|13|14|20|30|77|128|130|
 
 LOCALIZERS = frozenset({"LOCALIZER", "SCOUT", "TOPOGRAM"})
 MOSAIC = "MOSAIC"
-
-ENCODINGS = {
-    "ISO_IR 6": "latin-1",
-    "ISO_IR 100": "latin-1",
-    "ISO_IR 101": "iso8859-2",
-    "ISO_IR 109": "iso8859-3",
-    "ISO_IR 110": "iso8859-4",
-    "ISO_IR 144": "iso8859-5",
-    "ISO_IR 127": "iso8859-6",
-    "ISO_IR 126": "iso8859-7",
-    "ISO_IR 138": "iso8859-8",
-    "ISO_IR 148": "iso8859-9",
-    "ISO_IR 203": "iso8859-15",
-    "ISO_IR 13": "shift_jis",
-    "ISO_IR 166": "tis-620",
-    "ISO_IR 192": "utf-8",
-    "ISO 2022 IR 13": "shift_jis",
-    "ISO 2022 IR 87": "iso2022_jp",
-    "ISO 2022 IR 149": "euc_kr",
-    "ISO 2022 IR 58": "iso2022_jp_2",
-    "GB18030": "gb18030",
-    "GBK": "gbk",
-}
 
 WITH_PIXELS = ("image", "segmentation")
 """Kinds whose pixels somebody reads; of others they may be as they like."""
@@ -193,7 +173,7 @@ def parse_instance(data: BinaryIO | bytes, name: str) -> Instance:
     elements = found.elements
     kind = _find_kind(found, name)
     places = find_places(elements, name) if kind in WITH_PIXELS else Places()
-    encoding = ENCODINGS.get(elements.text(tags.CHARACTER_SET), "latin-1")
+    encoding = find_encoding(elements.texts(tags.CHARACTER_SET))
     return Instance(
         kind=kind,
         patient="\\".join(filter(None, (elements.text(tag, encoding) for tag in PATIENT))),

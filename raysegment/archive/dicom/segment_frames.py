@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from raysegment.archive.dicom import tags
+from raysegment.archive.dicom.alphabets import find_encoding
 from raysegment.archive.dicom.elements import Elements, Wanted, read_elements
-from raysegment.archive.dicom.header import ENCODINGS, Instance, parse_instance
+from raysegment.archive.dicom.header import Instance, parse_instance
 from raysegment.archive.dicom.pixels import iterate_stored
 from raysegment.archive.names import show_name
 from raysegment.errors import OversizedScanError, UnreadableFileError
@@ -140,7 +141,7 @@ def iterate_frames(data: bytes, segments: Segments, name: str) -> Iterator[Frame
 
 
 def _find_labels(elements: Elements, name: str) -> dict[int, str]:
-    encoding = ENCODINGS.get(elements.text(tags.CHARACTER_SET), "latin-1")
+    encoding = find_encoding(elements.texts(tags.CHARACTER_SET))
     labels: dict[int, str] = {}
     for item in elements.items.get(SEGMENTS, []):
         number = item.short(SEGMENT_NUMBER)
