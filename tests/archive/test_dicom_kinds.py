@@ -67,6 +67,17 @@ def phases(name: str) -> list[Dataset]:
     return first + [change(made, SOPInstanceUID=make_uid("later", index)) for index, made in enumerate(second)]
 
 
+def without_patient(name: str) -> list[Dataset]:
+    """Six slices of which every second names no patient: two half volumes, were it not for their series."""
+    made = make_series(volume(6), series=name)
+    return [change(one, PatientID=None) if index % 2 else one for index, one in enumerate(made)]
+
+
+def of_two_studies(name: str) -> list[Dataset]:
+    made = make_series(volume(6), series=name)
+    return [change(one, StudyInstanceUID=make_uid("another")) if index > 3 else one for index, one in enumerate(made)]
+
+
 def mixed_places() -> list[Dataset]:
     made = make_series(volume(), series="mixed places")
     change(made[2], ImagePositionPatient=None)
@@ -99,6 +110,8 @@ def archive(tmp_path_factory, key) -> tuple[Path, pa.Table]:
     change(last := make_instance(volume(1, 5, 6)[0], series="shapes", number=9), **place(AXIAL, 5))
     write(root / "shapes", *make_series(volume(), series="shapes"), last)
     write(root / "some placed", *mixed_places())
+    write(root / "two patients", *without_patient("two patients"))
+    write(root / "two studies", *of_two_studies("two studies"))
     write(root / "tilt", *tilted())
     write(root / "jpeg", b"\xff\xd8\xff\xe0" + bytes(200))
     write(root / "empty", b"")
@@ -137,6 +150,8 @@ def rows_below(archive: tuple[Path, pa.Table], folder: str) -> list[dict]:
         ("copies", "DuplicateSliceError", "2 of its 4 files are copies of others"),
         ("shapes", "SliceMismatchError", "slices of different sizes: 5 of 4 x 6 x 1, 1 of 5 x 6 x 1"),
         ("some placed", "SliceMismatchError", "1 of its 5 files do not say where they lie"),
+        ("two patients", "SliceMismatchError", "files of one series name 2 patients (3 and 3 files each; a missing"),
+        ("two studies", "SliceMismatchError", "files of one series name 2 studies (4 and 2 files each; a missing"),
         ("jpeg", "UnknownFormatError", "jpeg/0.dcm"),
         ("empty", "EmptyFileError", "empty/0.dcm has no bytes"),
         ("truncated", "TruncatedFileError", "truncated/0.dcm"),

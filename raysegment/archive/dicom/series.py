@@ -151,6 +151,12 @@ def _check_same_series(instance: Instance, name: str, first: Instance, first_nam
             f"{show_name(name)} and {show_name(first_name)} are of different series; a scan is one, or one for each "
             "channel."
         )
+    if (instance.patient, instance.study) != (first.patient, first.study):
+        what = "studies" if instance.patient == first.patient else "patients"
+        raise SliceMismatchError(
+            f"{show_name(name)} and {show_name(first_name)} are of one series, but name different {what}, or only one "
+            "of them names any."
+        )
     if instance.channels != first.channels:
         raise ChannelMismatchError(
             f"{show_name(name)} has {instance.channels} channel{'s' * (instance.channels != 1)}, "

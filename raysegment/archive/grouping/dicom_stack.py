@@ -56,10 +56,9 @@ class Series:
 
 def group_images(images: Iterable[Surveyed]) -> Iterator[list[Surveyed]]:
     """The images of each series in order of their names; those without a position alone."""
-    groups: dict[tuple[str, str, str], list[Surveyed]] = defaultdict(list)
+    groups: dict[str, list[Surveyed]] = defaultdict(list)
     for file in images:
-        shared = shared_header(file)
-        groups[shared.patient, shared.study, shared.series].append(file)
+        groups[shared_header(file).series].append(file)
     for key in sorted(groups):
         group = sorted(groups[key], key=lambda file: natural_key(file.path))
         if any(file.places for file in group):
@@ -80,6 +79,7 @@ def stack_series(group: list[Surveyed]) -> Series:
     try:
         # Numbers that no scanner writes may be too large for what is made of them.
         with np.errstate(all="ignore"):
+            _check_one_patient(series)
             _check_alike(series)
             order = _order_frames(series)
             series.header = _find_header(group, order)
@@ -116,6 +116,20 @@ def _find_header(group: Sequence[Surveyed], order: SliceOrder) -> Header:
     if turned.affine is None or not np.isfinite(turned.affine).all() or not all(turned.spacing_mm or (0,)):
         raise ValueError("places beyond the numbers that there are")
     return turned
+
+
+def _check_one_patient(series: Series) -> None:
+    """Refuse a series that is cut in parts by a patient or study that only some of its files name."""
+    for words, named in (
+        ("patients", Counter(shared_header(file).patient for file in series.files)),
+        ("studies", Counter(shared_header(file).study for file in series.files)),
+    ):
+        if len(named) > 1:
+            counts = " and ".join(str(count) for _, count in named.most_common())
+            raise SliceMismatchError(
+                f"{show_name(series.name)}: files of one series name {len(named)} {words} ({counts} files each; "
+                "a missing name counts as one); expected one. Correct them, or leave these files out."
+            )
 
 
 def _check_alike(series: Series) -> None:
