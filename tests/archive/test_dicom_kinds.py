@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,12 @@ def phases(name: str) -> list[Dataset]:
     return first + [change(made, SOPInstanceUID=make_uid("later", index)) for index, made in enumerate(second)]
 
 
+def copies_with_another_size(name: str) -> list[Dataset]:
+    """Two slices, and both again with a text of another length: nobody knows which are right."""
+    first, second = (make_series(volume(2), series=name) for _ in range(2))
+    return first + [change(made, ImageComments="changed") for made in second]
+
+
 def without_patient(name: str) -> list[Dataset]:
     """Six slices of which every second names no patient: two half volumes, were it not for their series."""
     made = make_series(volume(6), series=name)
@@ -105,8 +112,7 @@ def archive(tmp_path_factory, key) -> tuple[Path, pa.Table]:
     series = make_series(volume(), series="missing", **planted)
     write(root / "missing", *(series[:2] + series[3:]))
     write(root / "phases", *phases("phases"))
-    copied = [to_bytes(made) for made in make_series(volume(2), series="copies")]
-    write(root / "copies", *copied, *copied)
+    write(root / "copies", *copies_with_another_size("copies"))
     change(last := make_instance(volume(1, 5, 6)[0], series="shapes", number=9), **place(AXIAL, 5))
     write(root / "shapes", *make_series(volume(), series="shapes"), last)
     write(root / "some placed", *mixed_places())
@@ -244,6 +250,21 @@ def test_a_file_that_two_links_lead_to_is_read_once(tmp_path, key):
     assert row["problem"] is None
     assert len(row["files"]) == 5
     assert summarise(table).dicom_left_alone == {"file that is reached over another link too": 6}
+
+
+def test_a_study_beside_its_own_zip_and_copy_is_taken_once_and_keeps_its_name(tmp_path, key):
+    files = {f"{index}.dcm": to_bytes(made) for index, made in enumerate(make_series(volume(), series="a"))}
+    write(tmp_path / "study", *files.values(), segmentation("a"))
+    alone = find_scans(str(tmp_path), Finding(key_file=key)).to_pylist()
+    with zipfile.ZipFile(tmp_path / "a study.zip", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    write(tmp_path / "study copied", *files.values(), segmentation("a"))
+    table = find_scans(str(tmp_path), Finding(key_file=key))
+    assert table.to_pylist() == alone
+    assert alone[0]["problem"] is None
+    assert alone[0]["reference_files"] == ["study/5.dcm"]
+    assert summarise(table).dicom_left_alone == {"copy of another file": 11}
 
 
 def test_other_scans_beside_dicom_stay_as_they_are(tmp_path, key, write_series):

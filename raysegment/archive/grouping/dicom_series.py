@@ -11,6 +11,7 @@
 - A patient is a keyed hash of PatientID, or of the study where there is none.
 - A segmentation (SEG) is the reference of the scan whose series it names, wherever it lies. Of several for one scan
   none is taken. Those that raysegment wrote are left alone.
+- Of files that are copies of each other (one SOPInstanceUID, the same header and size) one is taken.
 - Localizers, secondary captures, presentation states, reports, structure sets and DICOMDIR are counted, no scans.
 """
 
@@ -31,6 +32,7 @@ from raysegment.archive.grouping.dicom_stack import (
     common_folder,
     group_images,
     join_path,
+    leave_out_copies,
     shared_header,
     stack_series,
 )
@@ -49,6 +51,7 @@ DIRECTORY = "DICOMDIR"
 STRUCTURE_SET = "rtstruct"
 OWN_SEGMENTATION = "segmentation by raysegment"
 OTHER_MODALITY = "image of another modality"
+COPY = "copy of another file"
 UNNAMED = "image of a series that no channel names"
 UNNAMED_SEGMENTATION = "segmentation that --reference does not name"
 SAME_PLACE_MM = 1e-3
@@ -86,7 +89,9 @@ def find_series(
         pseudonyms: The key that the headers were hashed with.
     """
     found = FoundSeries()
-    images, segmentations = _sort_by_kind(surveyed, files, naming, found)
+    images, segmentations = (
+        _count_copies(of_kind, files, found) for of_kind in _sort_by_kind(surveyed, files, naming, found)
+    )
     series = [stack_series(group) for group in group_images(images)]
     scans = _join_channels(series) if naming.series else [{"": [each]} for each in series]
     by_series: dict[str, list[Draft]] = defaultdict(list)
@@ -120,6 +125,14 @@ def _sort_by_kind(
         else:
             images.append(file)
     return images, segmentations
+
+
+def _count_copies(surveyed: Iterable[Surveyed], files: Mapping[str, FoundFile], found: FoundSeries) -> list[Surveyed]:
+    """Files without the copies of others, which are counted."""
+    kept, copies = leave_out_copies(surveyed, files)
+    if copies:
+        found.left_alone[COPY] += len(copies)
+    return kept
 
 
 def _leave_alone(file: Surveyed, naming: Naming) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from raysegment.archive.dicom.survey import SharedHeader, Surveyed
 from raysegment.archive.formats import Header
 from raysegment.archive.names import natural_key, show_name
 from raysegment.archive.volumes import turn_header
+from raysegment.archive.walk import FoundFile
 from raysegment.errors import AffineError, ScanError, SliceMismatchError
 
 DIGITS = 12
@@ -52,6 +53,34 @@ class Series:
         return min(
             (day for day in map(lambda file: shared_header(file).day, self.files) if day is not None), default=None
         )
+
+
+def leave_out_copies(
+    surveyed: Iterable[Surveyed], files: Mapping[str, FoundFile]
+) -> tuple[list[Surveyed], list[Surveyed]]:
+    """The files of which each holds an object of its own, and copies of them.
+
+    Files of one SOPInstanceUID are copies where their headers and sizes are the same; where these differ, nobody knows
+    which is right, and all stay. Those outside of zips are kept rather than those within, then those in the folder with
+    the shortest path: so that a study's zip beside its folder changes nothing, nor does `study - copy`.
+
+    Args:
+        surveyed: Files that could be read.
+        files: Size of each by its path.
+    """
+
+    def rank(file: Surveyed) -> tuple[bool, int, object]:
+        folder = file.path.rpartition("/")[0]
+        return files[file.path].zip_size > 0, len(folder), natural_key(file.path)
+
+    known = set()
+    kept: list[Surveyed] = []
+    copies: list[Surveyed] = []
+    for file in sorted(surveyed, key=rank):
+        content = (file.instance, file.header, file.places, files[file.path].size)
+        (copies if content in known else kept).append(file)
+        known.add(content)
+    return kept, copies
 
 
 def group_images(images: Iterable[Surveyed]) -> Iterator[list[Surveyed]]:
