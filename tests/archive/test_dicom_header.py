@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence as Items
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
 
+from raysegment.archive.dicom.elements import read_elements
 from raysegment.archive.dicom.header import check_complete, parse_instance
 from raysegment.errors import (
     AffineError,
@@ -266,9 +267,16 @@ def test_a_thousand_nested_sequences_are_refused_at_once():
 def test_a_header_of_endless_elements_is_given_up_within_a_second():
     data = insert(make_instance(VOLUME[0]), struct.pack("<HH2sH", 9, 0x1001, b"LO", 0) * 500_000)
     started = time.process_time()
-    with pytest.raises(UnreadableFileError, match="elements"):
+    with pytest.raises(OversizedScanError, match="400000 elements"):
         parse_instance(data, "a")
     assert time.process_time() - started < 2
+
+
+def test_a_file_of_many_frames_may_say_as_much_of_each():
+    elements = struct.pack("<HH2sH", 9, 0x1001, b"LO", 0) * 500_000
+    frames = struct.pack("<HH2sH", 0x28, 8, b"IS", 4) + b"1000"
+    found = read_elements(io.BytesIO(insert(make_instance(VOLUME[0]), frames + elements)), {0x280008: None}, "a")
+    assert found.elements.text(0x280008) == "1000"
 
 
 def test_compressed_pixels_under_a_plain_syntax_are_refused_and_the_other_way_round():

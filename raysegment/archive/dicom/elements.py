@@ -1,7 +1,8 @@
 """The elements of a DICOM file, as far as anybody asks for them: a walk over their heads that opens nothing else.
 
 Nothing is read that is not wanted, pixel data never. A walk ends after `MAX_ELEMENTS` elements, and in sequences nested
-deeper than `MAX_DEPTH`, so that it takes no longer than a second, whatever a file holds. After PS3.5, section 7.
+deeper than `MAX_DEPTH`, so that it takes no longer than a second, whatever a file holds; of many frames, where the file
+is as large as their descriptions, some seconds. After PS3.5, section 7.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ UNDEFINED = 0xFFFFFFFF
 ITEM, ITEM_END, SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 PIXEL_DATA = (0x7FE00008, 0x7FE00009, 0x7FE00010)
 MEDIA_CLASS, SYNTAX = 0x00020002, 0x00020010
+NUMBER_OF_FRAMES = 0x00280008
 
 MAX_DEPTH = 40
 MAX_ELEMENTS = 400_000
+ELEMENTS_PER_FRAME, MAX_COUNTED_FRAMES = 300, 10_000
+"""How many more elements a file of several frames may have, which describes each of them."""
+
 MAX_VALUE_BYTES = 2**20
 MAX_INFLATED_BYTES = 64 * 2**20
 
@@ -192,6 +197,7 @@ class _Walk:
         self.end = stream.seek(0, io.SEEK_END)
         stream.seek(self.position)
         self.num_elements = 0
+        self.max_elements = MAX_ELEMENTS
         self.pixels: PixelPlace | None = None
 
     def read_meta(self) -> dict[int, str]:
@@ -240,6 +246,13 @@ class _Walk:
             raise self._broken("an element that is no sequence has no end")
         else:
             found.values[tag] = self._take(length)
+            if tag == NUMBER_OF_FRAMES:
+                self._expect_frames(found.values[tag])
+
+    def _expect_frames(self, text: bytes) -> None:
+        digits = text.strip(b" \0")
+        frames = int(digits) if digits.isdigit() and len(digits) < 10 else 0
+        self.max_elements = MAX_ELEMENTS + ELEMENTS_PER_FRAME * min(frames, MAX_COUNTED_FRAMES)
 
     def _read_items(self, kind: bytes, length: int, wanted: Wanted) -> list[Elements]:
         """The items of a sequence; those of unknown type are encoded without types."""
@@ -285,8 +298,10 @@ class _Walk:
     def _read_head(self) -> tuple[int, bytes, int]:
         """Tag, type (empty where it is not written) and length of the next element."""
         self.num_elements += 1
-        if self.num_elements > MAX_ELEMENTS:
-            raise self._broken(f"its header has more than {MAX_ELEMENTS} elements")
+        if self.num_elements > self.max_elements:
+            raise OversizedScanError(
+                f"{show_name(self.name)} has a header of more than {self.max_elements} elements; so many are read."
+            )
         head = self._take(8)
         group, number, length = struct.unpack(self.order + "HHI", head)
         tag = group << 16 | number
