@@ -38,8 +38,13 @@ def place() -> Iterator[Path]:
         write_planted(archive)
         for number in range(5):
             _write_patient(archive / f"Doctorow{number}", number)
-        for name in ("config", "home", "tmp", "ray", "out"):
-            (root / name).mkdir()
+        for name in ("config/raysegment", "home", "tmp", "ray", "out"):
+            (root / name).mkdir(parents=True)
+        key = root / "config" / "raysegment" / "pseudonyms.key"
+        key.write_bytes(bytes(range(32)))
+        key.chmod(0o600)
+        split = {"train": [f"Doctorow{number}" for number in range(4)], "val": ["Doctorow4"]}
+        (root / "split.json").write_text(json.dumps(split))
         yield root
 
 
@@ -71,7 +76,8 @@ def test_a_pseudonymised_run_from_training_to_export_tells_nothing(place: Path) 
     archive, out = str(place / "Waldklinik"), place / "out"
     hidden = ["--pseudonymise"]
     on_ray = ["--temp-dir", str(place / "ray")]
-    said = [run(place, "train", archive, "--out", str(out / "run"), *TINY, *hidden, *on_ray, "--train-fraction", "0.6")]
+    split = ["--split-file", str(place / "split.json")]
+    said = [run(place, "train", archive, "--out", str(out / "run"), *TINY, *hidden, *on_ray, *split)]
     said.append(run(place, "infer", str(out / "run"), archive, "--out", str(out / "tables"), *hidden, *on_ray))
     again = run(place, "infer", str(out / "run"), archive, "--out", str(out / "tables"), *hidden, *on_ray)
     assert "nothing to do" in again
