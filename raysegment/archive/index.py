@@ -36,14 +36,14 @@ from raysegment.archive.manifest import (
 from raysegment.archive.names import show_name
 from raysegment.archive.neighbours import BY_EXTENSION, describe_unread, set_aside
 from raysegment.archive.pseudonymise import hidden_names, pseudonymise_table, resolve_source
-from raysegment.archive.pseudonyms import Pseudonyms, warn_of_key
+from raysegment.archive.pseudonyms import Pseudonyms, load_pseudonyms, warn_of_key
 from raysegment.archive.sealed import use_key
 from raysegment.archive.walk import walk_source
 from raysegment.errors import UsageError
 from raysegment.options import Finding
 
 OWN_PATIENTS = b"raysegment.own_patients"
-OF_FOLDERS = ("scan_pattern", "channel", "modality", "reference")
+OF_FOLDERS = ("scan_pattern", "channel", "modality", "reference", "keep_patient_ids", "keep_dates")
 """Of these a manifest says itself what they would."""
 OWN_FOLDERS = b"raysegment.own_folders"
 LONE_MASKS = b"raysegment.masks_without_image"
@@ -112,7 +112,7 @@ class IndexSummary:
     with_day: int = 0
 
 
-def find_scans(source: str, how: Finding | None = None) -> pa.Table:
+def find_scans(source: str, how: Finding | None = None, *, again: bool = False) -> pa.Table:
     """Find the scans of a source; `grouping/layouts` has the rules.
 
     Args:
@@ -120,21 +120,23 @@ def find_scans(source: str, how: Finding | None = None) -> pa.Table:
         how: What tells scans, channels, references and patients, and how changes are noticed; as the layout tells, and
             by size and time, if not given. A fingerprint that a manifest holds is kept, unless it was made of size and
             time and local files have changed since.
+        again: `how` is that of a run's record, whose key may belong to other scans than a manifest's.
 
     Returns:
         A table with the columns of MANIFEST_SCHEMA, ordered by path.
 
     Raises:
-        UsageError: The source is missing or holds no scan, or a pattern or glob does not fit.
+        UsageError: The source is missing or holds no scan, a pattern or glob does not fit, or a key does not belong to
+            a manifest.
     """
     how = how or Finding()
     source = resolve_source(source, how)
     with hidden_names(how):
-        table = _find_all(source, how)
+        table = _find_all(source, how, again)
     return pseudonymise_table(table) if how.pseudonymise else table
 
 
-def _find_all(source: str, how: Finding) -> pa.Table:
+def _find_all(source: str, how: Finding, again: bool) -> pa.Table:
     """As `find_scans`, with all names as they are."""
     naming = parse_naming(how)
     if not is_manifest(source):
@@ -145,6 +147,8 @@ def _find_all(source: str, how: Finding) -> pa.Table:
             "Give it to `raysegment index` when the manifest is made."
         )
     table = read_manifest(source)
+    if how.key_file is not None and not how.pseudonymise and not again:
+        _check_key(table, how.key_file, source)
     if PSEUDONYMISED in (table.schema.metadata or {}):
         use_key(how.key_file)
     table = renew_fingerprints(table, how.fingerprint)
@@ -156,6 +160,21 @@ def _find_all(source: str, how: Finding) -> pa.Table:
     metadata = {**(table.schema.metadata or {}), OWN_PATIENTS: b"0"}
     index = table.schema.get_field_index("patient_id")
     return table.set_column(index, MANIFEST_SCHEMA.field("patient_id"), column).replace_schema_metadata(metadata)
+
+
+def _check_key(table: pa.Table, key_file: str, source: str) -> None:
+    """Refuse a key that a manifest was not made with: its patients would stay as they are."""
+    known, given = key_of(table), load_pseudonyms(key_file).fingerprint
+    if known is None:
+        raise UsageError(
+            f"{show_name(source)} is a manifest that does not say that a key was used for it, and --key-file would "
+            "change nothing in it. Leave it out, or give --pseudonymise too."
+        )
+    if known != given:
+        raise UsageError(
+            f"the manifest {show_name(source)} was made with the key {known}; --key-file holds {given}. Give the one "
+            "that it was made with."
+        )
 
 
 def recorded_finding(chosen: Mapping[str, Any], source: str) -> Finding:

@@ -30,6 +30,11 @@ def show_name(text: str) -> str:
     text = drop_seals(text)
     if _HIDING and not text.startswith(SEALED_SOURCE):
         text = _HIDING[-1](text)
+    return escape_name(text)
+
+
+def escape_name(text: str) -> str:
+    """A name on one line; what cannot be printed is escaped."""
     return "".join(
         character if character.isprintable() and not TO_ESCAPE.match(character) else _escape(character)
         for character in text

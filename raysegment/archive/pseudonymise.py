@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from raysegment.archive.filesystem import absolute_source
 from raysegment.archive.fingerprint import renew_fingerprints
 from raysegment.archive.lookup import Lookup, check_key_apart
 from raysegment.archive.manifest import FINGERPRINT_MODE, KEY, MANIFEST_SCHEMA, PSEUDONYMISED
-from raysegment.archive.names import drop_seals, hide_names, stem_of
+from raysegment.archive.names import drop_seals, escape_name, hide_names, stem_of
 from raysegment.archive.pseudonyms import Pseudonyms, default_key_file
 from raysegment.archive.sealed import (
     SOURCE_KIND,
@@ -26,6 +27,7 @@ from raysegment.archive.sealed import (
     seal_source,
     use_key,
 )
+from raysegment.archive.zipped import MARK
 from raysegment.errors import UsageError
 from raysegment.options import Identifiers
 
@@ -206,10 +208,21 @@ def _hide_problems(table: pa.Table, pseudonyms: Pseudonyms) -> list[str | None]:
         if problem is None:
             continue
         names = [name for column in ("files", "reference_files") for name in table[column][position].as_py() if name]
-        for name in sorted({*names, scan_id}, key=len, reverse=True):
-            problem = problem.replace(name, hash_file(name, pseudonyms))
-        problems[position] = drop_seals(problem)
+        problems[position] = drop_seals(_hide_in(problem, {scan_id, *names, *_find_zips(names)}, pseudonyms))
     return problems
+
+
+def _hide_in(text: str, names: Iterable[str], pseudonyms: Pseudonyms) -> str:
+    """A text with hashes in the place of names, as they are or as messages show them."""
+    name_of = {form: name for name in names for form in (name, escape_name(name), escape_name(drop_seals(name)))}
+    # At one place the longest; what stands in the place of one name is not searched for others.
+    wanted = "|".join(re.escape(form) for form in sorted(name_of, key=len, reverse=True))
+    return re.sub(wanted, lambda found: hash_file(name_of[found[0]], pseudonyms), text)
+
+
+def _find_zips(names: Iterable[str]) -> set[str]:
+    """The zips, or folders that are called so, in which files lie."""
+    return {name[: found.end() - 1] for name in names for found in re.finditer(re.escape(MARK), name, re.IGNORECASE)}
 
 
 def _drop_foreign_texts(table: pa.Table) -> pa.Table:

@@ -220,7 +220,7 @@ def find_archive(options: ExportOptions, place: Place, scans: pa.Table) -> pa.Ta
     if not source:
         raise UsageError(f"{options.tables} does not say where its scans lie; give --source.")
     try:
-        found = find_scans(source, recorded_finding(chosen, source))
+        found = find_scans(source, recorded_finding(chosen, source), again=True)
     except UsageError as error:
         if options.source:
             raise

@@ -323,7 +323,7 @@ def _join(options: MeasureOptions, stored: StoredTables) -> Joined:
     if options.scan_pattern:
         chosen["scan_pattern"] = options.scan_pattern
     how = recorded_finding(chosen, options.references)
-    found = find_scans(options.references, how)
+    found = find_scans(options.references, how, again=True)
     check_same_key(stored.record.get("key"), key_of(found), options.tables)
     return join_references(found, stored.scans)
 

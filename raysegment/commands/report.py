@@ -121,7 +121,7 @@ def _describe_unread(chosen: Mapping[str, Any]) -> str:
 def find_manifest(chosen: Mapping[str, Any]) -> tuple[pa.Table | None, str]:
     """The scans of a run's source, by the options it was started with; None, and why, where they are not there."""
     try:
-        found = find_scans(chosen["source"], recorded_finding(chosen, chosen["source"]))
+        found = find_scans(chosen["source"], recorded_finding(chosen, chosen["source"]), again=True)
     except KeyError:
         return None, "the run does not say where its scans lie."
     except RaysegmentError as error:

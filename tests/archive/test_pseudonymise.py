@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from raysegment.archive.decoder import Decoder
 from raysegment.archive.filesystem import read_bytes
-from raysegment.archive.index import find_scans, key_of
+from raysegment.archive.index import find_scans, key_of, recorded_finding
 from raysegment.archive.lookup import Lookup
 from raysegment.archive.manifest import entries
 from raysegment.archive.names import show_name
@@ -28,7 +28,7 @@ from raysegment.archive.sealed import KEY_FILE_VARIABLE, open_name, open_seal, s
 from raysegment.archive.split import assign_splits
 from raysegment.commands.index import describe_index, index
 from raysegment.errors import AccessError, ScanError, UsageError
-from raysegment.options import Finding, IndexOptions, InferOptions
+from raysegment.options import ExportOptions, Finding, Identifiers, IndexOptions, InferOptions
 from raysegment.runs.record import describe_choices
 
 WORDS = ("Schmidt", "Anna", "geheim", "Klinik")
@@ -265,3 +265,62 @@ def test_dicom_in_a_zip_and_under_uids_is_read_through_its_pseudonyms(key: str, 
     with Decoder() as decoder, pytest.raises(ScanError) as failed:
         decoder.read(gone[0])
     no_word_in(str(failed.value))
+
+
+def test_names_that_messages_escape_are_hidden_in_problems_too(key: str, tmp_path: Path) -> None:
+    archive = tmp_path / "Klinik"
+    names = [
+        "Schmidt\u200bAnna/x.dcm",
+        "Schmidt\u00a0Anna.dcm",
+        os.fsdecode(b"Schmidt\xfcAnna.dcm"),
+        "Schmidt\u200b.zip",
+    ]
+    for name in names:
+        (archive / name).parent.mkdir(parents=True, exist_ok=True)
+        (archive / name).write_bytes(b"damaged")
+    with zipfile.ZipFile(archive / "Anna\u00a0.zip", "w") as packed:
+        packed.writestr("geheim\u200b.dcm", b"damaged")
+    table = find(archive, key)
+    assert table.num_rows == len(names) + 1
+    assert None not in table["problem"].to_pylist()
+    no_word_in(str(table.to_pylist()))
+
+
+def test_problems_of_a_manifest_lose_the_names_of_zips_too(archive: Path, key: str, tmp_path: Path) -> None:
+    hidden = "Schmidt\u200b.zip"
+    manifest = tmp_path / "list.csv"
+    manifest.write_text(f"scan_id,files,problem\nq,{hidden}/Anna.dcm,E: Schmidt\\u200b.zip is a zip.\n")
+    (problem,) = find(manifest, key)["problem"].to_pylist()
+    assert problem == f"E: {load_pseudonyms(key).hash('file', hidden)} is a zip."
+
+
+@pytest.mark.parametrize("is_sealed", [True, False], ids=["sealed source", "no source"])
+def test_a_key_in_the_output_is_refused_whatever_the_source(archive: Path, key: str, is_sealed: bool) -> None:
+    source = seal_source(str(archive), use_key(key)) if is_sealed else None
+    options = ExportOptions(tables="t", source=source, out=str(Path(key).parent), to="nifti")
+    with pytest.raises(UsageError, match="would tell which pseudonym is whose"):
+        hide_source(options, how=Identifiers(pseudonymise=True, key_file=key))
+
+
+@pytest.mark.parametrize("option", ["keep_patient_ids", "keep_dates"])
+def test_what_is_kept_of_headers_is_refused_on_a_manifest(archive: Path, key: str, tmp_path: Path, option: str) -> None:
+    manifest = str(tmp_path / "out" / "m.parquet")
+    index(IndexOptions(source=str(archive), out=manifest))
+    with pytest.raises(UsageError, match=f"--{option.replace('_', '-')} belongs to folders"):
+        find_scans(manifest, Finding(**{option: True}))
+    assert find_scans(manifest, recorded_finding({option: True}, manifest)).num_rows == 3
+
+
+def test_a_key_that_a_manifest_was_not_made_with_is_refused(archive: Path, key: str, tmp_path: Path) -> None:
+    plain, of_dicom = str(tmp_path / "out" / "m.parquet"), str(tmp_path / "out" / "d.parquet")
+    index(IndexOptions(source=str(archive), out=plain))
+    with pytest.raises(UsageError, match="--key-file would change nothing in it"):
+        find_scans(plain, Finding(key_file=key))
+    assert find_scans(plain, recorded_finding({"key_file": key}, plain), again=True).num_rows == 3
+    write_series(tmp_path / "dicom", make_series(np.zeros((3, 4, 5), np.uint16)))
+    index(IndexOptions(source=str(tmp_path / "dicom"), out=of_dicom, key_file=key))
+    assert find_scans(of_dicom, Finding(key_file=key)).num_rows == 1
+    other = tmp_path / "own" / "other"
+    other.write_bytes(bytes(32))
+    with pytest.raises(UsageError, match=f"was made with the key {load_pseudonyms(key).fingerprint}"):
+        find_scans(of_dicom, Finding(key_file=str(other)))
