@@ -413,9 +413,22 @@ def test_two_scans_of_one_study_keep_their_names_when_a_third_comes():
     two = group(*study(("t1 a", {}), ("t1 b", {"slices": 4})), CHANNELS)
     three = group(*study(("t1 a", {}), ("t1 b", {"slices": 4}), ("flair", {}), ("t1 c", {"slices": 5})), CHANNELS)
     assert {draft.scan_id.rpartition("/")[2] for draft in two} < {draft.scan_id.rpartition("/")[2] for draft in three}
-    # Of one size and frame at two places too.
-    moved = group(*study(("t1 a", {}), ("t1 b", {"affine": MOVED})), CHANNELS)
-    assert len({draft.scan_id for draft in moved}) == 2
+    # Of one size and frame at several places too, whichever comes last.
+    places = [{"affine": AXIAL + np.eye(4)[:, :1] * [0, 0, 0, 40.0 * number]} for number in range(4)]
+    series = [(f"t1 {number}", place) for number, place in enumerate(places)]
+    everything = {draft.scan_id.rpartition("/")[2] for draft in group(*study(*series), CHANNELS)}
+    assert len(everything) == 4
+    for left_out in range(4):
+        fewer = group(*study(*(one for number, one in enumerate(series) if number != left_out)), CHANNELS)
+        assert {draft.scan_id.rpartition("/")[2] for draft in fewer} < everything
+
+
+def test_a_scan_keeps_its_name_when_slices_and_another_channel_arrive():
+    (before,) = group(*study(("t1", {})), CHANNELS)
+    (after,) = group(*study(("t1", {"slices": 5})), CHANNELS)
+    assert before.scan_id == after.scan_id
+    (both,) = group(*study(("t1", {}), ("flair", {})), CHANNELS)
+    assert before.scan_id == f"t1/{both.scan_id}"
 
 
 def test_of_two_series_for_a_channel_none_is_taken():

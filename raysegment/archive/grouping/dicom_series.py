@@ -6,8 +6,8 @@
   and grid are one scan. A series that fits no channel is left alone. Of two that fit one channel none is taken, and a
   channel whose series has a gap has none.
 - A scan_id is the deepest folder that holds all files of the scan, then 12 digits of a keyed hash of the series; of a
-  scan with channels, of study, frame of reference and the size of its grid; of a single image without position, of the
-  image. So other scans never change it.
+  scan with channels, of study and frame of reference, and of its place too where one frame holds several grids; of a
+  single image without position, of the image. So other scans never change it, but for such another grid.
 - A patient is a keyed hash of PatientID, or of the study where there is none.
 - A segmentation (SEG) is the reference of the scan whose series it names, wherever it lies. Of several for one scan
   none is taken. Those that raysegment wrote are left alone.
@@ -26,12 +26,10 @@ import numpy as np
 
 from raysegment.archive.dicom.survey import SharedHeader, Surveyed
 from raysegment.archive.formats import Header
+from raysegment.archive.grouping.dicom_names import name_scans
 from raysegment.archive.grouping.dicom_stack import (
-    DIGITS,
     Series,
-    common_folder,
     group_images,
-    join_path,
     leave_out_copies,
     shared_header,
     stack_series,
@@ -96,12 +94,11 @@ def find_series(
     scans = _join_channels(series) if naming.series else [{"": [each]} for each in series]
     by_series: dict[str, list[Draft]] = defaultdict(list)
     by_instance: dict[str, Draft] = {}
-    taken: set[str] = set()
     of_study: dict[str, set[str]] = defaultdict(set)
     for each in series:
         of_study[each.shared.study].update(each.shared.channels)
-    for scan in scans:
-        draft = _draft_scan(scan, tuple(naming.series), of_study, files, pseudonyms, taken)
+    for scan, scan_id in zip(scans, _name_all(scans, naming, pseudonyms), strict=True):
+        draft = _draft_scan(scan, scan_id, tuple(naming.series), of_study, files)
         found.drafts.append(draft)
         for each in {id(one): one for ones in scan.values() for one in ones}.values():
             by_series[each.shared.series].append(draft)
@@ -190,22 +187,30 @@ def _lies_on(header: Header, scan: _Channels) -> bool:
         return bool(corner_distance(header.affine, first.affine, grid) <= tolerance_mm)
 
 
+def _name_all(scans: Sequence[_Channels], naming: Naming, pseudonyms: Pseudonyms) -> list[str]:
+    """The scan_ids of all scans, each once."""
+    all_series = [[each for ones in scan.values() for each in ones] for scan in scans]
+    names = name_scans(all_series, pseudonyms) if naming.series else [series[0].name for series in all_series]
+    taken: set[str] = set()
+    for index, name in enumerate(names):
+        while name in taken:
+            name += "+"
+        names[index] = name
+        taken.add(name)
+    return names
+
+
 def _draft_scan(
     scan: _Channels,
+    scan_id: str,
     names: tuple[str, ...],
     of_study: Mapping[str, Set[str]],
     files: Mapping[str, FoundFile],
-    pseudonyms: Pseudonyms,
-    taken: set[str],
 ) -> Draft:
     """The draft of a scan; one of channels has the files of the first, then those of the second."""
     all_series = [each for ones in scan.values() for each in ones]
     chosen, problems = _choose_channels(scan, names or ("",), of_study[all_series[0].shared.study])
     first = next(iter(chosen.values()), all_series[0])
-    scan_id = _name_scan(all_series, pseudonyms, taken) if names else first.name
-    while scan_id in taken:
-        scan_id += "+"
-    taken.add(scan_id)
     folders, split = naming_parts(scan_id.rpartition("/")[0])
     draft = Draft(scan_id, (*folders, scan_id.rpartition("/")[2]), split=split, is_series=True)
     draft.files = [(file.path, files[file.path]) for each in chosen.values() for file in each.files]
@@ -261,19 +266,6 @@ def _find_fault(name: str, found: Sequence[Series], first: Series | None) -> str
             "many of each"
         )
     return None
-
-
-def _name_scan(series: Sequence[Series], pseudonyms: Pseudonyms, taken: set[str]) -> str:
-    """Common folder, and a hash of what makes series one scan; of two with grids of one size the place tells."""
-    shared, header = series[0].shared, series[0].header
-    folder = common_folder([file for each in series for file in each.files])
-    size = "" if header is None else f"{header.slices} {header.rows} {header.columns}"
-    text = f"{shared.study}\0{shared.frame}\0{size}"
-    scan_id = join_path(folder, pseudonyms.hash("scan", text, DIGITS))
-    if scan_id in taken and header is not None and header.affine is not None:
-        place = " ".join(f"{number:.0f}" for number in header.affine[:3].ravel())
-        scan_id = join_path(folder, pseudonyms.hash("scan", f"{text}\0{place}", DIGITS))
-    return scan_id
 
 
 def _give_segmentations(
