@@ -96,6 +96,14 @@ class OpenZip:
         good = [info for info in self._find_candidates(is_wanted) if self._find_fault(info) is None]
         return sorted((Member(info.filename, info.file_size) for info in good), key=lambda member: member.name)
 
+    def names_any(self, is_wanted: Callable[[str], bool]) -> bool:
+        """Whether a file, be it one that can be read or not, may be of use; hidden ones are left out.
+
+        Args:
+            is_wanted: As in `list_members`.
+        """
+        return bool(self._find_candidates(is_wanted))
+
     def describe_faults(self, is_wanted: Callable[[str], bool]) -> ScanError | None:
         """What is wrong with files that may be of use; None where all can be read.
 

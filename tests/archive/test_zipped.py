@@ -14,7 +14,7 @@ from dicom_made import make_instance, make_series, to_bytes
 
 from raysegment.archive.filesystem import hash_bytes, open_file, read_bytes, split_zip
 from raysegment.archive.fingerprint import renew_fingerprints
-from raysegment.archive.index import find_scans
+from raysegment.archive.index import find_scans, summarise
 from raysegment.archive.manifest import entries
 from raysegment.archive.read import read_scan
 from raysegment.archive.zipped import MAX_DIRECTORY_BYTES, OpenZip
@@ -139,7 +139,7 @@ def hostile(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
             archive.writestr(f"{name}.dcm", to_bytes(make_instance(VOLUME[0], series=name)))
     write_zip(folder / "bzip2.zip", {"1.dcm": ONE}, zipfile.ZIP_BZIP2)
     write_zip(folder / "bomb.zip", {"1.dcm": ONE[:132] + bytes(70 * 2**20)})
-    encrypted(write_zip(folder / "encrypted.zip", FILES))
+    encrypted(write_zip(folder / "encrypted.zip", FILES | {"DICOMDIR": ONE}))
     twice = write_zip(folder / "twice.zip", {"1.dcm": ONE, "2.dcm": FILES["IM/0"]}, zipfile.ZIP_STORED)
     twice.write_bytes(twice.read_bytes().replace(b"2.dcm", b"1.dcm"))
     for cut in (0, 10, -1, -30, 200):
@@ -159,7 +159,7 @@ def hostile(tmp_path_factory) -> tuple[Path, dict[str, dict]]:
     [
         *((name, problem) for name, (_, problem) in HOSTILE.items()),
         *((f"cut{cut}.zip", NONE.format(f"cut{cut}.zip")) for cut in (0, 10, -1, -30, 200)),
-        ("encrypted.zip", "UnreadableFileError: encrypted.zip holds files that are left alone: encrypted (4)."),
+        ("encrypted.zip", "UnreadableFileError: encrypted.zip holds files that are left alone: encrypted (5)."),
         (
             "twice.zip",
             "UnreadableFileError: twice.zip holds files that are left alone: a name that stands there more than once "
@@ -233,6 +233,25 @@ def test_what_is_wrong_in_a_zip_is_said_under_pseudonyms_too(tmp_path):
     with pytest.raises(UnreadableFileError, match="holds files that are left alone: a name that leads") as caught:
         read_scan(entry)
     assert "erika" not in f"{caught.value} {entry}"
+
+
+def test_faults_of_a_zip_that_has_nothing_to_do_with_dicom_are_no_failed_scan(tmp_path, config):
+    write_zip(tmp_path / "tools.zip", {"readme.txt": b"tools", "LICENSE": b"x" * 200, "lib/inner.zip": b"PK"})
+    encrypted(write_zip(tmp_path / "secret.zip", {"passwords.txt": b"x", "KEYS": b"x" * 200}))
+    from PIL import Image
+
+    Image.new("L", (4, 4)).save(tmp_path / "x.png")
+    table = find_scans(str(tmp_path))
+    assert (table["scan_id"].to_pylist(), table["problem"].to_pylist()) == (["x.png"], [None])
+    assert summarise(table).dicom_left_alone == {
+        "zip of which some cannot be read, and nothing is or is called DICOM": 2
+    }
+    assert not list(config.iterdir())
+    # Beside DICOM in the same zip they are told, as nobody knows what else lies there.
+    write_zip(tmp_path / "tools.zip", {"lib/inner.zip": b"PK", "1": ONE})
+    found = find_scans(str(tmp_path)).to_pylist()
+    assert [row["scan_id"] for row in found if row["problem"]] == ["tools.zip"]
+    assert [row["files"] for row in found if row["reader"] == "dicom" and not row["problem"]] == [["tools.zip/1"]]
 
 
 def test_a_zip_without_dicom_is_left_alone_without_a_key(tmp_path, config):

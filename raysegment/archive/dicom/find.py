@@ -22,6 +22,7 @@ KINDS = CANDIDATES | {ZIP}
 """Of the names of files that are looked into for DICOM."""
 
 ANOTHER_WAY = "file that is reached over another link too"
+OTHER_ZIP = "zip of which some cannot be read, and nothing is or is called DICOM"
 HEAD_BYTES = 132
 CONCURRENT_PEEKS = 16
 PEEKS_AT_ONCE = 64
@@ -63,13 +64,15 @@ def take_dicom(source: str, folders: Iterable[Folder], naming: Naming) -> tuple[
             folder.files = [file for file in folder.files if not _is_candidate(file)]
         if folder.files or folder.problem or folder.is_own:
             others.append(folder)
-    members, broken = _look_into_zips(source, sorted(zips, key=lambda item: item[0]))
+    members, broken, num_others = _look_into_zips(source, sorted(zips, key=lambda item: item[0]))
     found = FoundDicom()
     if members or _any_dicom(source, candidates):
         found = _find_series(source, candidates + members, naming)
     elif naming.series:
         raise _refuse_series(naming, "SOURCE holds no DICOM")
     found.zips = broken
+    if num_others:
+        found.left_alone[OTHER_ZIP] += num_others
     return others, found
 
 
@@ -123,20 +126,26 @@ def _begins_so(source: str, path: str) -> bool:
         return False
 
 
-def _look_into_zips(source: str, zips: Sequence[LocatedFile]) -> tuple[list[LocatedFile], list[Draft]]:
-    """The files in zips that may be DICOM, and a draft of each zip of which something cannot be read."""
+def _look_into_zips(source: str, zips: Sequence[LocatedFile]) -> tuple[list[LocatedFile], list[Draft], int]:
+    """The files in zips that may be DICOM, and a draft of each zip of which something cannot be read.
+
+    Where nothing in such a zip is DICOM or is called so, it is no scan that fails: these are counted.
+    """
     members: list[LocatedFile] = []
     broken = []
+    num_others = 0
     for (path, file), contents in zip(zips, list_zips(source, [path for path, _ in zips]), strict=True):
         for name, size in contents.members:
             member = FoundFile(name.rpartition("/")[2], size, file.changed_ns, zip_size=file.size)
             members.append((f"{path}/{name}", member))
-        if contents.problem is not None:
+        if contents.problem is not None and not contents.holds_dicom:
+            num_others += 1
+        elif contents.problem is not None:
             names, split = naming_parts(path.rpartition("/")[0])
             draft = Draft(path, (*names, path), [(path, file)], split=split, problem=contents.problem)
             draft.reader, draft.layout = READER, LAYOUT
             broken.append(draft)
-    return members, broken
+    return members, broken, num_others
 
 
 def _leave_out_links(located: Sequence[LocatedFile]) -> tuple[dict[str, FoundFile], int]:

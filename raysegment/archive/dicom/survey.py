@@ -32,6 +32,9 @@ CHILD_MODULE = "raysegment.archive.dicom.survey_child"
 CANDIDATES = frozenset({UNTOLD, ".dcm", ".dicom", ".ima"})
 """Kinds of names that DICOM files have."""
 
+DIRECTORY = "DICOMDIR"
+"""The name of a medium's list of its DICOM files."""
+
 FILES_AT_ONCE = 200
 MAX_CHILDREN = 16
 MEMORY_MB = 1024
@@ -148,10 +151,12 @@ class ZipContents:
     Attributes:
         members: Path in the zip and unpacked size of each file that can be read.
         problem: `ErrorType: message` where some or all of it cannot be.
+        holds_dicom: Whether a file in it is DICOM or is called so, or nobody can tell.
     """
 
     members: tuple[tuple[str, int], ...] = ()
     problem: str | None = None
+    holds_dicom: bool = True
 
 
 def survey_files(source: str, paths: Sequence[str], settings: SurveySettings, pseudonyms: Pseudonyms) -> list[Surveyed]:
@@ -262,7 +267,8 @@ class _Child:
         except ScanError as error:
             self.close()
             return ZipContents(problem=describe_error(error, path))
-        return ZipContents(tuple((str(name), int(size)) for name, size in answer["members"]), answer["problem"])
+        members = tuple((str(name), int(size)) for name, size in answer["members"])
+        return ZipContents(members, answer["problem"], answer["holds_dicom"])
 
     def close(self) -> None:
         """End the process."""

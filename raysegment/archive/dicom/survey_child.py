@@ -24,7 +24,7 @@ import numpy as np
 from raysegment.archive.children import limit_memory
 from raysegment.archive.dicom.elements import is_dicom
 from raysegment.archive.dicom.header import Instance, parse_instance
-from raysegment.archive.dicom.survey import CANDIDATES, SharedHeader
+from raysegment.archive.dicom.survey import CANDIDATES, DIRECTORY, SharedHeader
 from raysegment.archive.filesystem import describe, encode_name, is_uri, open_file, open_zip, try_again
 from raysegment.archive.names import show_name
 from raysegment.archive.pseudonyms import Pseudonyms
@@ -160,19 +160,21 @@ def _survey_files(survey: _Survey, paths: list[str]) -> Iterator[dict[str, Any] 
 
 
 def _list_zip(survey: _Survey, path: str) -> dict[str, Any]:
+    holds_dicom = True
     try:
         found = open_zip(survey.source, path)
         members = [(encode_name(member.name), member.size) for member in found.list_members(_may_be_dicom)]
         fault = found.describe_faults(_may_be_dicom)
-        if not any(_claims_dicom(name) or _begins_so(survey, f"{path}/{name}") for name, _ in members):
-            members = []
+        if not found.names_any(_claims_dicom):
+            holds_dicom = any(_begins_so(survey, f"{path}/{name}") for name, _ in members)
     except ScanError as error:
         members, fault = [], error
     except OSError as error:
         members, fault = [], AccessError(f"{show_name(path)} cannot be read: {describe(error)}.")
     except MemoryError:
         members, fault = [], DecoderMemoryError(f"{show_name(path)}: the list of its files needs too much memory.")
-    return {"members": members, "problem": None if fault is None else f"{type(fault).__name__}: {fault}"}
+    problem = None if fault is None else f"{type(fault).__name__}: {fault}"
+    return {"members": members if holds_dicom else [], "problem": problem, "holds_dicom": holds_dicom}
 
 
 def _may_be_dicom(member: str) -> bool:
@@ -180,7 +182,8 @@ def _may_be_dicom(member: str) -> bool:
 
 
 def _claims_dicom(member: str) -> bool:
-    return kind_of(member.rpartition("/")[2]) != UNTOLD
+    name = member.rpartition("/")[2]
+    return name.upper() == DIRECTORY or (_may_be_dicom(member) and kind_of(name) != UNTOLD)
 
 
 def _begins_so(survey: _Survey, path: str) -> bool:

@@ -24,7 +24,7 @@ from datetime import date
 
 import numpy as np
 
-from raysegment.archive.dicom.survey import SharedHeader, Surveyed
+from raysegment.archive.dicom.survey import DIRECTORY, SharedHeader, Surveyed
 from raysegment.archive.formats import Header
 from raysegment.archive.grouping.dicom_names import name_scans
 from raysegment.archive.grouping.dicom_stack import (
@@ -45,7 +45,6 @@ from raysegment.errors import MissingChannelError
 
 LAYOUT = "DICOM series"
 READER = "dicom"
-DIRECTORY = "DICOMDIR"
 STRUCTURE_SET = "rtstruct"
 OWN_SEGMENTATION = "segmentation by raysegment"
 OTHER_MODALITY = "image of another modality"
