@@ -65,6 +65,9 @@ def serve_bucket() -> Iterator[LocalBucket]:
             host, port = server.get_host_and_port()
             client = boto3.client("s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1")
             client.create_bucket(Bucket="lake")
-            yield LocalBucket(client, f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1")
+            bucket = LocalBucket(client, f"?endpoint_override={host}:{port}&scheme=http&region=us-east-1")
+            # All servers of a process share what they hold.
+            bucket.remove("")
+            yield bucket
         finally:
             server.stop()
